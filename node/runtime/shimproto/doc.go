@@ -1,0 +1,2 @@
+// Package shimproto is the protocol between skiff and a pod's shim.
+package shimproto
