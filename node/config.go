@@ -1,0 +1,107 @@
+package node
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/rest"
+
+	"github.com/skiff-sh/skiff/node/image"
+	"github.com/skiff-sh/skiff/node/pod"
+)
+
+// Network gives pods their addresses; netproxy/podnet implements it.
+type Network = pod.Network
+
+// Images is what the agent needs of an *image.Store.
+type Images interface {
+	pod.Images
+	List() ([]*image.Image, error)
+}
+
+// Config configures an Agent.
+type Config struct {
+	Name       string       // of the Node object
+	RESTConfig *rest.Config // with the client identity system:node:NAME
+
+	// ServingCert returns the certificate of the node's HTTPS API; it is
+	// asked for each connection, so that a rotation needs no restart.
+	ServingCert func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	ClientCAs   *x509.CertPool // whose client certificates are let in
+	ListenAddr  string         // ":10250" when empty
+
+	DataDir  string // <data-dir>/node
+	StateDir string // /run/skiff/<id>; what need not survive a reboot
+	LogDir   string // of containers; DataDir/logs when empty
+
+	NodeIP        netip.Addr // InternalIP of the node
+	ExternalIP    netip.Addr // optional
+	ClusterDNS    netip.Addr // default: what Network.DNS says
+	ClusterDomain string     // default: what Network.DNS says
+	ResolvConf    string     // of the host; /etc/resolv.conf when empty
+
+	Labels  map[string]string
+	Taints  []v1.Taint // put on the Node when it registers first
+	MaxPods int        // 110 when 0
+
+	Network Network
+	Runtime pod.Runtime // pod.Wrap(*runtime.Runtime)
+	Images  Images      // *image.Store
+
+	Version        string // kubeletVersion: v1.37.x+skiff.N
+	RuntimeVersion string // X of skiff://X; Version when empty
+
+	Logger *slog.Logger
+}
+
+func (c *Config) complete() error {
+	var errs []error
+	need := func(ok bool, field string) {
+		if !ok {
+			errs = append(errs, fmt.Errorf("node: Config.%s is required", field))
+		}
+	}
+	if msgs := validation.IsDNS1123Subdomain(c.Name); len(msgs) > 0 {
+		errs = append(errs, fmt.Errorf("node name %q: %s", c.Name, msgs[0]))
+	}
+	need(c.RESTConfig != nil, "RESTConfig")
+	need(c.ServingCert != nil, "ServingCert")
+	need(c.ClientCAs != nil, "ClientCAs")
+	need(c.DataDir != "", "DataDir")
+	need(c.StateDir != "", "StateDir")
+	need(c.NodeIP.IsValid(), "NodeIP")
+	need(c.Network != nil, "Network")
+	need(c.Runtime != nil, "Runtime")
+	need(c.Images != nil, "Images")
+	need(c.Version != "", "Version")
+	need(c.Logger != nil, "Logger")
+	if c.MaxPods < 0 {
+		errs = append(errs, fmt.Errorf("node: max pods %d is negative", c.MaxPods))
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	if c.ListenAddr == "" {
+		c.ListenAddr = ":10250"
+	}
+	if c.LogDir == "" {
+		c.LogDir = filepath.Join(c.DataDir, "logs")
+	}
+	if c.ResolvConf == "" {
+		c.ResolvConf = "/etc/resolv.conf"
+	}
+	if c.MaxPods == 0 {
+		c.MaxPods = 110
+	}
+	if c.RuntimeVersion == "" {
+		c.RuntimeVersion = c.Version
+	}
+	return nil
+}
