@@ -1,0 +1,130 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/skiff-sh/skiff/cluster/controller"
+)
+
+// DutiesConfig is what the controllers and the scheduler need from the server.
+type DutiesConfig struct {
+	// API reaches the local API server with full rights. Its rate limits are
+	// ignored: the server protects itself.
+	API *rest.Config
+	// ClusterCIDR is where nodes get their pod addresses from.
+	ClusterCIDR netip.Prefix
+	// CA is the cluster's CA certificate in PEM, published to every namespace.
+	CA []byte
+	// Logger receives what is no Event.
+	Logger *slog.Logger
+}
+
+// Duties returns a LeaderConfig.Term that makes every controller and the
+// scheduler anew, on informers that live as long as the term.
+func Duties(cfg DutiesConfig) (func() ([]Duty, error), error) {
+	switch {
+	case cfg.API == nil:
+		return nil, errors.New("duties: API is missing")
+	case !cfg.ClusterCIDR.IsValid():
+		return nil, errors.New("duties: ClusterCIDR is missing")
+	case len(cfg.CA) == 0:
+		return nil, errors.New("duties: CA is missing")
+	case cfg.Logger == nil:
+		return nil, errors.New("duties: Logger is missing")
+	}
+	api := rest.CopyConfig(cfg.API)
+	api.QPS, api.Burst, api.RateLimiter = -1, 0, nil
+	api.UserAgent = "skiff-controllers"
+	meta, err := metadata.NewForConfig(api)
+	if err != nil {
+		return nil, fmt.Errorf("metadata client for duties: %w", err)
+	}
+	typed := rest.CopyConfig(api)
+	typed.ContentType = "application/vnd.kubernetes.protobuf"
+	typed.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	client, err := kubernetes.NewForConfig(typed)
+	if err != nil {
+		return nil, fmt.Errorf("client for duties: %w", err)
+	}
+	return func() ([]Duty, error) {
+		return newTerm(cfg, client, meta).duties()
+	}, nil
+}
+
+// term collects the duties of one term.
+type term struct {
+	cfg      DutiesConfig
+	client   kubernetes.Interface
+	metadata metadata.Interface
+	shared   informers.SharedInformerFactory
+	events   record.EventBroadcaster
+	list     []Duty
+	errs     []error
+}
+
+func newTerm(cfg DutiesConfig, client kubernetes.Interface, meta metadata.Interface) *term {
+	return &term{
+		cfg: cfg, client: client, metadata: meta,
+		shared: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(dropManagedFields)),
+		events: record.NewBroadcaster(),
+	}
+}
+
+// duties makes them all. The informers come last: they start what the
+// constructors before have registered.
+func (t *term) duties() ([]Duty, error) {
+	if err := errors.Join(t.errs...); err != nil {
+		t.events.Shutdown()
+		return nil, err
+	}
+	t.list = append(t.list,
+		Duty{Name: "events", Run: t.recordEvents},
+		Duty{Name: "informers", Run: t.runInformers})
+	return t.list, nil
+}
+
+// with is the configuration of one controller, whose events come from source.
+func (t *term) with(source string) controller.Config {
+	return controller.Config{
+		Client:    t.client,
+		Informers: t.shared,
+		Events:    t.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: source}),
+		Logger:    t.cfg.Logger.With("controller", source),
+	}
+}
+
+func (t *term) recordEvents(ctx context.Context) error {
+	t.events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: t.client.CoreV1().Events("")})
+	<-ctx.Done()
+	t.events.Shutdown()
+	return nil
+}
+
+func (t *term) runInformers(ctx context.Context) error {
+	t.shared.StartWithContext(ctx)
+	<-ctx.Done()
+	t.shared.Shutdown()
+	return nil
+}
+
+// dropManagedFields makes cached objects smaller; no controller reads them.
+func dropManagedFields(obj any) (any, error) {
+	if o, err := meta.Accessor(obj); err == nil {
+		o.SetManagedFields(nil)
+	}
+	return obj, nil
+}
