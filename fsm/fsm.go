@@ -1,0 +1,207 @@
+package fsm
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/skiff-sh/skiff/fsm/store"
+)
+
+// FSM is the state machine that Raft drives. It implements raft.BatchingFSM.
+type FSM struct {
+	store *store.Store
+
+	mu        sync.RWMutex // held while the state moves from one entry to the next
+	clusterID string
+	index     uint64        // of the last entry applied
+	term      uint64        // of that entry
+	moved     chan struct{} // closed when index moves on; nil when nobody waits
+}
+
+// New returns a state machine over an empty store, which only it writes.
+func New(s *store.Store) *FSM { return &FSM{store: s} }
+
+// Store is where the state can be read and watched. It stays the same when a
+// snapshot is restored.
+func (f *FSM) Store() *store.Store { return f.store }
+
+// ClusterID is the cluster's name, "" before it was set.
+func (f *FSM) ClusterID() string {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.clusterID
+}
+
+// Applied is index and term of the last entry that took effect. Entries that
+// Raft keeps to itself (no-ops, barriers) are not counted.
+func (f *FSM) Applied() (index, term uint64) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.index, f.term
+}
+
+// WaitApplied returns when the entry at index has taken effect, or ctx ends.
+// index must be one that Applied gave, here or on another member: those that
+// Raft keeps to itself may never be reached.
+func (f *FSM) WaitApplied(ctx context.Context, index uint64) error {
+	f.mu.RLock()
+	have := f.index
+	f.mu.RUnlock()
+	for have < index {
+		f.mu.Lock()
+		if f.moved == nil {
+			f.moved = make(chan struct{})
+		}
+		have = f.index
+		moved := f.moved
+		f.mu.Unlock()
+		if have >= index {
+			break
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for log entry %d, have %d: %w", index, have, ctx.Err())
+		}
+	}
+	return nil
+}
+
+// Apply carries out one entry and returns a []Result with one result for each
+// of its commands.
+func (f *FSM) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
+
+// ApplyBatch carries out several entries and makes all their changes visible
+// at once.
+func (f *FSM) ApplyBatch(logs []*raft.Log) []any {
+	out := make([]any, len(logs))
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.store.Update(func(tx *store.Txn) {
+		for i, l := range logs {
+			if l.Type == raft.LogCommand {
+				out[i] = f.apply(tx, l)
+			}
+		}
+	})
+	last := logs[len(logs)-1]
+	f.move(last.Index, last.Term)
+	return out
+}
+
+// move sets the position in the log and tells those who wait for it.
+func (f *FSM) move(index, term uint64) {
+	f.index, f.term = index, term
+	if f.moved != nil {
+		close(f.moved)
+		f.moved = nil
+	}
+}
+
+func (f *FSM) apply(tx *store.Txn, l *raft.Log) []Result {
+	var results []Result
+	err := eachCommand(l.Data, func(c Command) { results = append(results, f.do(tx, c)) })
+	if err != nil {
+		// Whatever it is, the other members will have applied it, or all of them
+		// stop here. Going on would let this one serve other data than they do.
+		panic(fmt.Errorf("fsm: log entry %d of term %d: %w", l.Index, l.Term, err))
+	}
+	return results
+}
+
+// do carries out one command.
+func (f *FSM) do(tx *store.Txn, c Command) Result {
+	if c.Configuration != nil {
+		return f.configure(tx, c.Configuration)
+	}
+	var r Result
+	if len(c.Ops) == 1 {
+		r.Current, r.Err = doOp(tx, &c.Ops[0])
+	} else {
+		r.Err = tx.Atomic(func() error {
+			for i := range c.Ops {
+				var err error
+				if r.Current, err = doOp(tx, &c.Ops[i]); err != nil {
+					r.Op = i
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	r.Revision = tx.Revision()
+	return r
+}
+
+// doOp copies the value: it is part of an entry that holds those of many
+// others, all of which it would keep in memory.
+func doOp(tx *store.Txn, o *Op) (*store.KeyValue, error) {
+	if o.Type == Delete {
+		return tx.Delete(o.Key, o.Expect)
+	}
+	return tx.Put(o.Key, bytes.Clone(o.Value), o.Expect, o.Expires)
+}
+
+func (f *FSM) configure(tx *store.Txn, c *Configuration) Result {
+	r := Result{Revision: tx.Revision()}
+	switch f.clusterID {
+	case "":
+		f.clusterID = c.ClusterID
+	case c.ClusterID:
+	default:
+		r.Err = store.ErrExists
+	}
+	return r
+}
+
+// Snapshot returns the state as it is now, to be persisted later.
+func (f *FSM) Snapshot() (raft.FSMSnapshot, error) { return f.Capture(), nil }
+
+// Capture returns the state as it is now. It takes no time and copies nothing.
+func (f *FSM) Capture() *Snapshot {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	v := f.store.View()
+	return &Snapshot{
+		Header: Header{ClusterID: f.clusterID, Revision: v.Revision(), Index: f.index, Term: f.term},
+		view:   v,
+	}
+}
+
+// Restore replaces the state by that of a snapshot, after all of it has been
+// read and verified: if it fails the state is what it was. Watchers that have
+// not seen the snapshot's revision get store.ErrCompacted.
+func (f *FSM) Restore(src io.ReadCloser) error {
+	defer src.Close()
+	r, err := NewReader(src)
+	if err != nil {
+		return fmt.Errorf("restore snapshot: %w", err)
+	}
+	content := f.store.NewLoader()
+	for {
+		kv, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("restore snapshot: %w", err)
+		}
+		content.Add(kv)
+	}
+	h := r.Header()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.store.Reset(content, h.Revision); err != nil {
+		return fmt.Errorf("restore snapshot: %w", err)
+	}
+	f.clusterID = h.ClusterID
+	f.move(h.Index, h.Term)
+	return nil
+}
+
+var _ raft.BatchingFSM = (*FSM)(nil)
