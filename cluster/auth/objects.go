@@ -1,0 +1,104 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	corev1 "k8s.io/api/core/v1"
+	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/registry/rest"
+)
+
+// Objects reads what decisions depend on from this server's own copy of the
+// state. Objects that it returns are shared and must not be changed.
+type Objects interface {
+	ServiceAccount(ctx context.Context, namespace, name string) (*corev1.ServiceAccount, error)
+	Pod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
+	Secret(ctx context.Context, namespace, name string) (*corev1.Secret, error)
+	Node(ctx context.Context, name string) (*corev1.Node, error)
+	// Pods lists one namespace, or all with "".
+	Pods(ctx context.Context, namespace string) ([]corev1.Pod, error)
+}
+
+// StorageObjects is Objects on the REST storage of core/v1. Authentication is
+// configured before that storage exists, so it is bound later; until then
+// every read fails.
+type StorageObjects struct {
+	storage atomic.Pointer[map[string]rest.Storage]
+}
+
+var errNotBound = errors.New("the API is still starting")
+
+// Bind sets the storage map of core/v1. Call once.
+func (o *StorageObjects) Bind(m map[string]rest.Storage) { o.storage.Store(&m) }
+
+func (o *StorageObjects) get(ctx context.Context, resource, namespace, name string) (runtime.Object, error) {
+	m := o.storage.Load()
+	if m == nil {
+		return nil, errNotBound
+	}
+	g, ok := (*m)[resource].(rest.Getter)
+	if !ok {
+		return nil, fmt.Errorf("%s cannot be read", resource)
+	}
+	return g.Get(request.WithNamespace(ctx, namespace), name, &metav1.GetOptions{ResourceVersion: "0"})
+}
+
+func get[T runtime.Object](ctx context.Context, o *StorageObjects, resource, namespace, name string) (T, error) {
+	obj, err := o.get(ctx, resource, namespace, name)
+	if err != nil {
+		var zero T
+		return zero, err
+	}
+	t, ok := obj.(T)
+	if !ok {
+		return t, fmt.Errorf("%s %q is a %T", resource, name, obj)
+	}
+	return t, nil
+}
+
+// ServiceAccount implements Objects.
+func (o *StorageObjects) ServiceAccount(ctx context.Context, namespace, name string) (*corev1.ServiceAccount, error) {
+	return get[*corev1.ServiceAccount](ctx, o, "serviceaccounts", namespace, name)
+}
+
+// Pod implements Objects.
+func (o *StorageObjects) Pod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
+	return get[*corev1.Pod](ctx, o, "pods", namespace, name)
+}
+
+// Secret implements Objects.
+func (o *StorageObjects) Secret(ctx context.Context, namespace, name string) (*corev1.Secret, error) {
+	return get[*corev1.Secret](ctx, o, "secrets", namespace, name)
+}
+
+// Node implements Objects.
+func (o *StorageObjects) Node(ctx context.Context, name string) (*corev1.Node, error) {
+	return get[*corev1.Node](ctx, o, "nodes", "", name)
+}
+
+// Pods implements Objects.
+func (o *StorageObjects) Pods(ctx context.Context, namespace string) ([]corev1.Pod, error) {
+	m := o.storage.Load()
+	if m == nil {
+		return nil, errNotBound
+	}
+	l, ok := (*m)["pods"].(rest.Lister)
+	if !ok {
+		return nil, errors.New("pods cannot be listed")
+	}
+	obj, err := l.List(request.WithNamespace(ctx, namespace), &metainternalversion.ListOptions{ResourceVersion: "0"})
+	if err != nil {
+		return nil, err
+	}
+	list, ok := obj.(*corev1.PodList)
+	if !ok {
+		return nil, fmt.Errorf("list of pods is a %T", obj)
+	}
+	return list.Items, nil
+}
