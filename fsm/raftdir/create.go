@@ -1,0 +1,54 @@
+package raftdir
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+)
+
+// Member is a server of a Raft configuration.
+type Member struct {
+	ID   string `json:"id"`
+	Addr string `json:"addr"` // host:port of its Raft port
+}
+
+// Create makes the Raft state of a cluster whose only member is m, in a data
+// dir without one. write gives the state machine's snapshot, which ends at
+// index and term. When Create returns nil everything is on the disk.
+func Create(dataDir string, m Member, index, term uint64, write func(io.Writer) error) error {
+	if Exists(dataDir) {
+		return fmt.Errorf("create raft state: %s holds some already", Path(dataDir))
+	}
+	if err := os.MkdirAll(Path(dataDir), 0o700); err != nil {
+		return fmt.Errorf("create raft state: %w", err)
+	}
+	// Raft takes index 0 for nothing at all.
+	index, term = max(index, 1), max(term, 1)
+	snaps, err := OpenSnapshots(dataDir, hclog.NewNullLogger())
+	if err != nil {
+		return fmt.Errorf("create raft state: %w", err)
+	}
+	config := raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(m.ID), Address: raft.ServerAddress(m.Addr)}}}
+	sink, err := snaps.Create(raft.SnapshotVersionMax, index, term, config, index, nil)
+	if err != nil {
+		return fmt.Errorf("create raft snapshot: %w", err)
+	}
+	if err := write(sink); err != nil {
+		return fmt.Errorf("create raft snapshot: %w", errors.Join(err, sink.Cancel()))
+	}
+	if err := sink.Close(); err != nil {
+		return fmt.Errorf("create raft snapshot: %w", err)
+	}
+	l, _, err := OpenLog(Options{DataDir: dataDir})
+	if err != nil {
+		return fmt.Errorf("create raft log: %w", err)
+	}
+	if err := l.SetUint64([]byte("CurrentTerm"), term); err != nil {
+		return errors.Join(fmt.Errorf("create raft log: %w", err), l.Close())
+	}
+	return l.Close()
+}

@@ -1,0 +1,313 @@
+package raftdir
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+)
+
+// Options for OpenLog.
+type Options struct {
+	DataDir string
+	Reserve int64 // bytes kept free for the log; 0 is DefaultReserve
+}
+
+// DefaultReserve is more than the appends need that can be under way when the
+// disk becomes full.
+const DefaultReserve = 16 << 20
+
+// Log is Raft's log and stable store: raft-boltdb, and around it a checksum for
+// each entry (bolt has none for its data), a reserve for the moment when the
+// disk is full, and the time that appends take.
+type Log struct {
+	bolt    *raftboltdb.BoltStore
+	path    string
+	reserve *reserve
+	close   sync.Once
+	closed  chan struct{}
+	failed  atomic.Pointer[error]
+
+	lastTerm atomic.Uint64 // of the newest entry
+	Appends  Latency       // how long appends took, fsync included
+
+	// OnAppend, if set before the log is used, is told of every append.
+	OnAppend func(entries int, size int64)
+
+	mu     sync.Mutex
+	stable map[string][]byte // what Set has written, to skip writing it again
+}
+
+// Contents is what OpenLog found.
+type Contents struct {
+	First, Last uint64
+	Bytes       int64 // of the entries
+}
+
+// OpenLog opens the log of a data dir, or makes it, and verifies every entry in
+// it. A log that can't be used is ErrDamaged.
+func OpenLog(o Options) (*Log, Contents, error) {
+	if o.Reserve == 0 {
+		o.Reserve = DefaultReserve
+	}
+	l := &Log{
+		path:    LogPath(o.DataDir),
+		reserve: &reserve{path: filepath.Join(Path(o.DataDir), "reserve"), size: o.Reserve},
+		closed:  make(chan struct{}),
+		stable:  map[string][]byte{},
+	}
+	c, err := l.open()
+	if isNoSpace(err) && l.reserve.release() {
+		c, err = l.open() // opening writes a little
+	}
+	if err != nil {
+		return nil, c, err
+	}
+	l.reserve.acquire()
+	return l, c, nil
+}
+
+func (l *Log) open() (c Contents, err error) {
+	err = l.guard("open", func() error {
+		l.bolt, err = raftboltdb.New(raftboltdb.Options{
+			Path: l.path,
+			BoltOptions: &bbolt.Options{
+				Timeout:        time.Second,
+				NoFreelistSync: true, // the list is found again on open; writing it costs each append
+				FreelistType:   bbolt.FreelistMapType,
+			},
+		})
+		return err
+	})
+	switch {
+	case err == nil:
+	case isNoSpace(err), errors.Is(err, unix.EACCES), errors.Is(err, unix.EROFS):
+		return c, fmt.Errorf("open raft log %s: %w", l.path, err)
+	case errors.Is(err, bbolt.ErrTimeout):
+		return c, fmt.Errorf("open raft log %s: another process uses it", l.path)
+	default:
+		return c, fmt.Errorf("%w: %s can't be opened: %w", ErrDamaged, l.path, err)
+	}
+	if c, err = l.verify(); err != nil {
+		l.bolt.Close()
+		return c, err
+	}
+	return c, nil
+}
+
+// Close closes the file. It is safe to call twice. Writes that wait for space
+// give up.
+func (l *Log) Close() error {
+	var err error
+	l.close.Do(func() {
+		close(l.closed)
+		err = l.bolt.Close()
+	})
+	return err
+}
+
+// Path is the file of the log.
+func (l *Log) Path() string { return l.path }
+
+// LastTerm is the term of the newest entry.
+func (l *Log) LastTerm() uint64 { return l.lastTerm.Load() }
+
+// Room returns nil when there is room for appends. When the disk was found full
+// it is ErrNoSpace until the reserve could be set aside again, which Room tries.
+// When the disk failed it is ErrFailed.
+func (l *Log) Room() error {
+	if err := l.failed.Load(); err != nil {
+		return *err
+	}
+	return l.reserve.check()
+}
+
+// FirstIndex implements raft.LogStore.
+func (l *Log) FirstIndex() (uint64, error) { return l.bolt.FirstIndex() }
+
+// LastIndex implements raft.LogStore.
+func (l *Log) LastIndex() (uint64, error) { return l.bolt.LastIndex() }
+
+// GetLog implements raft.LogStore. An entry whose checksum is wrong is
+// ErrDamaged.
+func (l *Log) GetLog(index uint64, e *raft.Log) error {
+	if err := l.bolt.GetLog(index, e); err != nil {
+		return err
+	}
+	return l.unseal(index, e)
+}
+
+// StoreLog implements raft.LogStore.
+func (l *Log) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
+
+// StoreLogs implements raft.LogStore. When the disk is full the reserve is
+// given up, so that what is under way succeeds while Room refuses what comes
+// after it.
+func (l *Log) StoreLogs(entries []*raft.Log) error {
+	if err := l.failed.Load(); err != nil {
+		return *err
+	}
+	sealed, size := seal(entries)
+	start := time.Now()
+	err := l.writing(func() error { return l.bolt.StoreLogs(sealed) })
+	if err != nil {
+		return err
+	}
+	l.Appends.Observe(time.Since(start))
+	l.lastTerm.Store(entries[len(entries)-1].Term)
+	if l.OnAppend != nil {
+		l.OnAppend(len(entries), size)
+	}
+	return nil
+}
+
+// DeleteRange implements raft.LogStore.
+func (l *Log) DeleteRange(from, to uint64) error {
+	return l.writing(func() error { return l.bolt.DeleteRange(from, to) })
+}
+
+// writing runs a write, once more with the reserve released if there was no
+// space, and sorts its errors.
+func (l *Log) writing(write func() error) error {
+	err := write()
+	if isNoSpace(err) && l.reserve.release() {
+		err = write()
+	}
+	switch {
+	case err == nil:
+		return nil
+	case isNoSpace(err):
+		return fmt.Errorf("%w: %s: %w", ErrNoSpace, l.path, err)
+	case errors.Is(err, bbolt.ErrDatabaseNotOpen):
+		return err
+	}
+	// After a failed fsync the kernel may call the pages clean that never
+	// reached the disk: a second try would succeed and mean nothing.
+	err = fmt.Errorf("%w: write %s: %w", ErrFailed, l.path, err)
+	l.failed.CompareAndSwap(nil, &err)
+	return err
+}
+
+// Set implements raft.StableStore. Raft panics when a term can't be saved, so
+// Set waits for space instead, and for ever once the disk has failed. Close
+// ends the wait by ending the goroutine, which is Raft's own: neither of the
+// answers Set could give would be true.
+func (l *Log) Set(key, val []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if have, ok := l.stable[string(key)]; ok && bytes.Equal(have, val) {
+		return nil
+	}
+	for {
+		var err error
+		if failed := l.failed.Load(); failed != nil {
+			err = *failed
+		} else if err = l.writing(func() error { return l.bolt.Set(key, val) }); err == nil {
+			l.stable[string(key)] = bytes.Clone(val)
+			return nil
+		}
+		wait := time.After(250 * time.Millisecond)
+		if !errors.Is(err, ErrNoSpace) {
+			wait = nil
+		}
+		select {
+		case <-wait:
+		case <-l.closed:
+			runtime.Goexit()
+		}
+	}
+}
+
+// Get implements raft.StableStore.
+func (l *Log) Get(key []byte) ([]byte, error) {
+	val, err := l.bolt.Get(key)
+	if err == nil {
+		l.mu.Lock()
+		l.stable[string(key)] = bytes.Clone(val)
+		l.mu.Unlock()
+	}
+	return val, err
+}
+
+// SetUint64 implements raft.StableStore.
+func (l *Log) SetUint64(key []byte, val uint64) error {
+	return l.Set(key, binary.BigEndian.AppendUint64(nil, val))
+}
+
+// GetUint64 implements raft.StableStore.
+func (l *Log) GetUint64(key []byte) (uint64, error) {
+	val, err := l.Get(key)
+	if err != nil {
+		return 0, err
+	}
+	if len(val) != 8 {
+		return 0, fmt.Errorf("%w: %s: %q holds %d bytes, should be 8", ErrDamaged, l.path, key, len(val))
+	}
+	return binary.BigEndian.Uint64(val), nil
+}
+
+// The seal of an entry is appended to its Extensions: one byte that tells the
+// kind, and the CRC-32C of all that Raft relies on.
+const (
+	sealKind = 1
+	sealSize = 1 + 4
+)
+
+var crcTable = crc32.MakeTable(crc32.Castagnoli)
+
+func checksum(e *raft.Log, extensions []byte) uint32 {
+	var head [17]byte
+	binary.BigEndian.PutUint64(head[:], e.Index)
+	binary.BigEndian.PutUint64(head[8:], e.Term)
+	head[16] = byte(e.Type)
+	sum := crc32.Update(0, crcTable, head[:])
+	sum = crc32.Update(sum, crcTable, extensions)
+	return crc32.Update(sum, crcTable, e.Data)
+}
+
+// seal returns copies of the entries with their checksums. Raft goes on using
+// the originals.
+func seal(entries []*raft.Log) (sealed []*raft.Log, size int64) {
+	sealed = make([]*raft.Log, len(entries))
+	for i, e := range entries {
+		c := *e
+		c.Extensions = make([]byte, len(e.Extensions), len(e.Extensions)+sealSize)
+		copy(c.Extensions, e.Extensions)
+		c.Extensions = append(c.Extensions, sealKind)
+		c.Extensions = binary.BigEndian.AppendUint32(c.Extensions, checksum(e, e.Extensions))
+		sealed[i] = &c
+		size += int64(len(e.Data)) + entryOverhead
+	}
+	return sealed, size
+}
+
+// entryOverhead is about what an entry takes beside its data.
+const entryOverhead = 64
+
+// unseal checks and removes the checksum of an entry that was read at index.
+func (l *Log) unseal(index uint64, e *raft.Log) error {
+	n := len(e.Extensions) - sealSize
+	if n < 0 || e.Extensions[n] != sealKind {
+		return fmt.Errorf("%w: %s: entry %d has no checksum", ErrDamaged, l.path, index)
+	}
+	want := binary.BigEndian.Uint32(e.Extensions[n+1:])
+	e.Extensions = e.Extensions[:n:n]
+	if n == 0 {
+		e.Extensions = nil
+	}
+	if e.Index != index || checksum(e, e.Extensions) != want {
+		return fmt.Errorf("%w: %s: checksum of entry %d does not match", ErrDamaged, l.path, index)
+	}
+	return nil
+}

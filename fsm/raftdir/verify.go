@@ -1,0 +1,53 @@
+package raftdir
+
+import (
+	"fmt"
+	"runtime/debug"
+
+	"github.com/hashicorp/raft"
+)
+
+// verify reads the whole log.
+func (l *Log) verify() (c Contents, err error) {
+	err = l.guard("read", func() error {
+		if c.First, err = l.bolt.FirstIndex(); err != nil {
+			return err
+		}
+		if c.Last, err = l.bolt.LastIndex(); err != nil {
+			return err
+		}
+		if c.First == 0 {
+			return nil
+		}
+		term := uint64(0)
+		for i := c.First; i <= c.Last; i++ {
+			var e raft.Log
+			if err := l.GetLog(i, &e); err != nil {
+				return fmt.Errorf("entry %d of %d to %d: %w", i, c.First, c.Last, err)
+			}
+			if e.Term < term {
+				return fmt.Errorf("entry %d of term %d follows one of term %d", i, e.Term, term)
+			}
+			term = e.Term
+			c.Bytes += int64(len(e.Data)) + entryOverhead
+		}
+		l.lastTerm.Store(term)
+		return nil
+	})
+	if err != nil {
+		return c, fmt.Errorf("%w: %s: %w", ErrDamaged, l.path, err)
+	}
+	return c, nil
+}
+
+// guard runs fn and returns its panics as errors: bolt asserts that its pages
+// are sound, and reading a mapped file that is too short is a memory fault.
+func (l *Log) guard(what string, fn func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%s: %v", what, p)
+		}
+	}()
+	return fn()
+}
