@@ -28,6 +28,8 @@ type Config struct {
 	Reservations allocator.Reservations
 	// ServiceAccountToken serves serviceaccounts/token when not nil.
 	ServiceAccountToken rest.Storage
+	// Pods is for the subresources of pods that reach nodes.
+	Pods PodConfig
 }
 
 func gvr(resource string) schema.GroupVersionResource {
@@ -36,7 +38,7 @@ func gvr(resource string) schema.GroupVersionResource {
 
 // AddDefaults registers the defaulting functions of the group's kinds.
 func AddDefaults(s *runtime.Scheme) error {
-	return nil
+	return addPodDefaults(s)
 }
 
 // NewStorage builds the storage of every resource and subresource of the
@@ -46,5 +48,8 @@ func NewStorage(o registry.Options, cfg Config) (map[string]rest.Storage, error)
 		return nil, fmt.Errorf("storage of the core group: Config.Reservations is missing")
 	}
 	m := map[string]rest.Storage{}
+	if err := podStorage(o, cfg, m); err != nil {
+		return nil, err
+	}
 	return m, nil
 }
