@@ -160,6 +160,13 @@ func References(p *corev1.Pod, resource, name string) bool {
 	return found
 }
 
+// ReferencesAny tells whether the pod's spec names any object of the resource.
+func ReferencesAny(p *corev1.Pod, resource string) bool {
+	found := false
+	visitReferences(&p.Spec, func(r, _ string) { found = found || r == resource })
+	return found
+}
+
 func visitReferences(s *corev1.PodSpec, visit func(resource, name string)) {
 	for _, r := range s.ImagePullSecrets {
 		visit("secrets", r.Name)

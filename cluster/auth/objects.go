@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -21,6 +22,7 @@ type Objects interface {
 	Pod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
 	Secret(ctx context.Context, namespace, name string) (*corev1.Secret, error)
 	Node(ctx context.Context, name string) (*corev1.Node, error)
+	Namespace(ctx context.Context, name string) (*corev1.Namespace, error)
 	// Pods lists one namespace, or all with "".
 	Pods(ctx context.Context, namespace string) ([]corev1.Pod, error)
 }
@@ -82,23 +84,55 @@ func (o *StorageObjects) Node(ctx context.Context, name string) (*corev1.Node, e
 	return get[*corev1.Node](ctx, o, "nodes", "", name)
 }
 
+// Namespace implements Objects. A namespace that this server has not heard of
+// is looked up in the cluster, for one that was created a moment ago elsewhere.
+func (o *StorageObjects) Namespace(ctx context.Context, name string) (*corev1.Namespace, error) {
+	ns, err := get[*corev1.Namespace](ctx, o, "namespaces", "", name)
+	if apierrors.IsNotFound(err) {
+		obj, err := (*o.storage.Load())["namespaces"].(rest.Getter).Get(ctx, name, &metav1.GetOptions{})
+		if err != nil {
+			return nil, err
+		}
+		return obj.(*corev1.Namespace), nil
+	}
+	return ns, err
+}
+
 // Pods implements Objects.
 func (o *StorageObjects) Pods(ctx context.Context, namespace string) ([]corev1.Pod, error) {
-	m := o.storage.Load()
-	if m == nil {
-		return nil, errNotBound
-	}
-	l, ok := (*m)["pods"].(rest.Lister)
-	if !ok {
-		return nil, errors.New("pods cannot be listed")
-	}
-	obj, err := l.List(request.WithNamespace(ctx, namespace), &metainternalversion.ListOptions{ResourceVersion: "0"})
+	l, err := list[*corev1.PodList](ctx, o, "pods", namespace)
 	if err != nil {
 		return nil, err
 	}
-	list, ok := obj.(*corev1.PodList)
-	if !ok {
-		return nil, fmt.Errorf("list of pods is a %T", obj)
+	return l.Items, nil
+}
+
+// LimitRanges lists one namespace.
+func (o *StorageObjects) LimitRanges(ctx context.Context, namespace string) ([]corev1.LimitRange, error) {
+	l, err := list[*corev1.LimitRangeList](ctx, o, "limitranges", namespace)
+	if err != nil {
+		return nil, err
 	}
-	return list.Items, nil
+	return l.Items, nil
+}
+
+func list[T runtime.Object](ctx context.Context, o *StorageObjects, resource, namespace string) (T, error) {
+	var zero T
+	m := o.storage.Load()
+	if m == nil {
+		return zero, errNotBound
+	}
+	l, ok := (*m)[resource].(rest.Lister)
+	if !ok {
+		return zero, fmt.Errorf("%s cannot be listed", resource)
+	}
+	obj, err := l.List(request.WithNamespace(ctx, namespace), &metainternalversion.ListOptions{ResourceVersion: "0"})
+	if err != nil {
+		return zero, err
+	}
+	t, ok := obj.(T)
+	if !ok {
+		return zero, fmt.Errorf("list of %s is a %T", resource, obj)
+	}
+	return t, nil
 }

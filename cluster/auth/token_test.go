@@ -48,6 +48,9 @@ func (f *fakeObjects) Secret(_ context.Context, ns, name string) (*corev1.Secret
 func (f *fakeObjects) Node(_ context.Context, name string) (*corev1.Node, error) {
 	return found(f.nodes, name)
 }
+func (f *fakeObjects) Namespace(_ context.Context, name string) (*corev1.Namespace, error) {
+	return found(map[string]*corev1.Namespace{}, name)
+}
 func (f *fakeObjects) Pods(_ context.Context, ns string) ([]corev1.Pod, error) {
 	var out []corev1.Pod
 	for _, p := range f.pods {

@@ -1,0 +1,73 @@
+// Package admission is the chain of checks and defaults between authorization
+// and validation: namespace lifecycle, service accounts, node restriction,
+// default tolerations, priorities, limit ranges and Pod Security.
+//
+// Limits: no webhooks and no admission policies; their API group is not
+// served. ResourceQuota is neither served nor enforced.
+package admission
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/admission"
+
+	"github.com/skiff-sh/skiff/cluster/auth"
+)
+
+// Objects is what the checks look up.
+type Objects interface {
+	auth.Objects
+	LimitRanges(ctx context.Context, namespace string) ([]corev1.LimitRange, error)
+}
+
+// New gives the chain in the order in which it has to run: mutations first,
+// those that check the result last.
+func New(objects Objects) (admission.Interface, error) {
+	security, err := newPodSecurity(objects)
+	if err != nil {
+		return nil, err
+	}
+	create := admission.NewHandler(admission.Create)
+	return admission.NewChainHandler(
+		&lifecycle{admission.NewHandler(admission.Create, admission.Update, admission.Delete), objects},
+		&nodeRestriction{admission.NewHandler(admission.Create, admission.Update, admission.Delete), objects},
+		&serviceAccount{create, objects},
+		&priority{create},
+		&limitRanger{create, objects},
+		&tolerations{create},
+		security,
+	), nil
+}
+
+var (
+	podsResource       = schema.GroupResource{Resource: "pods"}
+	nodesResource      = schema.GroupResource{Resource: "nodes"}
+	namespacesResource = schema.GroupResource{Resource: "namespaces"}
+)
+
+// newPod gives the pod of a request that creates one, else nil.
+func newPod(a admission.Attributes) (*corev1.Pod, error) {
+	if a.GetResource().GroupResource() != podsResource || a.GetSubresource() != "" || a.GetOperation() != admission.Create {
+		return nil, nil
+	}
+	return as[*corev1.Pod](a.GetObject())
+}
+
+func as[T runtime.Object](obj runtime.Object) (T, error) {
+	t, ok := obj.(T)
+	if !ok {
+		return t, apierrors.NewBadRequest(fmt.Sprintf("got a %T in a request for a %T", obj, t))
+	}
+	return t, nil
+}
+
+// mirrorPod tells whether the pod only shows what a node runs from a file.
+func mirrorPod(p *corev1.Pod) bool {
+	_, ok := p.Annotations[corev1.MirrorPodAnnotationKey]
+	return ok
+}

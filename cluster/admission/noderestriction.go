@@ -1,0 +1,160 @@
+package admission
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apiserver/pkg/admission"
+
+	"github.com/skiff-sh/skiff/cluster/auth"
+)
+
+// nodeRestriction keeps an agent's writes to its own Node, to pods bound to
+// it, and away from labels that place workloads.
+type nodeRestriction struct {
+	*admission.Handler
+	objects Objects
+}
+
+const restrictedLabels = "node-restriction.kubernetes.io"
+
+// Validate implements admission.ValidationInterface.
+func (n *nodeRestriction) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	node, ok := auth.NodeName(a.GetUserInfo())
+	if !ok {
+		return nil
+	}
+	switch a.GetResource().GroupResource() {
+	case podsResource:
+		return n.pod(ctx, node, a)
+	case nodesResource:
+		return n.node(node, a)
+	}
+	return nil
+}
+
+func (n *nodeRestriction) pod(ctx context.Context, node string, a admission.Attributes) error {
+	switch {
+	case a.GetOperation() == admission.Create && a.GetSubresource() == "":
+		pod, err := as[*corev1.Pod](a.GetObject())
+		if err != nil {
+			return err
+		}
+		if !mirrorPod(pod) {
+			return admission.NewForbidden(a, fmt.Errorf("pod does not have %q annotation, node %q can only create mirror pods", corev1.MirrorPodAnnotationKey, node))
+		}
+		if pod.Spec.NodeName != node {
+			return admission.NewForbidden(a, fmt.Errorf("node %q can only create pods with spec.nodeName set to itself", node))
+		}
+		if pod.Spec.ServiceAccountName != "" {
+			return admission.NewForbidden(a, fmt.Errorf("node %q can not create pods that reference a service account", node))
+		}
+		if refs := referencesAnything(pod); refs != "" {
+			return admission.NewForbidden(a, fmt.Errorf("node %q can not create pods that reference %s", node, refs))
+		}
+		return nil
+	case a.GetSubresource() == "eviction":
+		name := a.GetName()
+		if e, ok := a.GetObject().(*policyv1.Eviction); ok && name == "" {
+			name = e.Name
+		}
+		return n.ownPod(ctx, node, a, name, "evict")
+	case a.GetOperation() == admission.Delete:
+		return n.ownPod(ctx, node, a, a.GetName(), "delete")
+	case a.GetSubresource() == "status":
+		pod, err := as[*corev1.Pod](a.GetOldObject())
+		if err != nil {
+			return err
+		}
+		if pod.Spec.NodeName != node {
+			return admission.NewForbidden(a, fmt.Errorf("node %q can only update pod status for pods with spec.nodeName set to itself", node))
+		}
+		if cur, err := as[*corev1.Pod](a.GetObject()); err != nil {
+			return err
+		} else if !equality.Semantic.DeepEqual(pod.Labels, cur.Labels) {
+			return admission.NewForbidden(a, fmt.Errorf("node %q cannot update labels through pod status", node))
+		}
+		return nil
+	}
+	return admission.NewForbidden(a, fmt.Errorf("unexpected operation %q, subresource %q", a.GetOperation(), a.GetSubresource()))
+}
+
+func (n *nodeRestriction) ownPod(ctx context.Context, node string, a admission.Attributes, name, verb string) error {
+	pod, err := n.objects.Pod(ctx, a.GetNamespace(), name)
+	if apierrors.IsNotFound(err) {
+		return err
+	}
+	if err != nil {
+		return admission.NewForbidden(a, err)
+	}
+	if pod.Spec.NodeName != node {
+		return admission.NewForbidden(a, fmt.Errorf("node %q can only %s pods with spec.nodeName set to itself", node, verb))
+	}
+	return nil
+}
+
+func referencesAnything(p *corev1.Pod) string {
+	for _, resource := range []string{"secrets", "configmaps", "persistentvolumeclaims"} {
+		if auth.ReferencesAny(p, resource) {
+			return resource
+		}
+	}
+	return ""
+}
+
+func (n *nodeRestriction) node(node string, a admission.Attributes) error {
+	name := a.GetName()
+	var cur, old *corev1.Node
+	if a.GetOperation() != admission.Delete {
+		var err error
+		if cur, err = as[*corev1.Node](a.GetObject()); err != nil {
+			return err
+		}
+		name = cur.Name
+	}
+	if name != node {
+		return admission.NewForbidden(a, fmt.Errorf("node %q is not allowed to modify node %q", node, name))
+	}
+	if a.GetOperation() == admission.Delete {
+		return admission.NewForbidden(a, fmt.Errorf("node %q is not allowed to delete itself", node))
+	}
+	if a.GetOperation() == admission.Update {
+		var err error
+		if old, err = as[*corev1.Node](a.GetOldObject()); err != nil {
+			return err
+		}
+		if a.GetSubresource() == "" && !equality.Semantic.DeepEqual(cur.Spec.Taints, old.Spec.Taints) {
+			return admission.NewForbidden(a, fmt.Errorf("node %q is not allowed to modify taints", node))
+		}
+	} else {
+		old = &corev1.Node{}
+	}
+	for k := range changed(cur.Labels, old.Labels) {
+		domain, _, ok := strings.Cut(k, "/")
+		if ok && (domain == restrictedLabels || strings.HasSuffix(domain, "."+restrictedLabels)) {
+			return admission.NewForbidden(a, fmt.Errorf("is not allowed to modify labels: %s", k))
+		}
+	}
+	return nil
+}
+
+// changed gives the keys that differ between a and b.
+func changed(a, b map[string]string) map[string]bool {
+	out := map[string]bool{}
+	for k, v := range a {
+		if w, ok := b[k]; !ok || v != w {
+			out[k] = true
+		}
+	}
+	for k := range b {
+		if _, ok := a[k]; !ok {
+			out[k] = true
+		}
+	}
+	return out
+}

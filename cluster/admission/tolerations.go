@@ -1,0 +1,36 @@
+package admission
+
+import (
+	"context"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/utils/ptr"
+)
+
+// defaultTolerationSeconds is how long a pod stays on a node that is not ready
+// or cannot be reached.
+const defaultTolerationSeconds = 300
+
+// tolerations adds the two default NoExecute tolerations where a pod does not
+// say otherwise.
+type tolerations struct{ *admission.Handler }
+
+// Admit implements admission.MutationInterface.
+func (t *tolerations) Admit(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	pod, err := newPod(a)
+	if pod == nil || err != nil {
+		return err
+	}
+	for _, key := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable} {
+		covered := slices.ContainsFunc(pod.Spec.Tolerations, func(x corev1.Toleration) bool {
+			return (x.Key == key || x.Key == "") && (x.Effect == corev1.TaintEffectNoExecute || x.Effect == "")
+		})
+		if !covered {
+			pod.Spec.Tolerations = append(pod.Spec.Tolerations, corev1.Toleration{
+				Key: key, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr.To[int64](defaultTolerationSeconds)})
+		}
+	}
+	return nil
+}
