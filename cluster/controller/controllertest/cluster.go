@@ -1,0 +1,160 @@
+// Package controllertest runs controllers against client-go's fake clientset,
+// which it completes with what the API server would add: names, UIDs, creation
+// times and growing resource versions. It is for tests only.
+package controllertest
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/skiff-sh/skiff/cluster/controller"
+)
+
+// Cluster is a fake API with informers on it.
+type Cluster struct {
+	Client *fake.Clientset
+	Config controller.Config
+	Events *record.FakeRecorder
+
+	serial atomic.Int64
+}
+
+// New returns a cluster that holds objs.
+func New(t *testing.T, objs ...runtime.Object) *Cluster {
+	t.Helper()
+	c := &Cluster{Events: record.NewFakeRecorder(10000)}
+	for _, obj := range objs {
+		c.complete(obj)
+	}
+	c.Client = fake.NewClientset(objs...)
+	c.Client.PrependReactor("create", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if create, ok := a.(clienttesting.CreateAction); ok && a.GetSubresource() == "" {
+			c.complete(create.GetObject())
+		}
+		return false, nil, nil
+	})
+	c.Client.PrependReactor("update", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if update, ok := a.(clienttesting.UpdateAction); ok {
+			c.touch(update.GetObject())
+		}
+		return false, nil, nil
+	})
+	c.Config = controller.Config{
+		Client:    c.Client,
+		Informers: informers.NewSharedInformerFactory(c.Client, 0),
+		Events:    c.Events,
+		Logger:    slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+	return c
+}
+
+// complete adds what the API server would add on creation.
+func (c *Cluster) complete(obj runtime.Object) {
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return
+	}
+	n := c.serial.Add(1)
+	if m.GetName() == "" && m.GetGenerateName() != "" {
+		m.SetName(fmt.Sprintf("%sx%04d", m.GetGenerateName(), n))
+	}
+	if m.GetUID() == "" {
+		m.SetUID(types.UID(fmt.Sprintf("uid-%d", n)))
+	}
+	if created := m.GetCreationTimestamp(); created.IsZero() {
+		m.SetCreationTimestamp(metav1.Now())
+	}
+	c.touch(obj)
+}
+
+func (c *Cluster) touch(obj runtime.Object) {
+	if m, err := meta.Accessor(obj); err == nil {
+		m.SetResourceVersion(strconv.FormatInt(c.serial.Add(1), 10))
+	}
+}
+
+// Run starts the informers and run, and stops both when the test ends. It fails
+// the test if run returns an error.
+func (c *Cluster) Run(t *testing.T, run ...func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, len(run))
+	for _, r := range run {
+		go func() { done <- r(ctx) }()
+	}
+	c.Config.Informers.StartWithContext(ctx)
+	t.Cleanup(func() {
+		cancel()
+		for range run {
+			if err := <-done; err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		}
+		c.Config.Informers.Shutdown()
+	})
+}
+
+// Writes returns the verbs and resources of all writes so far, events left out.
+func (c *Cluster) Writes() []string {
+	var out []string
+	for _, a := range c.Client.Actions() {
+		switch a.GetVerb() {
+		case "get", "list", "watch":
+		default:
+			r := a.GetResource().Resource
+			if s := a.GetSubresource(); s != "" {
+				r += "/" + s
+			}
+			out = append(out, a.GetVerb()+" "+r)
+		}
+	}
+	return out
+}
+
+// Eventually waits until check returns "", and fails the test with what it
+// returned last if that takes longer than ten seconds.
+func Eventually(t *testing.T, check func() string) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		why := check()
+		if why == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("still not after 10 s: %s", why)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// Quiet fails the test if anything is written within d from now on.
+func (c *Cluster) Quiet(t *testing.T, d time.Duration) {
+	t.Helper()
+	before := len(c.Writes())
+	time.Sleep(d)
+	if now := c.Writes(); len(now) > before {
+		t.Errorf("writes while idle: %v", now[before:])
+	}
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Logf("%s", p)
+	return len(p), nil
+}
