@@ -73,9 +73,11 @@ type Mount struct {
 	Destination string
 	HostPath    string
 	Type        string
-	Readonly    bool // applies to submounts too where the kernel can (5.12)
-	Propagation Propagation
-	Options     []string // further mount options, such as size=64m for tmpfs
+	Readonly    bool
+	// RecursiveReadonly makes submounts read-only too (Linux 5.12).
+	RecursiveReadonly bool
+	Propagation       Propagation
+	Options           []string // further mount options, such as size=64m for tmpfs
 }
 
 // User says who the container's process is. Names are looked up in the

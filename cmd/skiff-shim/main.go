@@ -1,0 +1,70 @@
+// skiff-shim is the supervisor of one pod. It owns the pod's network, IPC and
+// UTS namespaces (it was cloned into them), runs the pod's containers with
+// libcontainer, writes their logs, keeps their standard streams open and
+// records how they ended. It answers skiff on a Unix socket and does not care
+// whether skiff is there: containers go on while skiff is restarted, upgraded
+// or dead.
+//
+// There is one such process for each pod, so it is kept small: one scheduler
+// thread, an eager garbage collector, memory given back when idle, no buffers
+// held for silent streams.
+//
+// It is not meant to be started by hand: node/runtime does it, with the
+// listening socket as file descriptor 3 and the sandbox's directory as argument.
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	_ "github.com/opencontainers/cgroups/devices" // device rules; libcontainer refuses to start without
+	"github.com/opencontainers/runc/libcontainer"
+	_ "github.com/opencontainers/runc/libcontainer/nsenter" // enters namespaces before Go starts
+	"github.com/sirupsen/logrus"
+
+	"github.com/skiff-sh/skiff/node/runtime/shimproto"
+)
+
+// build is set by the linker: -X main.build=<version>.
+var build = "dev"
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "init" {
+		libcontainer.Init() // the first process of a container or exec; does not return
+	}
+	if len(os.Args) < 2 {
+		fmt.Fprintln(os.Stderr, "skiff-shim is started by skiff, one for each pod; it has no use on its own")
+		os.Exit(2)
+	}
+	if err := run(os.Args[1]); err != nil {
+		slog.Error("shim ends", "err", err)
+		os.Exit(1)
+	}
+}
+
+func run(dir string) error {
+	debug.SetGCPercent(30)
+	logrus.SetLevel(logrus.WarnLevel)
+	// Whoever stops skiff (a terminal, a service manager) does not mean its pods.
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE)
+
+	f := os.NewFile(shimproto.ListenFD, "listener")
+	l, err := net.FileListener(f)
+	if err != nil {
+		return fmt.Errorf("the listening socket was not handed over: %w", err)
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	s, err := newSupervisor(dir)
+	if err != nil {
+		return err
+	}
+	s.setup()
+	return s.serve(l)
+}
