@@ -265,3 +265,21 @@ func (d *decoder) fail() {
 	}
 	d.b = nil
 }
+
+// CheckCommand says whether data is one encoded command that this version
+// knows. What comes from another member is checked before it is proposed: in the
+// log it would stop every member.
+func CheckCommand(data []byte) error {
+	d := decoder{b: data}
+	typ, body := d.frame()
+	if d.err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, d.err)
+	}
+	if len(d.b) > 0 {
+		return fmt.Errorf("%w: %d bytes left over", ErrInvalid, len(d.b))
+	}
+	if _, err := decodeCommand(typ, body); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return nil
+}

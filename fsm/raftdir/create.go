@@ -47,8 +47,10 @@ func Create(dataDir string, m Member, index, term uint64, write func(io.Writer) 
 	if err != nil {
 		return fmt.Errorf("create raft log: %w", err)
 	}
-	if err := l.SetUint64([]byte("CurrentTerm"), term); err != nil {
-		return errors.Join(fmt.Errorf("create raft log: %w", err), l.Close())
+	// Not Set: it would wait for space, and here is somebody to tell.
+	err = l.writing(func() error { return l.bolt.SetUint64([]byte("CurrentTerm"), term) })
+	if err := errors.Join(err, l.Close()); err != nil {
+		return fmt.Errorf("create raft log: %w", err)
 	}
-	return l.Close()
+	return nil
 }

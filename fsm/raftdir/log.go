@@ -20,8 +20,9 @@ import (
 
 // Options for OpenLog.
 type Options struct {
-	DataDir string
-	Reserve int64 // bytes kept free for the log; 0 is DefaultReserve
+	DataDir       string
+	SnapshotIndex uint64 // of the newest snapshot: the log must go on from there
+	Reserve       int64  // bytes kept free for the log; 0 is DefaultReserve
 }
 
 // DefaultReserve is more than the appends need that can be under way when the
@@ -35,9 +36,10 @@ type Log struct {
 	bolt    *raftboltdb.BoltStore
 	path    string
 	reserve *reserve
-	close   sync.Once
-	closed  chan struct{}
 	failed  atomic.Pointer[error]
+
+	interrupt   sync.Once
+	interrupted chan struct{}
 
 	lastTerm atomic.Uint64 // of the newest entry
 	Appends  Latency       // how long appends took, fsync included
@@ -62,14 +64,14 @@ func OpenLog(o Options) (*Log, Contents, error) {
 		o.Reserve = DefaultReserve
 	}
 	l := &Log{
-		path:    LogPath(o.DataDir),
-		reserve: &reserve{path: filepath.Join(Path(o.DataDir), "reserve"), size: o.Reserve},
-		closed:  make(chan struct{}),
-		stable:  map[string][]byte{},
+		path:        LogPath(o.DataDir),
+		reserve:     &reserve{path: filepath.Join(Path(o.DataDir), "reserve"), size: o.Reserve},
+		interrupted: make(chan struct{}),
+		stable:      map[string][]byte{},
 	}
-	c, err := l.open()
+	c, err := l.open(o.SnapshotIndex)
 	if isNoSpace(err) && l.reserve.release() {
-		c, err = l.open() // opening writes a little
+		c, err = l.open(o.SnapshotIndex) // opening writes a little
 	}
 	if err != nil {
 		return nil, c, err
@@ -78,7 +80,7 @@ func OpenLog(o Options) (*Log, Contents, error) {
 	return l, c, nil
 }
 
-func (l *Log) open() (c Contents, err error) {
+func (l *Log) open(snapshot uint64) (c Contents, err error) {
 	err = l.guard("open", func() error {
 		l.bolt, err = raftboltdb.New(raftboltdb.Options{
 			Path: l.path,
@@ -99,22 +101,20 @@ func (l *Log) open() (c Contents, err error) {
 	default:
 		return c, fmt.Errorf("%w: %s can't be opened: %w", ErrDamaged, l.path, err)
 	}
-	if c, err = l.verify(); err != nil {
+	if c, err = l.verify(snapshot); err != nil {
 		l.bolt.Close()
 		return c, err
 	}
 	return c, nil
 }
 
-// Close closes the file. It is safe to call twice. Writes that wait for space
-// give up.
+// Interrupt ends the waiting of Set, see there. It is safe to call twice.
+func (l *Log) Interrupt() { l.interrupt.Do(func() { close(l.interrupted) }) }
+
+// Close closes the file. It is safe to call twice.
 func (l *Log) Close() error {
-	var err error
-	l.close.Do(func() {
-		close(l.closed)
-		err = l.bolt.Close()
-	})
-	return err
+	l.Interrupt()
+	return l.bolt.Close()
 }
 
 // Path is the file of the log.
@@ -200,8 +200,8 @@ func (l *Log) writing(write func() error) error {
 }
 
 // Set implements raft.StableStore. Raft panics when a term can't be saved, so
-// Set waits for space instead, and for ever once the disk has failed. Close
-// ends the wait by ending the goroutine, which is Raft's own: neither of the
+// Set waits for space instead, and for ever once the disk has failed.
+// Interrupt ends the wait by ending the goroutine, which is Raft's own: neither of the
 // answers Set could give would be true.
 func (l *Log) Set(key, val []byte) error {
 	l.mu.Lock()
@@ -223,7 +223,7 @@ func (l *Log) Set(key, val []byte) error {
 		}
 		select {
 		case <-wait:
-		case <-l.closed:
+		case <-l.interrupted:
 			runtime.Goexit()
 		}
 	}

@@ -1,14 +1,17 @@
 package raftdir
 
 import (
+	"errors"
 	"fmt"
+	"path/filepath"
 	"runtime/debug"
 
 	"github.com/hashicorp/raft"
 )
 
-// verify reads the whole log.
-func (l *Log) verify() (c Contents, err error) {
+// verify reads the whole log. Entries up to the snapshot may be missing: Raft
+// leaves such gaps when it installs one.
+func (l *Log) verify(snapshot uint64) (c Contents, err error) {
 	err = l.guard("read", func() error {
 		if c.First, err = l.bolt.FirstIndex(); err != nil {
 			return err
@@ -19,10 +22,17 @@ func (l *Log) verify() (c Contents, err error) {
 		if c.First == 0 {
 			return nil
 		}
+		if c.First > snapshot+1 {
+			return fmt.Errorf("it begins at entry %d, but the newest snapshot in %s ends at %d", c.First, filepath.Join(filepath.Dir(l.path), "snapshots"), snapshot)
+		}
 		term := uint64(0)
 		for i := c.First; i <= c.Last; i++ {
 			var e raft.Log
-			if err := l.GetLog(i, &e); err != nil {
+			err := l.GetLog(i, &e)
+			if i <= snapshot && errors.Is(err, raft.ErrLogNotFound) {
+				continue
+			}
+			if err != nil {
 				return fmt.Errorf("entry %d of %d to %d: %w", i, c.First, c.Last, err)
 			}
 			if e.Term < term {

@@ -1,0 +1,264 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/skiff-sh/skiff/fsm/raftdir"
+)
+
+// Node is this member of the Raft cluster.
+type Node struct {
+	c        Config
+	lock     *DirLock
+	ownsLock bool
+	log      *raftdir.Log
+	snaps    *raftdir.Snapshots
+	port     *port
+	batch    *batcher
+	peers    *peers
+	lead     leadership
+	verify   verifier
+	compact  compactor
+
+	raft    atomic.Pointer[raft.Raft] // nil before Run has started it
+	ready   chan struct{}
+	stopped chan struct{} // closed when Run begins to stop
+	close   sync.Once
+}
+
+// New opens and verifies what the data dir holds and starts nothing. A file
+// that is damaged is named in the error (ErrDamaged), with the command that
+// recovers. If New succeeds, Run or Close must follow.
+func New(c Config) (*Node, error) {
+	if err := c.complete(); err != nil {
+		return nil, err
+	}
+	n := &Node{c: c, lock: c.Lock, ready: make(chan struct{}), stopped: make(chan struct{})}
+	if n.lock == nil {
+		l, err := LockDir(c.DataDir)
+		if err != nil {
+			return nil, err
+		}
+		n.lock, n.ownsLock = l, true
+	}
+	if err := n.open(); err != nil {
+		if n.ownsLock {
+			n.lock.Unlock()
+		}
+		return nil, err
+	}
+	n.lead.init()
+	n.batch = newBatcher(n)
+	n.peers = newPeers(n)
+	n.port = newPort(&n.c, n.serveRPC)
+	return n, nil
+}
+
+func (n *Node) open() error {
+	if err := os.MkdirAll(raftdir.Path(n.c.DataDir), 0o700); err != nil {
+		return fmt.Errorf("make raft directory: %w", err)
+	}
+	var err error
+	if n.snaps, err = raftdir.OpenSnapshots(n.c.DataDir, newHCLogger(n.c.Logger)); err != nil {
+		return err
+	}
+	all, err := n.snaps.List()
+	if err != nil {
+		return fmt.Errorf("list raft snapshots: %w", err)
+	}
+	var snapshot uint64
+	if len(all) > 0 {
+		snapshot = all[0].Index
+	}
+	log, contents, err := raftdir.OpenLog(raftdir.Options{
+		DataDir: n.c.DataDir, SnapshotIndex: snapshot, Reserve: n.c.Reserve,
+	})
+	if err != nil {
+		return n.withAdvice(err)
+	}
+	n.log = log
+	n.compact.init(n, snapshot, contents)
+	log.OnAppend = n.compact.appended
+	return nil
+}
+
+// withAdvice adds to the error of a damaged file what can be done about it.
+func (n *Node) withAdvice(err error) error {
+	if !errors.Is(err, ErrDamaged) {
+		return err
+	}
+	file, what := "FILE", "the newest file that `skiff snapshot save` made"
+	if newest := n.snaps.Newest(); newest != "" {
+		file, what = newest, "or a newer file that `skiff snapshot save` made"
+	}
+	return fmt.Errorf("%w; to go on with a saved state: skiff snapshot restore %s --data-dir NEWDIR (%s; what was written after it is lost), then start with --data-dir NEWDIR", err, file, what)
+}
+
+// Close releases what New opened. It is for a Node that is not run, is safe to
+// call twice, and does nothing once Run has begun.
+func (n *Node) Close() error {
+	var err error
+	n.close.Do(func() {
+		close(n.stopped)
+		err = errors.Join(n.port.Close(), n.release())
+	})
+	return err
+}
+
+func (n *Node) release() error {
+	err := n.log.Close()
+	if n.ownsLock {
+		n.lock.Unlock()
+	}
+	return err
+}
+
+// Run runs the member until ctx ends, and returns when everything it started
+// has ended.
+func (n *Node) Run(ctx context.Context) error {
+	begun := false
+	n.close.Do(func() { begun = true })
+	if !begun {
+		return ErrStopped
+	}
+	var wg sync.WaitGroup
+	wg.Go(n.port.serve)
+	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: n.port, MaxPool: 3, Timeout: 10 * time.Second, Logger: newHCLogger(n.c.Logger),
+		MsgpackUseNewTimeFormat: true,
+	})
+	r, err := n.start(trans)
+	if err == nil {
+		n.raft.Store(r)
+		n.lead.announce()
+		wg.Go(func() { n.lead.run(n) })
+		wg.Go(n.batch.run)
+		wg.Go(n.compact.run)
+		wg.Go(n.awaitReady)
+		n.hasten(r)
+		<-ctx.Done()
+	}
+	close(n.stopped)
+	n.lead.announce()
+	n.peers.close()
+	if r != nil {
+		n.log.Interrupt()
+		if serr := r.Shutdown().Error(); serr != nil {
+			err = errors.Join(err, fmt.Errorf("stop raft: %w", serr))
+		}
+	}
+	err = errors.Join(err, trans.Close(), n.port.Close())
+	wg.Wait()
+	return errors.Join(err, n.release())
+}
+
+// start makes the Raft instance, which restores the newest snapshot.
+func (n *Node) start(trans *raft.NetworkTransport) (*raft.Raft, error) {
+	rc := raft.DefaultConfig()
+	rc.LocalID = raft.ServerID(n.c.NodeID)
+	rc.Logger = newHCLogger(n.c.Logger)
+	rc.NotifyCh = n.lead.notify
+	rc.HeartbeatTimeout = n.c.HeartbeatTimeout + time.Millisecond // see hasten
+	rc.ElectionTimeout = n.c.HeartbeatTimeout + time.Millisecond
+	rc.LeaderLeaseTimeout = n.c.HeartbeatTimeout / 2
+	rc.SnapshotInterval = 24 * time.Hour // the compactor decides
+	rc.SnapshotThreshold = 1 << 62
+	rc.MaxAppendEntries = 64
+	rc.ShutdownOnRemove = false
+	rc.NoLegacyTelemetry = true
+
+	exists, err := raft.HasExistingState(n.log, n.log, n.snaps)
+	if err != nil {
+		return nil, n.withAdvice(fmt.Errorf("read raft state: %w", err))
+	}
+	if !exists && len(n.c.Bootstrap) > 0 {
+		var config raft.Configuration
+		for _, s := range n.c.Bootstrap {
+			config.Servers = append(config.Servers, raft.Server{ID: raft.ServerID(s.ID), Address: raft.ServerAddress(s.Addr)})
+		}
+		if err := raft.BootstrapCluster(rc, n.log, n.log, n.snaps, trans, config); err != nil {
+			return nil, fmt.Errorf("bootstrap the cluster: %w", err)
+		}
+	}
+	r, err := raft.NewRaft(rc, n.c.FSM, n.log, n.log, n.snaps, trans)
+	if err != nil {
+		if newest := n.snaps.Newest(); newest != "" {
+			err = n.withAdvice(fmt.Errorf("%w: %s can't be restored: %w", ErrDamaged, filepath.Dir(newest), err))
+		}
+		return nil, fmt.Errorf("start raft: %w", err)
+	}
+	return r, nil
+}
+
+// hasten lets a sole voter stand for election at once. Others wait to hear from
+// a leader first.
+func (n *Node) hasten(r *raft.Raft) {
+	if !n.soleVoter(r) {
+		return
+	}
+	rc := r.ReloadableConfig()
+	rc.HeartbeatTimeout = n.c.HeartbeatTimeout // a shorter one makes Raft look at the clock
+	if err := r.ReloadConfig(rc); err != nil {
+		n.c.Logger.Warn("raft refused its timeouts", "error", err)
+	}
+}
+
+// soleVoter says whether this member alone is the quorum.
+func (n *Node) soleVoter(r *raft.Raft) bool {
+	voters, me := 0, false
+	for _, s := range r.GetConfiguration().Configuration().Servers {
+		if s.Suffrage == raft.Voter {
+			voters++
+			me = me || string(s.ID) == n.c.NodeID
+		}
+	}
+	return voters == 1 && me
+}
+
+// Ready is closed when the log has been replayed and a leader is known.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+func (n *Node) awaitReady() {
+	ctx, cancel := n.untilStopped(context.Background())
+	defer cancel()
+	for ctx.Err() == nil {
+		if err := n.ReadIndex(ctx); err == nil {
+			close(n.ready)
+			return
+		} else if ctx.Err() == nil {
+			n.c.Logger.Warn("waiting for a leader", "error", err)
+		}
+	}
+}
+
+// untilStopped is ctx, ended also when the node stops.
+func (n *Node) untilStopped(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-n.stopped:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// Snapshot writes a snapshot that holds everything acknowledged before the call
+// and is consistent at one revision.
+func (n *Node) Snapshot(ctx context.Context, w io.Writer) error {
+	if err := n.ReadIndex(ctx); err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	return n.c.FSM.Capture().Write(ctx, w)
+}

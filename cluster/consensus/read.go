@@ -1,0 +1,132 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/hashicorp/raft"
+)
+
+// ReadIndex returns when the local FSM holds everything that was acknowledged
+// before the call, by whichever member. Nothing is written for it. It waits for
+// a leader for at most Config.ElectionWait.
+func (n *Node) ReadIndex(ctx context.Context) error {
+	if r := n.raft.Load(); r != nil && n.knowsAll(r) {
+		return nil
+	}
+	err := n.withLeader(ctx, func(r *raft.Raft, leader string) error {
+		if leader == "" {
+			_, err := n.readIndexHere(ctx)
+			return err
+		}
+		index, err := n.peers.readIndex(ctx, leader)
+		if errors.Is(err, ErrUnknownOutcome) {
+			return fmt.Errorf("%w: %w", ErrNotLeader, err) // reading can be tried again
+		}
+		if err != nil {
+			return err
+		}
+		return n.c.FSM.WaitApplied(ctx, index)
+	})
+	if err != nil {
+		return fmt.Errorf("read index: %w", err)
+	}
+	return nil
+}
+
+// readIndexHere confirms that this member leads, and returns the index that a
+// reader has to have applied. That is what the FSM has applied here: writes are
+// acknowledged after that.
+func (n *Node) readIndexHere(ctx context.Context) (uint64, error) {
+	r := n.raft.Load()
+	if n.lead.leadingTerm() == 0 {
+		return 0, ErrNotLeader // or not yet: what earlier leaders committed is being applied
+	}
+	index, _ := n.c.FSM.Applied()
+	if n.soleVoter(r) {
+		return index, nil
+	}
+	if err := n.verify.leader(ctx, r, n.stopped); err != nil {
+		return 0, err
+	}
+	return index, nil
+}
+
+// knowsAll says whether nobody but this member can have acknowledged a write
+// since it last led. Then the FSM holds all of them, even while the member can't
+// lead because its disk is full.
+func (n *Node) knowsAll(r *raft.Raft) bool {
+	led := n.lead.lastTerm()
+	return led != 0 && n.log.LastTerm() == led && n.soleVoter(r)
+}
+
+// Barrier returns when this member leads and its FSM holds everything that was
+// committed before, under this leader and earlier ones. Leaders call it before
+// they take up their duties. Nothing is written for it.
+func (n *Node) Barrier(ctx context.Context) error {
+	if n.raft.Load() == nil || n.lead.leadingTerm() == 0 {
+		return fmt.Errorf("barrier: %w", ErrNotLeader)
+	}
+	if _, err := n.readIndexHere(ctx); err != nil {
+		return fmt.Errorf("barrier: %w", err)
+	}
+	return nil
+}
+
+// verifier shares one round of asking the followers among all readers that
+// began to wait before it.
+type verifier struct {
+	mu      sync.Mutex
+	running bool
+	next    *round
+}
+
+type round struct {
+	done chan struct{}
+	err  error
+}
+
+// leader returns nil if r has confirmed, after the call, that it leads.
+func (v *verifier) leader(ctx context.Context, r *raft.Raft, stopped <-chan struct{}) error {
+	v.mu.Lock()
+	if v.next == nil {
+		v.next = &round{done: make(chan struct{})}
+	}
+	mine := v.next
+	if !v.running {
+		v.running = true
+		go v.run(r)
+	}
+	v.mu.Unlock()
+	select {
+	case <-mine.done:
+		return mine.err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-stopped:
+		return ErrStopped
+	}
+}
+
+func (v *verifier) run(r *raft.Raft) {
+	for {
+		v.mu.Lock()
+		now := v.next
+		v.next = nil
+		if now == nil {
+			v.running = false
+			v.mu.Unlock()
+			return
+		}
+		v.mu.Unlock()
+		if err := r.VerifyLeader().Error(); err != nil {
+			now.err = fmt.Errorf("%w: %w", ErrNotLeader, err)
+			if errors.Is(err, raft.ErrRaftShutdown) {
+				now.err = ErrStopped
+			}
+		}
+		close(now.done)
+	}
+}

@@ -1,0 +1,184 @@
+package consensus
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/skiff-sh/skiff/fsm"
+)
+
+// On an RPC connection both sides send frames:
+//
+//	uint32 length of the rest, uint64 id, 1 byte kind or status, body
+//
+// Numbers of fixed size are big-endian. The id ties an answer to its request;
+// answers come in any order.
+const (
+	frameHead = 4 + 8 + 1
+	maxFrame  = fsm.MaxCommandBytes + 64<<10
+
+	kindPropose   = 1 // body: uvarint milliseconds until the deadline, encoded command
+	kindReadIndex = 2 // body: uvarint milliseconds until the deadline
+)
+
+// Statuses of an answer. With any but statusOK the body is a text.
+const (
+	statusOK        = 0 // body: as the kind says
+	statusNotLeader = 1
+	statusNoSpace   = 2
+	statusUnknown   = 3 // ErrUnknownOutcome
+	statusFailed    = 4 // nothing was done
+	statusStorage   = 5 // ErrStorageFailed
+)
+
+const (
+	requestTimeout = 10 * time.Second // for requests whose context has no deadline
+	writeTimeout   = 10 * time.Second // for one frame
+)
+
+type frame struct {
+	id   uint64
+	kind byte
+	body []byte
+}
+
+func readFrame(r *bufio.Reader) (f frame, err error) {
+	var head [frameHead]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return f, err
+	}
+	n := int(binary.BigEndian.Uint32(head[:])) - (frameHead - 4)
+	if n < 0 || n > maxFrame {
+		return f, fmt.Errorf("frame of %d bytes", n)
+	}
+	f.id, f.kind = binary.BigEndian.Uint64(head[4:]), head[12]
+	f.body = make([]byte, n)
+	_, err = io.ReadFull(r, f.body)
+	return f, err
+}
+
+// frameWriter writes frames of many goroutines. The first error is final.
+type frameWriter struct {
+	conn    net.Conn
+	waiting atomic.Int32 // those that want to write: the last of them flushes
+	mu      sync.Mutex   // guards the rest
+	w       *bufio.Writer
+	err     error
+}
+
+func (fw *frameWriter) write(f frame) error {
+	var head [frameHead]byte
+	binary.BigEndian.PutUint32(head[:], uint32(frameHead-4+len(f.body)))
+	binary.BigEndian.PutUint64(head[4:], f.id)
+	head[12] = f.kind
+	fw.waiting.Add(1)
+	fw.mu.Lock()
+	defer fw.mu.Unlock()
+	last := fw.waiting.Add(-1) == 0
+	if fw.err != nil {
+		return fw.err
+	}
+	fw.err = fw.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+	for _, b := range [][]byte{head[:], f.body} {
+		if fw.err == nil {
+			_, fw.err = fw.w.Write(b)
+		}
+	}
+	if fw.err == nil && last {
+		fw.err = fw.w.Flush()
+	}
+	return fw.err
+}
+
+// serveRPC answers requests on one connection until it ends.
+func (n *Node) serveRPC(conn net.Conn) {
+	ctx, cancel := n.untilStopped(context.Background())
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	r := bufio.NewReader(conn)
+	w := &frameWriter{conn: conn, w: bufio.NewWriter(conn)}
+	for {
+		f, err := readFrame(r)
+		if err != nil {
+			if err != io.EOF && ctx.Err() == nil {
+				n.c.Logger.Debug("rpc connection ended", "from", conn.RemoteAddr(), "error", err)
+			}
+			cancel()
+			return
+		}
+		wg.Go(func() {
+			status, body := n.answer(ctx, f)
+			if err := w.write(frame{f.id, status, body}); err != nil {
+				conn.Close()
+			}
+		})
+	}
+}
+
+// answer does what a request asks for.
+func (n *Node) answer(ctx context.Context, f frame) (status byte, body []byte) {
+	ms, k := binary.Uvarint(f.body)
+	if k <= 0 || n.raft.Load() == nil {
+		return statusFailed, []byte("malformed request, or not started yet")
+	}
+	timeout := min(time.Duration(ms)*time.Millisecond, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var err error
+	switch f.kind {
+	case kindPropose:
+		var r fsm.Result
+		var index uint64
+		if err = fsm.CheckCommand(f.body[k:]); err == nil {
+			r, index, err = n.proposeHere(ctx, f.body[k:])
+		}
+		if err == nil {
+			return statusOK, appendResult(binary.AppendUvarint(nil, index), r)
+		}
+	case kindReadIndex:
+		var index uint64
+		if index, err = n.readIndexHere(ctx); err == nil {
+			return statusOK, binary.AppendUvarint(nil, index)
+		}
+	default:
+		err = fmt.Errorf("request of kind %d is not known to this version of skiff", f.kind)
+	}
+	return statusOf(err), []byte(err.Error())
+}
+
+func statusOf(err error) byte {
+	switch {
+	case errors.Is(err, ErrStorageFailed):
+		return statusStorage
+	case errors.Is(err, ErrUnknownOutcome):
+		return statusUnknown
+	case errors.Is(err, ErrNotLeader):
+		return statusNotLeader
+	case errors.Is(err, ErrNoSpace):
+		return statusNoSpace
+	}
+	return statusFailed
+}
+
+func errorOf(status byte, text string) error {
+	switch status {
+	case statusStorage:
+		return fmt.Errorf("%w: %w: the leader says: %s", ErrUnknownOutcome, ErrStorageFailed, text)
+	case statusUnknown:
+		return fmt.Errorf("%w: the leader says: %s", ErrUnknownOutcome, text)
+	case statusNotLeader:
+		return ErrNotLeader
+	case statusNoSpace:
+		return fmt.Errorf("%w: the leader says: %s", ErrNoSpace, text)
+	}
+	return fmt.Errorf("the leader refused: %s", text)
+}
