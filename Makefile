@@ -27,7 +27,7 @@ build: shim
 
 shim: $(SHIM) $(HELLO)
 
-$(SHIM): deps-build $(shell find cmd/skiff-shim node/runtime/shimproto -name '*.go' 2>/dev/null) go.sum
+$(SHIM): $(shell find cmd/skiff-shim node/runtime/shimproto -name '*.go' 2>/dev/null) go.sum | deps-build
 	@mkdir -p bin
 	CGO_ENABLED=1 go build -trimpath -tags "$(SHIMTAGS)" -ldflags "-s -w -linkmode external -extldflags -static" -o bin/skiff-shim ./cmd/skiff-shim
 	gzip -9 -n -c bin/skiff-shim > $@.new && mv $@.new $@
