@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -178,7 +179,8 @@ func (s *Source) get(ctx context.Context, ref Ref) (any, error) {
 	obj := e.obj
 	s.mu.Unlock()
 	if obj == nil {
-		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: string(ref.Kind)}, ref.Name)
+		// The singular is what kubelet's users know: secret "x" not found.
+		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: strings.TrimSuffix(string(ref.Kind), "s")}, ref.Name)
 	}
 	return obj, nil
 }

@@ -24,7 +24,7 @@ func TestHoldFollowsObject(t *testing.T) {
 	changed := make(chan struct{}, 100)
 	ref := Ref{ConfigMap, "default", "settings"}
 	release := s.Hold([]Ref{ref}, func() { changed <- struct{}{} })
-	if _, err := s.ConfigMap(ctx, "default", "settings"); !apierrors.IsNotFound(err) || err.Error() != `configmaps "settings" not found` {
+	if _, err := s.ConfigMap(ctx, "default", "settings"); !apierrors.IsNotFound(err) || err.Error() != `configmap "settings" not found` {
 		t.Fatalf("missing object: %v", err)
 	}
 	await := func(want string) {

@@ -1,0 +1,66 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Subpath opens a path inside a volume for mounting and makes it a directory
+// when nothing is there. Symbolic links that lead out of the volume are
+// refused by the kernel, at the time of the open, so a container that swaps
+// links meanwhile gains nothing. The file must stay open until the mount is
+// done; Source gives the path to mount.
+func Subpath(volumePath, sub string) (*os.File, error) {
+	fd, err := openBeneath(volumePath, sub)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = makeBeneath(volumePath, sub); err == nil {
+			fd, err = openBeneath(volumePath, sub)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("failed to prepare subPath %q: %w", sub, err)
+	}
+	return os.NewFile(uintptr(fd), sub), nil
+}
+
+// Source is a path by which other processes reach an open file.
+func Source(f *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()) }
+
+func openBeneath(root, sub string) (int, error) {
+	r, err := unix.Open(root, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(r)
+	for {
+		fd, err := unix.Openat2(r, sub, &unix.OpenHow{
+			Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS})
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) { // something moved meanwhile
+			continue
+		}
+		if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ELOOP) {
+			return -1, fmt.Errorf("%w: it leads out of the volume", err)
+		}
+		return fd, err
+	}
+}
+
+func makeBeneath(root, sub string) error {
+	r, err := os.OpenRoot(root)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if err := r.MkdirAll(sub, 0o750); err != nil {
+		return err
+	}
+	info, err := r.Stat(".")
+	if err != nil {
+		return err
+	}
+	return r.Chmod(sub, info.Mode().Perm()|0o750)
+}
