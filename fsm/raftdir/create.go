@@ -33,7 +33,7 @@ func Create(dataDir string, m Member, index, term uint64, write func(io.Writer) 
 		return fmt.Errorf("create raft state: %w", err)
 	}
 	config := raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(m.ID), Address: raft.ServerAddress(m.Addr)}}}
-	sink, err := snaps.Create(raft.SnapshotVersionMax, index, term, config, index, nil)
+	sink, err := snaps.Create(raft.SnapshotVersionMax, index, term, config, index, addresses{})
 	if err != nil {
 		return fmt.Errorf("create raft snapshot: %w", err)
 	}
@@ -54,3 +54,9 @@ func Create(dataDir string, m Member, index, term uint64, write func(io.Writer) 
 	}
 	return nil
 }
+
+// addresses is the part of a transport that making a snapshot asks for: the
+// form of peers that versions of Raft before 1.0 read.
+type addresses struct{ raft.Transport }
+
+func (addresses) EncodePeer(_ raft.ServerID, a raft.ServerAddress) []byte { return []byte(a) }

@@ -1,0 +1,228 @@
+package backup
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skiff-sh/skiff/fsm"
+	"github.com/skiff-sh/skiff/fsm/raftdir"
+	"github.com/skiff-sh/skiff/fsm/store"
+)
+
+// DefaultRevisionStep is by how much a restore moves the revision forward. The
+// cluster may have gone on after the snapshot was taken; no revision that any
+// client has seen since may be given out again for something else, so the step
+// is larger than what any cluster writes in that time.
+const DefaultRevisionStep = 1_000_000_000
+
+// PKIPrefix is where the keys are that Restore also writes as files.
+const PKIPrefix = "/skiff/pki/"
+
+// RestoreOptions for Restore.
+type RestoreOptions struct {
+	// NodeID of the one member that the restored cluster has; by default a new
+	// one. It is written to DIR/node-id.
+	NodeID string
+	// AdvertiseAddr is the host:port of its Raft port. The default,
+	// 127.0.0.1:6444, is corrected by the first start.
+	AdvertiseAddr string
+	// RevisionStep is added to the revision; 0 is DefaultRevisionStep.
+	RevisionStep int64
+	Progress     Progress
+}
+
+// Restored says what Restore has made.
+type Restored struct {
+	Snapshot *Info    `json:"snapshot"`
+	DataDir  string   `json:"dataDir"`
+	NodeID   string   `json:"nodeID"`
+	Revision int64    `json:"revision"` // after the step
+	PKIFiles []string `json:"pkiFiles"` // names below DataDir/pki
+}
+
+// Restore makes a data dir from a snapshot: a server started on it is the only
+// member of the same cluster. dataDir must not exist (ErrExists). The snapshot
+// is verified as a whole before anything is written, and dataDir appears when
+// everything in it is on the disk.
+func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Restored, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("restore snapshot %s: %w", path, err)
+		}
+	}()
+	if err := o.complete(); err != nil {
+		return nil, err
+	}
+	if _, err := os.Lstat(dataDir); err == nil {
+		return nil, fmt.Errorf("data dir %s %w; name one that does not", dataDir, ErrExists)
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	f, size, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+
+	pki := map[string][]byte{}
+	info, err := read(ctx, f, size, "verifying", o.Progress, func(kv *store.KeyValue) error {
+		name, ok := strings.CutPrefix(kv.Key, PKIPrefix)
+		if !ok {
+			return nil
+		}
+		if name == "" || name != filepath.Base(name) || name == "." || name == ".." {
+			return fmt.Errorf("key %q is no name for a file", kv.Key)
+		}
+		pki[name] = kv.Value
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+
+	parent := filepath.Dir(filepath.Clean(dataDir))
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return nil, err
+	}
+	tmp, err := os.MkdirTemp(parent, "."+filepath.Base(dataDir)+".tmp-*")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp) // there is nothing once it has been renamed
+	out := &Restored{Snapshot: info, DataDir: dataDir, NodeID: o.NodeID, Revision: info.Revision + o.RevisionStep}
+	if out.Revision < info.Revision {
+		return nil, fmt.Errorf("revision %d can't go %d further", info.Revision, o.RevisionStep)
+	}
+	member := raftdir.Member{ID: o.NodeID, Addr: o.AdvertiseAddr}
+	err = raftdir.Create(tmp, member, info.Index, info.Term, func(w io.Writer) error {
+		return rewrite(ctx, f, size, w, info.Hash, out.Revision, o.Progress)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if out.PKIFiles, err = writePKI(tmp, pki); err != nil {
+		return nil, err
+	}
+	if err := writeFile(filepath.Join(tmp, "node-id"), []byte(o.NodeID+"\n"), 0o644); err != nil {
+		return nil, err
+	}
+	if err := syncTree(tmp); err != nil {
+		return nil, err
+	}
+	err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, dataDir, unix.RENAME_NOREPLACE)
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return nil, fmt.Errorf("data dir %s %w; name one that does not", dataDir, ErrExists)
+	case errors.Is(err, unix.EINVAL): // the file system can't; an empty directory might be replaced
+		err = os.Rename(tmp, dataDir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("put %s in place: %w", dataDir, err)
+	}
+	return out, syncDir(parent)
+}
+
+func (o *RestoreOptions) complete() error {
+	if o.NodeID == "" {
+		o.NodeID = strings.ToLower(rand.Text()[:16])
+	}
+	if strings.TrimSpace(o.NodeID) != o.NodeID {
+		return fmt.Errorf("node id %q begins or ends with a space", o.NodeID)
+	}
+	if o.AdvertiseAddr == "" {
+		o.AdvertiseAddr = "127.0.0.1:6444"
+	}
+	if o.RevisionStep == 0 {
+		o.RevisionStep = DefaultRevisionStep
+	}
+	if o.RevisionStep < 0 {
+		return fmt.Errorf("revision step %d would go back", o.RevisionStep)
+	}
+	return nil
+}
+
+// rewrite copies a snapshot and gives it another revision. The source was
+// verified before; it must still have the same hash.
+func rewrite(ctx context.Context, src io.Reader, size int64, dst io.Writer, hash string, revision int64, progress Progress) error {
+	r, err := fsm.NewReader(src)
+	if err != nil {
+		return err
+	}
+	h := r.Header()
+	h.Revision = revision
+	w, err := fsm.NewWriter(dst, h)
+	if err != nil {
+		return err
+	}
+	for last := int64(0); ; {
+		kv, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err == nil {
+			err = w.Add(kv)
+		}
+		if err != nil {
+			return err
+		}
+		if r.Offset() != last {
+			last = r.Offset()
+			progress.tell("restoring", last, size)
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+		}
+	}
+	if r.Summary().Hash != hash {
+		return errors.New("the file was changed while it was read")
+	}
+	progress.tell("restoring", size, size)
+	return w.Close()
+}
+
+func writePKI(dataDir string, files map[string][]byte) (names []string, err error) {
+	dir := filepath.Join(dataDir, "pki")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	for name, content := range files {
+		if err := writeFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			return nil, err
+		}
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+func writeFile(path string, content []byte, mode os.FileMode) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// syncTree makes the names in a directory and those below it last. The files in
+// it have been synced.
+func syncTree(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		return syncDir(path)
+	})
+}

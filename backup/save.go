@@ -1,0 +1,129 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+)
+
+// Source writes a snapshot. The method Snapshot of consensus.Node is one.
+type Source func(ctx context.Context, w io.Writer) error
+
+// FromReader is a Source that copies r, such as the body of an HTTP response.
+func FromReader(r io.Reader) Source {
+	return func(ctx context.Context, w io.Writer) error {
+		stop := context.AfterFunc(ctx, func() {
+			if c, ok := r.(io.Closer); ok {
+				c.Close()
+			}
+		})
+		defer stop()
+		_, err := io.Copy(w, r)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return err
+	}
+}
+
+// SaveOptions for Save.
+type SaveOptions struct {
+	Overwrite bool // replace a file that exists
+	Progress  Progress
+}
+
+// Save writes a snapshot from source to path, with mode 0600. It is written
+// beside, verified, and put in place only then: whatever goes wrong, path is not
+// touched. An existing file is refused with ErrExists unless Overwrite is set.
+func Save(ctx context.Context, source Source, path string, o SaveOptions) (_ *Info, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("save snapshot to %s: %w", path, err)
+		}
+	}()
+	if st, err := os.Lstat(path); err == nil {
+		switch {
+		case st.IsDir():
+			return nil, errors.New("it is a directory")
+		case !o.Overwrite:
+			return nil, ErrExists
+		}
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	dir, name := filepath.Split(path)
+	tmp, err := os.CreateTemp(filepath.Clean(dir), "."+name+".tmp-*") // made with mode 0600
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(tmp.Name()) // fails once it has been renamed
+	defer tmp.Close()
+
+	w := &progressWriter{w: tmp, progress: o.Progress}
+	if err := source(ctx, w); err != nil {
+		return nil, err
+	}
+	if err := tmp.Sync(); err != nil {
+		return nil, err
+	}
+	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	info, err := read(ctx, tmp, w.n, "verifying", o.Progress, nil)
+	if err != nil {
+		return nil, fmt.Errorf("what was received is no whole snapshot: %w", err)
+	}
+	if err := tmp.Close(); err != nil {
+		return nil, err
+	}
+	if err := place(tmp.Name(), path, o.Overwrite); err != nil {
+		return nil, err
+	}
+	return info, nil
+}
+
+// place gives a file its final name. Without overwrite a file that has come into
+// being meanwhile is left alone.
+func place(tmp, path string, overwrite bool) error {
+	if overwrite {
+		if err := os.Rename(tmp, path); err != nil {
+			return err
+		}
+	} else if err := os.Link(tmp, path); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return ErrExists
+		}
+		// Some file systems have no hard links.
+		if _, serr := os.Lstat(path); serr == nil {
+			return ErrExists
+		}
+		if err := os.Rename(tmp, path); err != nil {
+			return err
+		}
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+type progressWriter struct {
+	w        io.Writer
+	n        int64
+	progress Progress
+}
+
+func (p *progressWriter) Write(b []byte) (int, error) {
+	n, err := p.w.Write(b)
+	p.n += int64(n)
+	p.progress.tell("saving", p.n, 0)
+	return n, err
+}

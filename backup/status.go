@@ -1,0 +1,101 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/skiff-sh/skiff/fsm"
+	"github.com/skiff-sh/skiff/fsm/store"
+)
+
+// Info describes a snapshot that has been verified.
+type Info struct {
+	Hash      string `json:"hash"` // SHA-256, in hex
+	Revision  int64  `json:"revision"`
+	TotalKeys uint64 `json:"totalKey"`  // named as etcdutl names them
+	TotalSize int64  `json:"totalSize"` // of the file
+	Version   string `json:"version"`   // of the format
+	ClusterID string `json:"clusterID"`
+	Index     uint64 `json:"raftIndex"`
+	Term      uint64 `json:"raftTerm"`
+	DataSize  uint64 `json:"dataSize"` // of keys and values
+}
+
+// Status reads and verifies the whole snapshot and says what is in it.
+func Status(path string) (*Info, error) { return Verify(context.Background(), path, nil) }
+
+// Verify is Status with a way to end it and to follow it. A file that is not as
+// it was written is refused with the reason: fsm.ErrNotSnapshot,
+// fsm.ErrSnapshotVersion, fsm.ErrTruncated or fsm.ErrDamaged.
+func Verify(ctx context.Context, path string, progress Progress) (*Info, error) {
+	f, size, err := open(path)
+	if err != nil {
+		return nil, fmt.Errorf("verify snapshot: %w", err)
+	}
+	defer f.Close()
+	info, err := read(ctx, f, size, "verifying", progress, nil)
+	if err != nil {
+		return nil, fmt.Errorf("verify snapshot %s: %w", path, err)
+	}
+	return info, nil
+}
+
+func open(path string) (*os.File, int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s: %w: it is no regular file", path, fsm.ErrNotSnapshot)
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, st.Size(), nil
+}
+
+// read reads a snapshot to its end, gives each key to each (if not nil), and
+// returns what the snapshot says about itself once all of it is verified.
+func read(ctx context.Context, src io.Reader, size int64, what string, progress Progress, each func(*store.KeyValue) error) (*Info, error) {
+	r, err := fsm.NewReader(src)
+	if err != nil {
+		return nil, err
+	}
+	for last := int64(0); ; {
+		kv, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err == nil && each != nil {
+			err = each(kv)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if r.Offset() != last { // a block further
+			last = r.Offset()
+			progress.tell(what, last, size)
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	progress.tell(what, size, size)
+	s := r.Summary()
+	return &Info{
+		Hash: s.Hash, Revision: s.Revision, TotalKeys: s.Keys, TotalSize: s.Size,
+		Version: fmt.Sprint(s.Version), ClusterID: s.ClusterID, Index: s.Index, Term: s.Term,
+		DataSize: s.Bytes,
+	}, nil
+}
+
+// Refused says whether err is about what is in a file, not about reading it.
+func Refused(err error) bool {
+	return errors.Is(err, fsm.ErrNotSnapshot) || errors.Is(err, fsm.ErrSnapshotVersion) ||
+		errors.Is(err, fsm.ErrTruncated) || errors.Is(err, fsm.ErrDamaged)
+}
