@@ -1,0 +1,78 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/skiff-sh/skiff/cluster/consensus"
+)
+
+// Paths of skiff's own API on the API port. They pass the same authentication
+// and authorization as all others: without a role that names them, only
+// system:masters gets in.
+const (
+	StatusPath   = "/skiff/v1/status"
+	SnapshotPath = "/skiff/v1/snapshot"
+)
+
+// Status is what `skiff status` shows of one server.
+type Status struct {
+	Name    string    `json:"name"`
+	Version string    `json:"version"` // of skiff
+	Started time.Time `json:"started"`
+	// Duties that this server does as the leader.
+	Duties []string        `json:"duties,omitempty"`
+	Raft   consensus.Stats `json:"raft"`
+}
+
+// operatorHandlers serves StatusPath and SnapshotPath.
+func operatorHandlers(status func() Status, snapshot func(context.Context, io.Writer) error, log *slog.Logger) map[string]http.Handler {
+	return map[string]http.Handler{
+		StatusPath: get(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			if err := json.NewEncoder(w).Encode(status()); err != nil {
+				log.Debug("answer status", "error", err)
+			}
+		}),
+		// The snapshot ends with its checksum: a client that reads a whole,
+		// verified snapshot has got all of it, whatever happened here.
+		SnapshotPath: get(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/octet-stream")
+			started := &startedWriter{w: w}
+			if err := snapshot(r.Context(), started); err != nil {
+				log.Warn("send snapshot", "error", err)
+				if !started.yes {
+					http.Error(w, err.Error(), http.StatusServiceUnavailable)
+					return
+				}
+				panic(http.ErrAbortHandler) // cut the connection: the body is not whole
+			}
+		}),
+	}
+}
+
+func get(h http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet {
+			w.Header().Set("Allow", http.MethodGet)
+			http.Error(w, "only GET is allowed", http.StatusMethodNotAllowed)
+			return
+		}
+		h(w, r)
+	})
+}
+
+// startedWriter knows whether anything was written.
+type startedWriter struct {
+	w   io.Writer
+	yes bool
+}
+
+func (s *startedWriter) Write(p []byte) (int, error) {
+	s.yes = true
+	return s.w.Write(p)
+}
