@@ -48,7 +48,7 @@ deps: deps-build
 
 # a cluster, a real application, its answers, a killed pod, a snapshot; KEEP=1 leaves it running
 demo: build
-	cmd/test/demo.sh $(if $(KEEP),keep)
+	go run ./cmd/test/demo -skiff bin/skiff $(if $(KEEP),-keep)
 
 # everything that CI checks: verify, unit tests, integration tests
 test: deps verify unit integration

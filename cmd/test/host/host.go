@@ -1,0 +1,140 @@
+// Package host makes throw-away hosts on one Linux machine, for the demo, the
+// benchmarks and the integration tests: a network namespace that the machine
+// reaches over a veth pair, and a skiff server in it.
+//
+// Limits: the hosts share the machine's processes, mounts and cgroups; only
+// their network is their own. Needs root.
+package host
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+)
+
+// Host is a network namespace with one address of its own.
+type Host struct {
+	Name string
+	// Addr is the host's address, Outside that of the machine on the link
+	// between them.
+	Addr, Outside string
+	ns            netns.NsHandle
+}
+
+// New makes host number n (0 to 255), which decides its addresses:
+// 10.199.n.2, seen from 10.199.n.1.
+func New(name string, n uint8) (h *Host, err error) {
+	h = &Host{Name: name, Addr: fmt.Sprintf("10.199.%d.2", n), Outside: fmt.Sprintf("10.199.%d.1", n)}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	orig, err := netns.Get()
+	if err != nil {
+		return nil, fmt.Errorf("own network namespace: %w", err)
+	}
+	defer orig.Close()
+	if h.ns, err = netns.NewNamed(name); err != nil {
+		return nil, fmt.Errorf("make network namespace %s: %w", name, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.Close())
+		}
+	}()
+	if err := netns.Set(orig); err != nil {
+		return nil, fmt.Errorf("go back to own network namespace: %w", err)
+	}
+	return h, h.connect()
+}
+
+func (h *Host) connect() error {
+	near, far := h.Name+"-o", "eth0"
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: near}, PeerName: far, PeerNamespace: netlink.NsFd(h.ns)}
+	if err := netlink.LinkAdd(link); err != nil {
+		return fmt.Errorf("make veth pair %s: %w", near, err)
+	}
+	if err := up(nil, near, h.Outside); err != nil {
+		return err
+	}
+	inside, err := netlink.NewHandleAt(h.ns)
+	if err != nil {
+		return fmt.Errorf("netlink in %s: %w", h.Name, err)
+	}
+	defer inside.Close()
+	if err := up(inside, "lo", ""); err != nil {
+		return err
+	}
+	if err := up(inside, far, h.Addr); err != nil {
+		return err
+	}
+	return inside.RouteAdd(&netlink.Route{Gw: net.ParseIP(h.Outside)})
+}
+
+// up brings a link up and gives it an address in a /24. A nil handle means the
+// current namespace.
+func up(h *netlink.Handle, name, addr string) error {
+	if h == nil {
+		var err error
+		if h, err = netlink.NewHandle(); err != nil {
+			return err
+		}
+		defer h.Close()
+	}
+	l, err := h.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find link %s: %w", name, err)
+	}
+	if addr != "" {
+		a, err := netlink.ParseAddr(addr + "/24")
+		if err != nil {
+			return err
+		}
+		if err := h.AddrAdd(l, a); err != nil {
+			return fmt.Errorf("address of %s: %w", name, err)
+		}
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		return fmt.Errorf("bring up %s: %w", name, err)
+	}
+	return nil
+}
+
+// Start starts cmd inside the host's network.
+func (h *Host) Start(cmd *exec.Cmd) error {
+	return h.Do(cmd.Start)
+}
+
+// Do runs fn on a thread inside the host's network. Goroutines that fn starts
+// are not inside.
+func (h *Host) Do(fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		// The thread is thrown away with the goroutine: it stays locked.
+		runtime.LockOSThread()
+		if err := netns.Set(h.ns); err != nil {
+			done <- fmt.Errorf("enter %s: %w", h.Name, err)
+			return
+		}
+		done <- fn()
+	}()
+	return <-done
+}
+
+// Close removes the host; its links vanish with it.
+func (h *Host) Close() error {
+	errs := []error{h.ns.Close()}
+	if err := netns.DeleteNamed(h.Name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("remove network namespace %s: %w", h.Name, err))
+	}
+	// The pair goes when the last process of the namespace does; what is left
+	// of it on our side need not wait.
+	if l, err := netlink.LinkByName(h.Name + "-o"); err == nil {
+		errs = append(errs, netlink.LinkDel(l))
+	}
+	return errors.Join(errs...)
+}
