@@ -39,7 +39,7 @@ type port struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	mu     sync.Mutex
-	conns  map[net.Conn]struct{} // of RPC and of handshakes
+	conns  map[net.Conn]struct{} // all that are open
 }
 
 // advertised is the address that others use.
@@ -96,13 +96,17 @@ func (p *port) handle(raw net.Conn) {
 	}
 	switch conn.ConnectionState().NegotiatedProtocol {
 	case protoRaft:
+		c := &trackedConn{Conn: conn, port: p}
 		p.mu.Lock()
-		delete(p.conns, raw) // Raft's transport closes it
+		delete(p.conns, raw)
 		p.mu.Unlock()
+		if !p.track(c) {
+			return
+		}
 		select {
-		case p.raft <- conn:
+		case p.raft <- c:
 		case <-p.stop.Done():
-			conn.Close()
+			c.Close()
 		}
 	case protoRPC:
 		p.serveRPC(conn)
@@ -117,6 +121,9 @@ func (p *port) track(c net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.stop.Err() != nil {
+		if t, ok := c.(*trackedConn); ok {
+			c = t.Conn
+		}
 		c.Close()
 		return false
 	}
@@ -159,7 +166,29 @@ func (p *port) dial(ctx context.Context, addr, proto string) (net.Conn, error) {
 func (p *port) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(p.stop, timeout)
 	defer cancel()
-	return p.dial(ctx, string(addr), protoRaft)
+	conn, err := p.dial(ctx, string(addr), protoRaft)
+	if err != nil {
+		return nil, err
+	}
+	c := &trackedConn{Conn: conn, port: p}
+	if !p.track(c) {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+
+// trackedConn is one of Raft's connections. Raft's transport leaves some open
+// when it is closed.
+type trackedConn struct {
+	net.Conn
+	port *port
+}
+
+func (c *trackedConn) Close() error {
+	c.port.mu.Lock()
+	delete(c.port.conns, c)
+	c.port.mu.Unlock()
+	return c.Conn.Close()
 }
 
 // Accept implements net.Listener for Raft.
@@ -172,13 +201,15 @@ func (p *port) Accept() (net.Conn, error) {
 	}
 }
 
-// Close implements net.Listener. It closes everything but Raft's connections,
-// and is safe to call twice.
+// Close implements net.Listener. It closes all connections, and is safe to call
+// twice.
 func (p *port) Close() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.cancel()
-	for c := range p.conns {
+	p.mu.Lock()
+	open := p.conns
+	p.conns = map[net.Conn]struct{}{}
+	p.mu.Unlock()
+	for c := range open {
 		c.Close()
 	}
 	err := p.listener.Close()
