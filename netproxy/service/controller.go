@@ -59,15 +59,15 @@ type Controller struct {
 
 // Stats are counters since the start.
 type Stats struct {
-	Services   atomic.Int64 // programmed now
-	Syncs      atomic.Uint64
-	Elements   atomic.Uint64 // map elements added and deleted
-	Errors     atomic.Uint64
-	Resyncs    atomic.Uint64 // of everything
-	UDPPurged  atomic.Uint64
-	LastSync   atomic.Int64 // unix nanoseconds
-	LastTook   atomic.Int64 // nanoseconds
-	LastAllNS  atomic.Int64 // duration of the last full sync
+	Services  atomic.Int64 // programmed now
+	Syncs     atomic.Uint64
+	Elements  atomic.Uint64 // map elements added and deleted
+	Errors    atomic.Uint64
+	Resyncs   atomic.Uint64 // of everything
+	UDPPurged atomic.Uint64
+	LastSync  atomic.Int64 // unix nanoseconds
+	LastTook  atomic.Int64 // nanoseconds
+	LastAllNS atomic.Int64 // duration of the last full sync
 }
 
 // New makes a controller.

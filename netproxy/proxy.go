@@ -1,0 +1,176 @@
+package netproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/skiff-sh/skiff/netproxy/dns"
+	"github.com/skiff-sh/skiff/netproxy/podnet"
+	"github.com/skiff-sh/skiff/netproxy/ruleset"
+	"github.com/skiff-sh/skiff/netproxy/service"
+	"golang.org/x/sync/errgroup"
+)
+
+// Proxy is the network of one node.
+type Proxy struct {
+	cfg      Config
+	caches   *caches
+	table    *ruleset.Table
+	network  *podnet.Network
+	services *service.Controller
+	dns      *dns.Server
+	ready    chan struct{}
+}
+
+// New checks the config and makes a Proxy. Of the host it only reads.
+func New(cfg Config) (*Proxy, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	p := &Proxy{cfg: cfg, ready: make(chan struct{})}
+	if p.caches, err = newCaches(cfg.Client); err != nil {
+		return nil, fmt.Errorf("netproxy: %w", err)
+	}
+	p.table = ruleset.New(cfg.TableName, cfg.params(), cfg.Logger)
+	p.network, err = podnet.New(podnet.Config{
+		NodeIP: cfg.NodeIP, ServiceCIDR: cfg.ServiceCIDR, DNSAddr: cfg.DNSAddr, Domain: cfg.ClusterDomain,
+		Dir: cfg.networkDir(), Table: p.table, Logger: cfg.Logger,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("netproxy: %w", err)
+	}
+	p.services, err = service.New(service.Config{
+		Services: p.caches.services, Slices: p.caches.slices, Table: p.table, Logger: cfg.Logger,
+		Self: service.Self{NodeName: cfg.NodeName, DNSAddr: cfg.DNSAddr},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("netproxy: %w", err)
+	}
+	p.dns, err = dns.New(dns.Config{
+		Addr: cfg.DNSAddr, Domain: cfg.ClusterDomain, Ranges: []netip.Prefix{cfg.ClusterCIDR, cfg.ServiceCIDR},
+		Services: p.caches.services, Slices: p.caches.slices, ResolvConf: cfg.UpstreamResolvConf, Logger: cfg.Logger,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("netproxy: %w", err)
+	}
+	return p, nil
+}
+
+func (c Config) params() ruleset.Params {
+	return ruleset.Params{ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, DNSAddr: c.DNSAddr,
+		HostAddr: podnet.HostAddr(c.NodeIP)}
+}
+
+// Network attaches pods; it is node/pod's Network. Attach waits until the node
+// has a pod range.
+func (p *Proxy) Network() *podnet.Network { return p.network }
+
+// Ready is closed when the rules and every Service are in the kernel and DNS
+// listens.
+func (p *Proxy) Ready() <-chan struct{} { return p.ready }
+
+// Run keeps the node's network right until ctx ends. What it made stays: pods
+// and services go on without it, and the next Run takes over.
+func (p *Proxy) Run(ctx context.Context) error {
+	defer p.network.Close()
+	defer p.table.Close()
+	if err := p.prepare(ctx); err != nil {
+		return fmt.Errorf("netproxy: %w", err)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	p.caches.factory.Start(ctx.Done())
+	g.Go(func() error { return p.services.Run(ctx) })
+	g.Go(func() error { return p.dns.Run(ctx) })
+	g.Go(func() error { return p.runNodes(ctx) })
+	g.Go(func() error { return p.watchTable(ctx) })
+	g.Go(func() error {
+		for _, ch := range []<-chan struct{}{p.services.Ready(), p.dns.Ready()} {
+			select {
+			case <-ch:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		close(p.ready)
+		return nil
+	})
+	err := g.Wait()
+	p.caches.factory.Shutdown()
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// prepare makes rules, routes and addresses. Rules of another version are
+// replaced right away, except when its maps have another layout: then the old
+// rules stay until the new maps are filled.
+func (p *Proxy) prepare(ctx context.Context) error {
+	changed, err := p.table.Ensure()
+	if err != nil {
+		return fmt.Errorf("nftables: %w (the kernel needs nf_tables, nft_nat, nft_fib and nft_numgen)", err)
+	}
+	if changed {
+		p.cfg.Logger.Info("static rules were written", "table", p.cfg.TableName)
+	}
+	return p.network.Prepare()
+}
+
+// driftCheck is how often the ruleset's generation is read: one system call.
+const driftCheck = 15 * time.Second
+
+// watchTable repairs the table after somebody else changed it, as firewalls do
+// that flush everything when they are reloaded.
+func (p *Proxy) watchTable(ctx context.Context) error {
+	tick := time.NewTicker(driftCheck)
+	defer tick.Stop()
+	last, err := ruleset.Generation()
+	if err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		gen, err := ruleset.Generation()
+		if err == nil && gen == last {
+			continue
+		}
+		if err == nil {
+			err = p.repair()
+		}
+		if err != nil {
+			p.cfg.Logger.Error("ruleset is not checked", "error", err)
+			continue
+		}
+		last = gen
+	}
+}
+
+// repair restores the static rules and, if they were damaged, all elements.
+func (p *Proxy) repair() error {
+	changed, err := p.table.Ensure()
+	if err != nil || !changed {
+		return err
+	}
+	p.cfg.Logger.Warn("somebody changed skiff's rules; they are restored", "table", p.cfg.TableName)
+	p.services.Resync()
+	return p.network.Resync()
+}
+
+// Reset removes what this package has made on the host, also when the process
+// that made it is gone: the table, links, routes and addresses. Only TableName
+// of the config is used. Kernel parameters stay, and DataDir.
+func Reset(cfg Config) error {
+	name := cfg.TableName
+	if name == "" {
+		name = DefaultTableName
+	}
+	return errors.Join(ruleset.Remove(name), podnet.Reset())
+}
