@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/storage"
 
+	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/fsm"
 )
 
@@ -25,40 +26,34 @@ const (
 		"objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list."
 )
 
-// Retriable is implemented by errors of the log that a client should try again
-// after a pause, such as a full disk.
-type Retriable interface {
-	error
-	// RetryAfterSeconds says how long to wait.
-	RetryAfterSeconds() int
-}
-
 // logError turns an error of the log into what the API answers. attempt is
-// "read" or "write".
+// "read" or "write". Only what certainly did not happen invites a retry.
 func logError(err error, attempt string) error {
-	if err == nil {
-		return nil
-	}
 	switch {
-	case errors.Is(err, fsm.ErrInvalid):
-		return apierrors.NewRequestEntityTooLargeError(err.Error())
-	case errors.Is(err, context.DeadlineExceeded):
-		return apierrors.NewTimeoutError(fmt.Sprintf("the %s was not confirmed by the cluster in time: %v", attempt, err), 1)
+	case err == nil:
+		return nil
 	case errors.Is(err, context.Canceled):
 		return err
+	case errors.Is(err, fsm.ErrInvalid):
+		return apierrors.NewRequestEntityTooLargeError(err.Error())
+	case errors.Is(err, consensus.ErrUnknownOutcome), errors.Is(err, context.DeadlineExceeded):
+		return apierrors.NewTimeoutError(fmt.Sprintf("the %s was not confirmed by the cluster: %v", attempt, err), 0)
 	}
-	retry := 1
-	if r := Retriable(nil); errors.As(err, &r) {
-		retry = r.RetryAfterSeconds()
+	message := fmt.Sprintf("the cluster cannot take the %s now: %v", attempt, err)
+	if errors.Is(err, consensus.ErrNoSpace) {
+		message = fmt.Sprintf("the disk of the leading server is full, so nothing can be written until there is room; reads go on: %v", err)
 	}
 	return &apierrors.StatusError{ErrStatus: metav1.Status{
 		Status:  metav1.StatusFailure,
 		Code:    http.StatusServiceUnavailable,
 		Reason:  metav1.StatusReasonServiceUnavailable,
-		Message: fmt.Sprintf("the cluster cannot take the %s now: %v", attempt, err),
-		Details: &metav1.StatusDetails{RetryAfterSeconds: int32(retry)},
+		Message: message,
+		Details: &metav1.StatusDetails{RetryAfterSeconds: retryAfter},
 	}}
 }
+
+// retryAfter is how many seconds a client waits before it tries again.
+const retryAfter = 1
 
 // continueExpired is the 410 for a list that cannot be continued at its
 // revision. It carries a token that continues at the newest one.

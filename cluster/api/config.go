@@ -1,0 +1,102 @@
+package api
+
+import (
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/skiff-sh/skiff/cluster/registry/allocator"
+	"github.com/skiff-sh/skiff/cluster/storage"
+)
+
+// Config is what the API server needs. The fields without a default are
+// required.
+type Config struct {
+	// Backend stores the objects.
+	Backend *storage.Backend
+	// Reservations keeps service addresses and node ports unique.
+	Reservations allocator.Reservations
+
+	// Listener is the API port, without TLS; Run closes it.
+	Listener net.Listener
+	// ServingTLS must ask for client certificates and verify those it gets.
+	ServingTLS *tls.Config
+	// ExternalAddress is host:port under which clients reach Listener.
+	ExternalAddress string
+
+	// ClientCA verifies client certificates.
+	ClientCA *x509.CertPool
+	// TokenKey signs and verifies service-account tokens.
+	TokenKey *ecdsa.PrivateKey
+	// NodeTLS shows the API server's client certificate to nodes.
+	NodeTLS *tls.Config
+
+	// ServiceCIDR is where ClusterIPs come from.
+	ServiceCIDR netip.Prefix
+	// ClusterDomain names the token issuer; default cluster.local.
+	ClusterDomain string
+
+	// MaxReads and MaxWrites limit concurrent requests; defaults 400 and 200.
+	// More are answered with 429.
+	MaxReads, MaxWrites int
+	// RequestTimeout bounds requests that are not long-running; default 1m.
+	RequestTimeout time.Duration
+	// Handlers are further paths on the API port. They pass authentication and
+	// authorization like all others.
+	Handlers map[string]http.Handler
+	// Profiling serves /debug/pprof to those who may read it.
+	Profiling bool
+
+	Logger *slog.Logger
+}
+
+const (
+	// minWatchTime is how long watches last at least that set no timeout; at most
+	// twice as long.
+	minWatchTime = 30 * time.Minute
+	// maxBodyBytes is upstream's limit on the body of a write.
+	maxBodyBytes = 3 << 20
+	// apiVersion is the Kubernetes version whose API this is.
+	apiVersion = "1.37.2"
+)
+
+func (c *Config) complete() error {
+	switch {
+	case c.Backend == nil:
+		return errors.New("api: Backend is missing")
+	case c.Reservations == nil:
+		return errors.New("api: Reservations are missing")
+	case c.Listener == nil:
+		return errors.New("api: Listener is missing")
+	case c.ServingTLS == nil || c.NodeTLS == nil:
+		return errors.New("api: ServingTLS and NodeTLS are needed")
+	case c.ClientCA == nil || c.TokenKey == nil:
+		return errors.New("api: ClientCA and TokenKey are needed")
+	case !c.ServiceCIDR.IsValid():
+		return errors.New("api: ServiceCIDR is missing")
+	case c.Logger == nil:
+		return errors.New("api: Logger is missing")
+	}
+	if _, _, err := net.SplitHostPort(c.ExternalAddress); err != nil {
+		return errors.New("api: ExternalAddress must be host:port")
+	}
+	if c.ClusterDomain == "" {
+		c.ClusterDomain = "cluster.local"
+	}
+	if c.MaxReads <= 0 {
+		c.MaxReads = 400
+	}
+	if c.MaxWrites <= 0 {
+		c.MaxWrites = 200
+	}
+	if c.RequestTimeout <= 0 {
+		c.RequestTimeout = time.Minute
+	}
+	return nil
+}

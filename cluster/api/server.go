@@ -1,0 +1,275 @@
+// Package api is the Kubernetes API: the API library's generic server with the
+// registries of this project in it and custom resources behind them.
+//
+// What it leaves out on purpose: audit, tracing, priority and fairness (a limit
+// on concurrent requests is always on), API aggregation, admission webhooks and
+// policies, conversion webhooks that name a service.
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+	apiextensions "k8s.io/apiextensions-apiserver/pkg/apiserver"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
+	apiopenapi "k8s.io/apiserver/pkg/endpoints/openapi"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/healthz"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	basecompatibility "k8s.io/component-base/compatibility"
+
+	"github.com/skiff-sh/skiff/cluster/admission"
+	"github.com/skiff-sh/skiff/cluster/api/openapi"
+	"github.com/skiff-sh/skiff/cluster/auth"
+	"github.com/skiff-sh/skiff/cluster/registry"
+	"github.com/skiff-sh/skiff/cluster/registry/core"
+	"github.com/skiff-sh/skiff/cluster/registry/nodeproxy"
+	"github.com/skiff-sh/skiff/cluster/registry/scheme"
+)
+
+// Server is the API server of one member.
+type Server struct {
+	cfg       Config
+	generic   *genericapiserver.GenericAPIServer
+	crds      *crds
+	documents *lazyOpenAPI
+	models    *lazyTypes
+	loopback  *rest.Config
+	local     *loopback
+	informers informers.SharedInformerFactory
+	complete  chan struct{} // closed when all paths are known
+	ready     chan struct{}
+	once      sync.Once
+}
+
+// authorizerAndRules is the authorizer with the part that lists a user's rules.
+type authorizerAndRules struct {
+	authorizer.Authorizer
+	authorizer.RuleResolver
+}
+
+// New assembles the server and starts nothing.
+func New(c Config) (*Server, error) {
+	if err := c.complete(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: c, complete: make(chan struct{}), ready: make(chan struct{}), local: &loopback{}}
+	s.loopback = &rest.Config{Host: "https://skiff.loopback", BearerToken: uuid.NewString(), QPS: -1, Transport: s.local}
+	internal, err := scheme.New()
+	if err != nil {
+		return nil, fmt.Errorf("scheme: %w", err)
+	}
+	if err := addDefaults(internal); err != nil {
+		return nil, err
+	}
+	codecs := serializer.NewCodecFactory(internal,
+		serializer.WithStreamingCollectionEncodingToJSON(), serializer.WithStreamingCollectionEncodingToProtobuf())
+
+	client, err := s.client()
+	if err != nil {
+		return nil, err
+	}
+	s.informers = informers.NewSharedInformerFactory(client, 0)
+	objects := &auth.StorageObjects{}
+	a, err := s.access(objects)
+	if err != nil {
+		return nil, err
+	}
+	admit, err := admission.New(objects)
+	if err != nil {
+		return nil, fmt.Errorf("admission: %w", err)
+	}
+	g, err := s.genericConfig(codecs, a)
+	if err != nil {
+		return nil, err
+	}
+	g.AdmissionControl = admit
+	options := protobufOptions(c.Backend, internal, codecs)
+	g.RESTOptionsGetter = options
+	if s.crds, err = newCRDs(g, c.Backend); err != nil {
+		return nil, err
+	}
+	if s.generic, err = g.Complete().New("skiff", s.crds.GenericAPIServer); err != nil {
+		return nil, fmt.Errorf("generic API server: %w", err)
+	}
+	nodes, err := nodeproxy.NewAccess(nodeproxy.AccessConfig{Node: objects.Node, TLS: c.NodeTLS})
+	if err != nil {
+		return nil, err
+	}
+	served, err := groups(registry.Options{Scheme: internal, RESTOptions: options},
+		core.Config{ServiceCIDR: c.ServiceCIDR, Reservations: c.Reservations, Pods: core.PodConfig{Nodes: nodes}}, a)
+	if err != nil {
+		return nil, err
+	}
+	s.models = &lazyTypes{config: g.OpenAPIV3Config}
+	in := installer{server: s.generic, scheme: internal, codecs: codecs, admit: admit, models: s.models, limit: maxBodyBytes}
+	for _, group := range served {
+		if group.Group == "" {
+			objects.Bind(group.Storage)
+		}
+		if err := in.install(group); err != nil {
+			return nil, err
+		}
+	}
+	s.documents = &lazyOpenAPI{server: s.generic, v2: g.OpenAPIConfig, v3: g.OpenAPIV3Config, crds: s.crds}
+	s.documents.install(s.generic.Handler.NonGoRestfulMux)
+	if err := s.crds.publishGroups(s.generic.DiscoveryGroupManager); err != nil {
+		return nil, err
+	}
+	issuer, err := a.tokens.IssuerDiscovery("https://" + c.ExternalAddress)
+	if err != nil {
+		return nil, fmt.Errorf("token issuer documents: %w", err)
+	}
+	for _, handlers := range []map[string]http.Handler{issuer, c.Handlers} {
+		for path, h := range handlers {
+			s.generic.Handler.NonGoRestfulMux.Handle(path, h)
+		}
+	}
+	s.generic.PrepareRun()
+	s.local.serve(s.generic.Handler)
+	return s, nil
+}
+
+// client is a client of this server, in this process.
+func (s *Server) client() (kubernetes.Interface, error) {
+	c := rest.CopyConfig(s.loopback)
+	c.ContentType = "application/vnd.kubernetes.protobuf"
+	c.AcceptContentTypes = c.ContentType + ",application/json"
+	client, err := kubernetes.NewForConfig(c)
+	if err != nil {
+		return nil, fmt.Errorf("loopback client: %w", err)
+	}
+	return client, nil
+}
+
+// access makes authentication and authorization.
+func (s *Server) access(objects *auth.StorageObjects) (access, error) {
+	issuer := "https://kubernetes.default.svc." + s.cfg.ClusterDomain
+	tokens, err := auth.NewTokens(s.cfg.TokenKey, issuer, []string{issuer}, objects)
+	if err != nil {
+		return access{}, fmt.Errorf("service account tokens: %w", err)
+	}
+	rbac, err := auth.NewRBAC(s.informers)
+	if err != nil {
+		return access{}, fmt.Errorf("rbac: %w", err)
+	}
+	authz, err := auth.NewAuthorizer(auth.NewNode(objects), rbac)
+	if err != nil {
+		return access{}, fmt.Errorf("authorizer: %w", err)
+	}
+	return access{tokens: tokens, authenticators: auth.NewAuthenticators(s.cfg.ClientCA, tokens),
+		authorizer: authorizerAndRules{authz, rbac}}, nil
+}
+
+func (s *Server) genericConfig(codecs serializer.CodecFactory, a access) (*genericapiserver.RecommendedConfig, error) {
+	external, err := scheme.NewExternal()
+	if err != nil {
+		return nil, fmt.Errorf("scheme for OpenAPI: %w", err)
+	}
+	g := genericapiserver.NewRecommendedConfig(codecs)
+	g.EffectiveVersion = basecompatibility.NewEffectiveVersionFromString(apiVersion, "1.36", "1.36")
+	g.ExternalAddress = s.cfg.ExternalAddress
+	g.LoopbackClientConfig = s.loopback
+	g.Authentication.Authenticator = a.authenticators.Request
+	g.Authentication.APIAudiences = a.tokens.Audiences()
+	g.Authorization.Authorizer = a.authorizer.Authorizer
+	g.RuleResolver = a.authorizer.RuleResolver
+	g.LongRunningFunc = longRunning()
+	g.BuildHandlerChainFunc = chain(s.complete)
+	g.MaxRequestsInFlight, g.MaxMutatingRequestsInFlight = s.cfg.MaxReads, s.cfg.MaxWrites
+	g.RequestTimeout = s.cfg.RequestTimeout
+	g.MinRequestTimeout = int(minWatchTime / time.Second)
+	g.EnableProfiling = s.cfg.Profiling
+	g.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis")
+	g.StorageObjectCountTracker = nil
+	// It keeps figures for priority and fairness, once a second.
+	g.DisabledPostStartHooks = sets.NewString("max-in-flight-filter")
+	g.SkipOpenAPIInstallation = true // see lazyOpenAPI
+	namer := apiopenapi.NewDefinitionNamer(external, apiextensions.Scheme)
+	g.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(openapi.GetOpenAPIDefinitions, namer)
+	g.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(openapi.GetOpenAPIDefinitions, namer)
+	g.OpenAPIConfig.Info.Title, g.OpenAPIV3Config.Info.Title = "Kubernetes", "Kubernetes"
+	g.ReadyzChecks = append(g.ReadyzChecks, healthz.NamedCheck("skiff", func(*http.Request) error {
+		select {
+		case <-s.ready:
+			return nil
+		default:
+			return errors.New("not started")
+		}
+	}))
+	return g, nil
+}
+
+// LoopbackClientConfig reaches this server in its own process with full rights.
+func (s *Server) LoopbackClientConfig() *rest.Config { return rest.CopyConfig(s.loopback) }
+
+// Ready is closed when every stored kind is served and authorization knows the
+// stored rules. It needs a log that can be read.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// Run serves until ctx ends, then lets requests under way finish for a moment.
+func (s *Server) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	s.documents.run(ctx)
+	s.generic.RunPostStartHooks(ctx)
+	defer s.generic.Destroy()
+	g.Go(func() error { return s.serve(ctx) })
+	g.Go(func() error { _, err := s.models.get(); return err })
+	g.Go(func() error { return s.start(ctx) })
+	return g.Wait()
+}
+
+// start waits until everything is known that requests depend on.
+func (s *Server) start(ctx context.Context) error {
+	s.informers.StartWithContext(ctx)
+	if err := s.crds.run(ctx); err != nil {
+		return nil // stopped meanwhile
+	}
+	if s.informers.WaitForCacheSyncWithContext(ctx).Err != nil {
+		return nil
+	}
+	s.once.Do(func() { close(s.complete); close(s.ready) })
+	return nil
+}
+
+const (
+	idleTimeout   = 3 * time.Minute
+	headerTimeout = 32 * time.Second // upstream's
+	shutdownGrace = 2 * time.Second
+)
+
+func (s *Server) serve(ctx context.Context) error {
+	tlsConfig := s.cfg.ServingTLS.Clone()
+	tlsConfig.NextProtos = []string{"h2", "http/1.1"}
+	server := &http.Server{
+		Handler: s.generic.Handler, TLSConfig: tlsConfig,
+		IdleTimeout: idleTimeout, ReadHeaderTimeout: headerTimeout, MaxHeaderBytes: 1 << 20,
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 250, MaxReceiveBufferPerStream: 256 << 10, MaxReceiveBufferPerConnection: 256 << 10 * 25},
+		ErrorLog: quietLog(s.cfg.Logger),
+	}
+	done := make(chan error, 1)
+	go func() { done <- server.ServeTLS(s.cfg.Listener, "", "") }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("serve the API on %s: %w", s.cfg.Listener.Addr(), err)
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	defer cancel()
+	if err := server.Shutdown(grace); err != nil {
+		_ = server.Close() // watches do not end by themselves
+	}
+	<-done
+	return nil
+}

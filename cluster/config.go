@@ -1,0 +1,108 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"github.com/skiff-sh/skiff/cluster/consensus"
+)
+
+// Default ports.
+const (
+	DefaultPort     = 6443
+	DefaultRaftPort = 6444
+)
+
+// Config of a Server. Only DataDir, Name, AdvertiseAddress and Logger have no
+// default.
+type Config struct {
+	// Name of this server's host in the cluster.
+	Name string
+	// DataDir holds raft/, pki/, node-id and admin.kubeconfig.
+	DataDir string
+	// Lock of DataDir if the caller holds it already.
+	Lock *consensus.DirLock
+
+	// BindAddress is where both ports listen; default all addresses.
+	BindAddress netip.Addr
+	// Port of the API and RaftPort of the servers among themselves.
+	Port, RaftPort uint16
+	// AdvertiseAddress is where others reach this server.
+	AdvertiseAddress netip.Addr
+	// ServerNames are further DNS names and addresses of the API, for its
+	// certificate.
+	ServerNames []string
+
+	// ClusterCIDR is where pods, ServiceCIDR where services get their addresses;
+	// defaults 10.42.0.0/16 and 10.43.0.0/16.
+	ClusterCIDR, ServiceCIDR netip.Prefix
+	// ClusterDomain is the DNS domain of services; default cluster.local.
+	ClusterDomain string
+
+	// Version of skiff, as the status shows it.
+	Version string
+	// Profiling serves /debug/pprof on the API port to those who may read it.
+	Profiling bool
+	// Listen replaces net.Listen, for tests.
+	Listen func(network, address string) (net.Listener, error)
+
+	Logger *slog.Logger
+}
+
+func (c *Config) complete() error {
+	switch {
+	case c.Name == "":
+		return errors.New("server: Name is missing")
+	case c.DataDir == "":
+		return errors.New("server: DataDir is missing")
+	case c.Logger == nil:
+		return errors.New("server: Logger is missing")
+	case !c.AdvertiseAddress.IsValid() || c.AdvertiseAddress.IsUnspecified():
+		return errors.New("server: AdvertiseAddress must be an address of this host")
+	}
+	if !c.BindAddress.IsValid() {
+		c.BindAddress = netip.IPv4Unspecified()
+	}
+	if c.Port == 0 {
+		c.Port = DefaultPort
+	}
+	if c.RaftPort == 0 {
+		c.RaftPort = DefaultRaftPort
+	}
+	if !c.ClusterCIDR.IsValid() {
+		c.ClusterCIDR = netip.MustParsePrefix("10.42.0.0/16")
+	}
+	if !c.ServiceCIDR.IsValid() {
+		c.ServiceCIDR = netip.MustParsePrefix("10.43.0.0/16")
+	}
+	if c.ClusterCIDR.Overlaps(c.ServiceCIDR) {
+		return fmt.Errorf("server: pod addresses %s and service addresses %s overlap", c.ClusterCIDR, c.ServiceCIDR)
+	}
+	if !c.ServiceCIDR.Addr().Is4() || c.ServiceCIDR.Bits() > 28 {
+		return fmt.Errorf("server: service addresses %s must be IPv4 with room for 16 or more", c.ServiceCIDR)
+	}
+	if c.ClusterDomain == "" {
+		c.ClusterDomain = "cluster.local"
+	}
+	if c.Listen == nil {
+		c.Listen = net.Listen
+	}
+	return nil
+}
+
+// serviceAddress is the nth address for services: 1 is the API, 10 is DNS.
+func (c *Config) serviceAddress(n int) netip.Addr {
+	a := c.ServiceCIDR.Masked().Addr()
+	for range n {
+		a = a.Next()
+	}
+	return a
+}
+
+func hostPort(a netip.Addr, port uint16) string {
+	return net.JoinHostPort(a.String(), strconv.Itoa(int(port)))
+}

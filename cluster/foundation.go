@@ -1,0 +1,173 @@
+package cluster
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/skiff-sh/skiff/cluster/auth"
+	"github.com/skiff-sh/skiff/cluster/storage"
+	"github.com/skiff-sh/skiff/fsm"
+	"github.com/skiff-sh/skiff/fsm/store"
+)
+
+// namespaces exist in every cluster. The last one to be made tells that the
+// foundation is laid.
+var namespaces = []string{"kube-system", "kube-public", "kube-node-lease", "default"}
+
+const foundationKey = storage.KeyPrefix + "/namespaces/default"
+
+// duties are what the leader does beside controllers and scheduler.
+func (s *Server) duties() ([]Duty, error) {
+	config := s.api.LoopbackClientConfig()
+	config.UserAgent = "skiff-leader"
+	typed := rest.CopyConfig(config)
+	typed.ContentType = "application/vnd.kubernetes.protobuf"
+	client, err := kubernetes.NewForConfig(typed)
+	if err != nil {
+		return nil, fmt.Errorf("client of the leader: %w", err)
+	}
+	shared := informers.NewSharedInformerFactory(client, 0)
+	aggregation, err := auth.NewAggregation(client, shared, s.cfg.Logger)
+	if err != nil {
+		return nil, err
+	}
+	return []Duty{
+		{Name: "expiry", Run: s.backend.Expire},
+		{Name: "foundation", Run: func(ctx context.Context) error { return s.layFoundation(ctx, client) }},
+		{Name: "cluster-role-aggregation", Run: func(ctx context.Context) error {
+			if err := s.awaitFoundation(ctx); err != nil {
+				return err
+			}
+			shared.StartWithContext(ctx)
+			defer shared.Shutdown()
+			return aggregation.Run(ctx)
+		}},
+	}, nil
+}
+
+// layFoundation makes what every cluster has from the start and brings it up to
+// date: identity and keys in the replicated state, namespaces, services of the
+// API and of DNS, default roles. Then it keeps the API's endpoints right.
+func (s *Server) layFoundation(ctx context.Context, client kubernetes.Interface) error {
+	if err := s.replicateIdentity(ctx); err != nil {
+		return err
+	}
+	for _, name := range namespaces {
+		if err := ensure(ctx, client.CoreV1().Namespaces(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
+			return fmt.Errorf("namespace %s: %w", name, err)
+		}
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return auth.Reconcile(gctx, client) })
+	g.Go(func() error { return s.ensureServices(gctx, client) })
+	g.Go(func() error { return s.ensureClientCA(gctx, client) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// replicateIdentity puts the cluster's id and keys into the state, so that a
+// snapshot has them.
+func (s *Server) replicateIdentity(ctx context.Context) error {
+	if s.node.Stats().ClusterID == "" {
+		id := fsm.Configuration{ClusterID: strings.ToLower(rand.Text())}
+		r, err := s.node.Propose(ctx, fsm.Command{Configuration: &id})
+		if err != nil {
+			return fmt.Errorf("give the cluster an id: %w", err)
+		}
+		if r.Err != nil && !errors.Is(r.Err, store.ErrExists) {
+			return fmt.Errorf("give the cluster an id: %w", r.Err)
+		}
+	}
+	view := s.state.View()
+	var ops []fsm.Op
+	for name, content := range s.pki.Files() {
+		key := "/skiff/pki/" + name
+		if kv, ok := view.Get(key); !ok || string(kv.Value) != string(content) {
+			ops = append(ops, fsm.Op{Type: fsm.Put, Key: key, Value: content, Expect: fsm.Any})
+		}
+	}
+	if len(ops) == 0 {
+		return nil
+	}
+	r, err := s.node.Propose(ctx, fsm.Batch(ops...))
+	if err = errors.Join(err, r.Err); err != nil {
+		return fmt.Errorf("copy the cluster's keys into its state: %w", err)
+	}
+	return nil
+}
+
+// creator is the part of a typed client that ensure needs.
+type creator[T any] interface {
+	Get(ctx context.Context, name string, o metav1.GetOptions) (T, error)
+	Create(ctx context.Context, obj T, o metav1.CreateOptions) (T, error)
+}
+
+// ensure creates obj unless there is one of its name.
+func ensure[T metav1.Object](ctx context.Context, c creator[T], obj T) error {
+	_, err := c.Get(ctx, obj.GetName(), metav1.GetOptions{ResourceVersion: "0"})
+	if !apierrors.IsNotFound(err) {
+		return err
+	}
+	_, err = c.Create(ctx, obj, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
+}
+
+// awaitFoundation returns when the namespaces are there, on whichever server
+// leads.
+func (s *Server) awaitFoundation(ctx context.Context) error {
+	after := s.state.Revision()
+	if _, ok := s.state.View().Get(foundationKey); ok {
+		return nil
+	}
+	for w := s.state.Watch(foundationKey, after); ; {
+		if _, _, err := w.Next(ctx); err != nil && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if _, ok := s.state.View().Get(foundationKey); ok {
+			return nil
+		}
+	}
+}
+
+// ensureClientCA publishes the CA of client certificates, as extension API
+// servers expect it.
+func (s *Server) ensureClientCA(ctx context.Context, client kubernetes.Interface) error {
+	want := &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Name: "extension-apiserver-authentication", Namespace: "kube-system"},
+		Data:       map[string]string{"client-ca-file": string(s.pki.CACertPEM())},
+	}
+	maps := client.CoreV1().ConfigMaps("kube-system")
+	have, err := maps.Get(ctx, want.Name, metav1.GetOptions{ResourceVersion: "0"})
+	switch {
+	case apierrors.IsNotFound(err):
+		_, err = maps.Create(ctx, want, metav1.CreateOptions{})
+	case err == nil && have.Data["client-ca-file"] != want.Data["client-ca-file"]:
+		have = have.DeepCopy()
+		if have.Data == nil {
+			have.Data = map[string]string{}
+		}
+		have.Data["client-ca-file"] = want.Data["client-ca-file"]
+		_, err = maps.Update(ctx, have, metav1.UpdateOptions{})
+	}
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("publish the client CA: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,117 @@
+package cluster
+
+import (
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/skiff-sh/skiff/cluster/pki"
+)
+
+// memberName is the common name in the certificates of servers among
+// themselves; apiServerName that of the API server towards nodes.
+const (
+	memberName    = "skiff:server"
+	apiServerName = "skiff:apiserver"
+	adminName     = "skiff:admin"
+	adminGroup    = "system:masters"
+)
+
+// nodeID reads this member's stable identity, or makes one.
+func nodeID(dir string) (string, error) {
+	path := filepath.Join(dir, "node-id")
+	b, err := os.ReadFile(path)
+	if err == nil {
+		if id := strings.TrimSpace(string(b)); id != "" {
+			return id, nil
+		}
+		return "", fmt.Errorf("identity of this server: %s is empty", path)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("identity of this server: %w", err)
+	}
+	id := strings.ToLower(rand.Text()[:16])
+	if err := writeFileSynced(path, []byte(id+"\n")); err != nil {
+		return "", fmt.Errorf("identity of this server: %w", err)
+	}
+	return id, nil
+}
+
+// writeFileSynced makes path appear with all of b or not at all.
+func writeFileSynced(path string, b []byte) error {
+	tmp := path + ".new"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// servingRequest describes the API's serving certificate: every name and
+// address under which clients may reach this server.
+func servingRequest(c Config) pki.Request {
+	r := pki.Request{CommonName: apiServerName, DNSNames: []string{
+		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + c.ClusterDomain, "localhost"}}
+	seen := map[string]bool{}
+	add := func(name string) {
+		if name == "" || seen[name] {
+			return
+		}
+		seen[name] = true
+		if ip := net.ParseIP(name); ip != nil {
+			r.IPs = append(r.IPs, ip)
+		} else {
+			r.DNSNames = append(r.DNSNames, name)
+		}
+	}
+	add("127.0.0.1")
+	add("::1")
+	add(c.AdvertiseAddress.String())
+	add(c.serviceAddress(1).String())
+	add(c.Name)
+	if host, err := os.Hostname(); err == nil {
+		add(host)
+	}
+	for _, n := range c.ServerNames {
+		add(n)
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return r
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && !p.Addr().IsLinkLocalUnicast() {
+			add(p.Addr().String())
+		}
+	}
+	return r
+}
+
+// memberTLS lets only servers of this cluster pass, in both directions.
+func memberTLS(l *pki.Leaf) *tls.Config {
+	c := l.MutualTLS()
+	c.VerifyConnection = func(s tls.ConnectionState) error {
+		if len(s.PeerCertificates) == 0 || s.PeerCertificates[0].Subject.CommonName != memberName {
+			return errors.New("the peer is no server of this cluster")
+		}
+		return nil
+	}
+	return c
+}
+
+// nodeTLS shows the API server's certificate to nodes.
+func nodeTLS(l *pki.Leaf) *tls.Config {
+	m := l.MutualTLS()
+	return &tls.Config{MinVersion: m.MinVersion, RootCAs: m.RootCAs, GetClientCertificate: m.GetClientCertificate}
+}

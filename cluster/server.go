@@ -1,0 +1,278 @@
+// Package cluster is a server of the cluster: the replicated log and state, the
+// Kubernetes API on it, and the duties of the leader (scheduler and
+// controllers), joined to one Server.
+//
+// Limits: a server makes a cluster of its own; others cannot join yet.
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/rest"
+
+	"github.com/skiff-sh/skiff/cluster/api"
+	"github.com/skiff-sh/skiff/cluster/consensus"
+	"github.com/skiff-sh/skiff/cluster/pki"
+	"github.com/skiff-sh/skiff/cluster/storage"
+	"github.com/skiff-sh/skiff/fsm"
+	"github.com/skiff-sh/skiff/fsm/store"
+)
+
+// Server is one member. See New.
+type Server struct {
+	cfg     Config
+	id      string
+	pki     *pki.PKI
+	state   *store.Store
+	node    *consensus.Node
+	backend *storage.Backend
+	api     *api.Server
+	leader  *Leader
+	ready   chan struct{}
+	started time.Time
+
+	// closers undo what New did, for a server that is never run.
+	closers []func() error
+}
+
+// New opens the data dir (making keys and identity if there are none) and both
+// ports, and assembles the server; it starts nothing. If it succeeds, Run or
+// Close must follow.
+func New(c Config) (*Server, error) {
+	if err := c.complete(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: c, ready: make(chan struct{}), started: time.Now()}
+	if err := s.open(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Server) open() (err error) {
+	c := &s.cfg
+	lock := c.Lock
+	if lock == nil {
+		if lock, err = consensus.LockDir(c.DataDir); err != nil {
+			return err
+		}
+		s.onClose(func() error { lock.Unlock(); return nil })
+	}
+	if s.pki, err = pki.Open(filepath.Join(c.DataDir, "pki")); err != nil {
+		return err
+	}
+	if s.id, err = nodeID(c.DataDir); err != nil {
+		return err
+	}
+	apiPort, err := s.listen(c.Port, "API")
+	if err != nil {
+		return err
+	}
+	raftPort, err := s.listen(c.RaftPort, "servers among themselves")
+	if err != nil {
+		return err
+	}
+	s.state = store.New(store.Config{})
+	if err := s.openLog(lock, raftPort); err != nil {
+		return err
+	}
+	if s.backend, err = storage.New(storage.Config{Store: s.state, Log: s.node, Logger: c.Logger}); err != nil {
+		return err
+	}
+	if err := s.openAPI(apiPort); err != nil {
+		return err
+	}
+	return s.openLeader()
+}
+
+func (s *Server) openLog(lock *consensus.DirLock, port net.Listener) error {
+	member, err := s.pki.Leaf(pki.Request{CommonName: memberName, DNSNames: []string{s.id}, IPs: []net.IP{s.cfg.AdvertiseAddress.AsSlice()}})
+	if err != nil {
+		return fmt.Errorf("certificate of this server: %w", err)
+	}
+	addr := hostPort(s.cfg.AdvertiseAddress, listenPort(port))
+	s.node, err = consensus.New(consensus.Config{
+		NodeID: s.id, DataDir: s.cfg.DataDir, Lock: lock, Listener: port, AdvertiseAddr: addr,
+		TLS: memberTLS(member), FSM: fsm.New(s.state), Logger: s.cfg.Logger.With("component", "raft"),
+		Bootstrap: []consensus.Server{{ID: s.id, Addr: addr}},
+	})
+	if err != nil {
+		return err
+	}
+	s.onClose(s.node.Close)
+	return nil
+}
+
+func (s *Server) openAPI(port net.Listener) error {
+	serving, err := s.pki.Leaf(servingRequest(s.cfg))
+	if err != nil {
+		return fmt.Errorf("certificate of the API: %w", err)
+	}
+	toNodes, err := s.pki.Leaf(pki.Request{CommonName: apiServerName, Organization: []string{adminGroup}})
+	if err != nil {
+		return fmt.Errorf("certificate of the API server towards nodes: %w", err)
+	}
+	s.cfg.Port = listenPort(port)
+	s.api, err = api.New(api.Config{
+		Backend: s.backend, Reservations: s.backend.Reservations(),
+		Listener: port, ServingTLS: serving.ServerTLS(), ExternalAddress: hostPort(s.cfg.AdvertiseAddress, s.cfg.Port),
+		ClientCA: s.pki.Pool(), TokenKey: s.pki.ServiceAccountKey(), NodeTLS: nodeTLS(toNodes),
+		ServiceCIDR: s.cfg.ServiceCIDR, ClusterDomain: s.cfg.ClusterDomain,
+		Handlers:  operatorHandlers(s.Status, s.Snapshot, s.cfg.Logger),
+		Profiling: s.cfg.Profiling, Logger: s.cfg.Logger.With("component", "api"),
+	})
+	if err != nil {
+		return fmt.Errorf("assemble the API: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) openLeader() error {
+	logger := s.cfg.Logger.With("component", "leader")
+	controllers, err := Duties(DutiesConfig{API: s.api.LoopbackClientConfig(), ClusterCIDR: s.cfg.ClusterCIDR,
+		CA: s.pki.CACertPEM(), Logger: logger})
+	if err != nil {
+		return err
+	}
+	s.leader, err = NewLeader(LeaderConfig{Leadership: leadership{s.node, s.node.LeadershipChanges()}, Logger: logger, Term: func() ([]Duty, error) {
+		own, err := s.duties()
+		if err != nil {
+			return nil, err
+		}
+		rest, err := controllers()
+		return append(own, rest...), err
+	}})
+	return err
+}
+
+// leadership gives the one channel of changes that the Leader reads.
+type leadership struct {
+	*consensus.Node
+	changes <-chan bool
+}
+
+func (l leadership) LeadershipChanges() <-chan bool { return l.changes }
+
+func (s *Server) listen(port uint16, purpose string) (net.Listener, error) {
+	l, err := s.cfg.Listen("tcp", hostPort(s.cfg.BindAddress, port))
+	if err != nil {
+		return nil, fmt.Errorf("open the port of the %s: %w", purpose, err)
+	}
+	s.onClose(l.Close)
+	return l, nil
+}
+
+// listenPort is the port that l has really got.
+func listenPort(l net.Listener) uint16 {
+	if a, ok := l.Addr().(*net.TCPAddr); ok {
+		return uint16(a.Port)
+	}
+	return 0
+}
+
+func (s *Server) onClose(f func() error) { s.closers = append(s.closers, f) }
+
+// Close releases what New opened. It is for a Server that is not run.
+func (s *Server) Close() error {
+	var errs []error
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		if err := s.closers[i](); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}
+
+// Run serves until ctx ends or a part fails, and returns when everything it
+// started has ended. Parts stop in this order: the leader's duties and the API,
+// then the log they write to.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.Close()
+	if err := s.writeKubeconfig(); err != nil {
+		return err
+	}
+	log, stopLog := context.WithCancel(context.WithoutCancel(ctx))
+	logEnded := make(chan error, 1)
+	g, ctx := errgroup.WithContext(ctx)
+	go func() { logEnded <- s.node.Run(log) }()
+	g.Go(func() error {
+		select {
+		case err := <-logEnded:
+			logEnded <- nil
+			return fmt.Errorf("the log has stopped: %w", errors.Join(err, errors.New("see above")))
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	g.Go(func() error { return s.backend.Run(ctx) })
+	g.Go(func() error { return s.api.Run(ctx) })
+	g.Go(func() error { return s.leader.Run(ctx) })
+	g.Go(func() error { return s.awaitReady(ctx) })
+	err := g.Wait()
+	stopLog()
+	return errors.Join(err, <-logEnded)
+}
+
+func (s *Server) writeKubeconfig() error {
+	cert, key, err := s.pki.Issue(pki.Request{CommonName: adminName, Organization: []string{adminGroup}})
+	if err != nil {
+		return fmt.Errorf("certificate of the administrator: %w", err)
+	}
+	host := s.cfg.BindAddress.String()
+	if s.cfg.BindAddress.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return s.pki.WriteKubeconfig(s.KubeconfigPath(), "https://"+net.JoinHostPort(host, fmt.Sprint(s.cfg.Port)), cert, key)
+}
+
+// awaitReady closes ready when the API serves and what every cluster has from
+// the start is there.
+func (s *Server) awaitReady(ctx context.Context) error {
+	for _, part := range []<-chan struct{}{s.node.Ready(), s.api.Ready()} {
+		select {
+		case <-part:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	if err := s.awaitFoundation(ctx); err != nil {
+		return nil // stopped meanwhile
+	}
+	close(s.ready)
+	return nil
+}
+
+// Ready is closed when clients can be served.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// LoopbackClientConfig reaches the API in this process, with full rights.
+func (s *Server) LoopbackClientConfig() *rest.Config { return s.api.LoopbackClientConfig() }
+
+// PKI is the cluster's certificate authority.
+func (s *Server) PKI() *pki.PKI { return s.pki }
+
+// ID is this member's stable identity.
+func (s *Server) ID() string { return s.id }
+
+// KubeconfigPath is the administrator's kubeconfig, written by Run.
+func (s *Server) KubeconfigPath() string { return filepath.Join(s.cfg.DataDir, "admin.kubeconfig") }
+
+// URL is where other hosts reach the API.
+func (s *Server) URL() string { return "https://" + hostPort(s.cfg.AdvertiseAddress, s.cfg.Port) }
+
+// Snapshot writes a snapshot of the whole state to w: everything acknowledged
+// before the call, consistent at one revision.
+func (s *Server) Snapshot(ctx context.Context, w io.Writer) error { return s.node.Snapshot(ctx, w) }
+
+// Status returns the state of this member.
+func (s *Server) Status() Status {
+	return Status{Name: s.cfg.Name, Version: s.cfg.Version, Started: s.started, Duties: s.leader.Running(), Raft: s.node.Stats()}
+}
