@@ -18,6 +18,11 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/skiff-sh/skiff/cluster/controller"
+	"github.com/skiff-sh/skiff/cluster/controller/nodeipam"
+	"github.com/skiff-sh/skiff/cluster/controller/replicaset"
+	"github.com/skiff-sh/skiff/cluster/controller/rootca"
+	"github.com/skiff-sh/skiff/cluster/controller/serviceaccount"
+	"github.com/skiff-sh/skiff/cluster/scheduler"
 )
 
 // DutiesConfig is what the controllers and the scheduler need from the server.
@@ -87,6 +92,20 @@ func newTerm(cfg DutiesConfig, client kubernetes.Interface, meta metadata.Interf
 // duties makes them all. The informers come last: they start what the
 // constructors before have registered.
 func (t *term) duties() ([]Duty, error) {
+	add(t, "replicaset", "replicaset-controller", replicaset.New)
+	add(t, "replicationcontroller", "replication-controller", replicaset.NewForReplicationControllers)
+	add(t, "serviceaccount", "serviceaccount-controller", serviceaccount.New)
+	add(t, "rootca", "root-ca-certificate-publisher-controller", func(c controller.Config) (*rootca.Controller, error) {
+		return rootca.New(rootca.Config{Config: c, CA: t.cfg.CA})
+	})
+	add(t, "nodeipam", "cidrAllocator", func(c controller.Config) (*nodeipam.Controller, error) {
+		return nodeipam.New(nodeipam.Config{Config: c, ClusterCIDR: t.cfg.ClusterCIDR})
+	})
+	add(t, "scheduler", scheduler.DefaultName, func(c controller.Config) (*scheduler.Scheduler, error) {
+		return scheduler.New(scheduler.Config{
+			Binder: scheduler.NewBinder(c.Client), Informers: c.Informers, Events: c.Events, Logger: c.Logger,
+		})
+	})
 	if err := errors.Join(t.errs...); err != nil {
 		t.events.Shutdown()
 		return nil, err
@@ -95,6 +114,17 @@ func (t *term) duties() ([]Duty, error) {
 		Duty{Name: "events", Run: t.recordEvents},
 		Duty{Name: "informers", Run: t.runInformers})
 	return t.list, nil
+}
+
+// add makes one duty; source is the component that its events name, as upstream
+// names it.
+func add[T interface{ Run(context.Context) error }](t *term, name, source string, make func(controller.Config) (T, error)) {
+	c, err := make(t.with(source))
+	if err != nil {
+		t.errs = append(t.errs, err)
+		return
+	}
+	t.list = append(t.list, Duty{Name: name, Run: c.Run})
 }
 
 // with is the configuration of one controller, whose events come from source.
