@@ -245,7 +245,9 @@ func (s *Sandbox) follow(conn net.Conn) {
 			if err == nil {
 				return // connect started another follow
 			}
-			s.r.log.Warn("lost the connection to a shim", "pod", s.cfg.PodUID, "err", err)
+			if !errors.Is(err, ErrSandboxGone) { // else it is just ending
+				s.r.log.Warn("lost the connection to a shim", "pod", s.cfg.PodUID, "err", err)
+			}
 			if werr := s.pidfd.Wait(); werr != nil {
 				return
 			}
