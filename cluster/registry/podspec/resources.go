@@ -134,11 +134,12 @@ func withinLimit(name corev1.ResourceName, r *corev1.ResourceRequirements, limit
 }
 
 // podResources checks what the pod asks for as a whole.
-func (v *validator) podResources(fld *field.Path) field.ErrorList {
+func (v *validator) podResources(spec *field.Path) field.ErrorList {
 	r := v.spec.Resources
 	if r == nil {
 		return nil
 	}
+	fld := spec.Child("resources")
 	errs := validateResources(r, fld)
 	for _, part := range []struct {
 		list corev1.ResourceList
@@ -161,7 +162,7 @@ func (v *validator) podResources(fld *field.Path) field.ErrorList {
 		for _, name := range sortedNames(v.spec.Containers[i].Resources.Limits) {
 			limit := v.spec.Containers[i].Resources.Limits[name]
 			if all, ok := r.Limits[name]; ok && limit.Cmp(all) > 0 {
-				errs = append(errs, field.Invalid(fld.Root().Child("containers").Index(i).Child("resources", "limits").Key(string(name)), limit.String(),
+				errs = append(errs, field.Invalid(spec.Child("containers").Index(i).Child("resources", "limits").Key(string(name)), limit.String(),
 					fmt.Sprintf("must be less than or equal to pod limits of %s", all.String())))
 			}
 		}

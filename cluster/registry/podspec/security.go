@@ -203,4 +203,3 @@ func appArmor(s *corev1.AppArmorProfile, fld *field.Path) field.ErrorList {
 		})}
 	}
 }
-

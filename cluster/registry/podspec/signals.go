@@ -3,8 +3,8 @@ package podspec
 import (
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 )
 
 // isSignal tells whether s is one of the signals the API knows by name; real

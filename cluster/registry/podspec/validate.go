@@ -36,7 +36,7 @@ func (v *validator) podSpec(fld *field.Path) field.ErrorList {
 	spec := v.spec
 	errs := v.refused(fld)
 	errs = append(errs, v.volumeList(spec.Volumes, fld.Child("volumes"))...)
-	errs = append(errs, v.podResources(fld.Child("resources"))...)
+	errs = append(errs, v.podResources(fld)...)
 	errs = append(errs, v.containers(fld.Child("containers"))...)
 	errs = append(errs, v.initContainers(fld.Child("initContainers"))...)
 	errs = append(errs, v.ephemeralContainers(fld.Child("ephemeralContainers"))...)

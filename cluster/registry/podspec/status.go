@@ -1,0 +1,90 @@
+package podspec
+
+import (
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	netutils "k8s.io/utils/net"
+)
+
+// ValidatePodStatusUpdate checks a status as the node or a controller reports
+// it: names and addresses are well formed, and a container that ended for good
+// does not come back.
+func ValidatePodStatusUpdate(pod, old *corev1.Pod) field.ErrorList {
+	fld := field.NewPath("status")
+	errs := named(apivalidation.NameIsDNSSubdomain, pod.Status.NominatedNodeName, fld.Child("nominatedNodeName"))
+	for i, c := range pod.Status.Conditions {
+		errs = append(errs, qualified(string(c.Type), fld.Child("conditions").Index(i).Child("type"))...)
+	}
+	spec := &old.Spec
+	errs = append(errs, statesOnlyEnd(pod.Status.ContainerStatuses, old.Status.ContainerStatuses, fld.Child("containerStatuses"), func(string) bool {
+		return spec.RestartPolicy == corev1.RestartPolicyAlways
+	}, spec.RestartPolicy)...)
+	sidecar := func(name string) bool {
+		i := slices.IndexFunc(spec.InitContainers, func(c corev1.Container) bool { return c.Name == name })
+		return i >= 0 && isSidecar(&spec.InitContainers[i])
+	}
+	errs = append(errs, statesOnlyEnd(pod.Status.InitContainerStatuses, old.Status.InitContainerStatuses, fld.Child("initContainerStatuses"), func(name string) bool {
+		return spec.RestartPolicy == corev1.RestartPolicyAlways || sidecar(name)
+	}, spec.RestartPolicy)...)
+	errs = append(errs, statesOnlyEnd(pod.Status.EphemeralContainerStatuses, old.Status.EphemeralContainerStatuses, fld.Child("ephemeralContainerStatuses"), func(string) bool {
+		return false
+	}, corev1.RestartPolicyNever)...)
+	errs = append(errs, podIPs(pod, fld)...)
+	errs = append(errs, hostIPs(pod, fld)...)
+	if old.Status.QOSClass != "" && pod.Status.QOSClass != old.Status.QOSClass {
+		errs = append(errs, field.Invalid(fld.Child("qosClass"), pod.Status.QOSClass, "Pod QOS Class may not change"))
+	}
+	return errs
+}
+
+// statesOnlyEnd forbids leaving the terminated state, but for containers that
+// always restart and, under OnFailure, those that failed.
+func statesOnlyEnd(now, before []corev1.ContainerStatus, fld *field.Path, restarts func(name string) bool, policy corev1.RestartPolicy) field.ErrorList {
+	var errs field.ErrorList
+	for _, was := range before {
+		end := was.State.Terminated
+		if end == nil || restarts(was.Name) || (end.ExitCode != 0 && policy == corev1.RestartPolicyOnFailure) {
+			continue
+		}
+		i := slices.IndexFunc(now, func(s corev1.ContainerStatus) bool { return s.Name == was.Name })
+		if i >= 0 && now[i].State.Terminated == nil {
+			errs = append(errs, field.Forbidden(fld.Index(i).Child("state"), "may not be transitioned to non-terminated state"))
+		}
+	}
+	return errs
+}
+
+func podIPs(pod *corev1.Pod, fld *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	list := fld.Child("podIPs")
+	families := map[bool]int{}
+	seen := map[string]bool{}
+	for i, ip := range pod.Status.PodIPs {
+		errs = append(errs, validation.IsValidIPForLegacyField(list.Index(i), ip.IP, false, nil)...)
+		if seen[ip.IP] {
+			errs = append(errs, field.Duplicate(list.Index(i), ip))
+		}
+		seen[ip.IP] = true
+		families[netutils.IsIPv6String(ip.IP)]++
+	}
+	if families[true] > 1 || families[false] > 1 {
+		errs = append(errs, field.Invalid(list, pod.Status.PodIPs, "may specify no more than one IP for each IP family"))
+	}
+	return errs
+}
+
+func hostIPs(pod *corev1.Pod, fld *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	list := fld.Child("hostIPs")
+	if ips := pod.Status.HostIPs; len(ips) > 0 && ips[0].IP != pod.Status.HostIP {
+		errs = append(errs, field.Invalid(list.Index(0).Child("ip"), ips[0].IP, "must be equal to `hostIP`"))
+	}
+	for i, ip := range pod.Status.HostIPs {
+		errs = append(errs, validation.IsValidIPForLegacyField(list.Index(i), ip.IP, false, nil)...)
+	}
+	return errs
+}
