@@ -1,0 +1,266 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"github.com/skiff-sh/skiff/cluster/consensus"
+	"github.com/skiff-sh/skiff/netproxy"
+	"github.com/skiff-sh/skiff/node/runtime"
+)
+
+func resetCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "reset",
+		Usage: "stop this host's pods and remove every rule, link, route, mount and cgroup that skiff made",
+		Description: "The server must not be running. The data directory is kept unless --delete-data is given:\n" +
+			"a server started on it runs the same pods again.",
+		Flags: []cli.Flag{
+			dataDirFlag(),
+			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask", EnvVars: env("yes")},
+			&cli.BoolFlag{Name: "delete-data", Usage: "delete the data directory too, and with it the cluster's state", EnvVars: env("delete-data")},
+			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be removed", EnvVars: env("dry-run")},
+		},
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			if err := needRoot("skiff reset"); err != nil {
+				return err
+			}
+			dir, err := filepath.Abs(c.String("data-dir"))
+			if err != nil {
+				return err
+			}
+			r, err := newReset(c.Context, dir)
+			if err != nil {
+				return err
+			}
+			defer r.close()
+			r.describe(c, c.Bool("delete-data"))
+			if c.Bool("dry-run") {
+				return nil
+			}
+			if !c.Bool("yes") {
+				if err := confirm(c, "Go on?"); err != nil {
+					return err
+				}
+			}
+			return r.run(c.Context, c.Bool("delete-data"))
+		},
+	}
+}
+
+func confirm(c *cli.Context, question string) error {
+	if !term.IsTerminal(int(os.Stdin.Fd())) {
+		return usagef("nobody is there to answer: use --yes")
+	}
+	fmt.Fprintf(c.App.Writer, "%s [y/N] ", question)
+	var answer string
+	if _, err := fmt.Fscanln(os.Stdin, &answer); err != nil || !slices.Contains([]string{"y", "yes"}, strings.ToLower(answer)) {
+		return cli.Exit("nothing was done", exitFailed)
+	}
+	return nil
+}
+
+// reset is what one instance left on the host.
+type reset struct {
+	dataDir, stateDir string
+	lock              *consensus.DirLock
+	containers        *runtime.Runtime
+	sandboxes         []*runtime.Sandbox
+	mounts, cgroups   []string
+}
+
+func newReset(ctx context.Context, dataDir string) (*reset, error) {
+	r := &reset{dataDir: dataDir}
+	var err error
+	if r.stateDir, err = stateDir(dataDir); err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(dataDir); err == nil {
+		if r.lock, err = consensus.LockDir(dataDir); err != nil {
+			return nil, fmt.Errorf("the server has to be stopped first: %w", err)
+		}
+	}
+	if err := r.look(ctx); err != nil {
+		r.close()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *reset) look(ctx context.Context) (err error) {
+	if _, err := os.Stat(r.stateDir); err == nil {
+		r.containers, err = runtime.New(runtime.Config{StateDir: r.stateDir, DataDir: filepath.Join(r.dataDir, "node"),
+			CgroupRoot: cgroupRoot(r.stateDir), Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			return fmt.Errorf("container runtime: %w", err)
+		}
+		if r.sandboxes, err = r.containers.Sandboxes(ctx); err != nil {
+			return fmt.Errorf("list pods: %w", err)
+		}
+	}
+	if r.mounts, err = mountsBelow(r.dataDir, r.stateDir); err != nil {
+		return err
+	}
+	r.cgroups, err = cgroupsOf(cgroupRoot(r.stateDir))
+	return err
+}
+
+func (r *reset) close() {
+	if r.lock != nil {
+		r.lock.Unlock()
+	}
+}
+
+func (r *reset) describe(c *cli.Context, deleteData bool) {
+	say := func(format string, args ...any) { fmt.Fprintf(c.App.Writer, format+"\n", args...) }
+	say("pods to stop: %d", len(r.sandboxes))
+	say("mounts to remove: %d below %s and %s", len(r.mounts), r.dataDir, r.stateDir)
+	say("cgroups to remove: %d below %s", len(r.cgroups), cgroupRoot(r.stateDir))
+	say("network: the nftables table %s, links named skiff*, skiff's routes and addresses", netproxy.DefaultTableName)
+	if deleteData {
+		say("data directory to DELETE: %s", r.dataDir)
+	}
+}
+
+// run removes in the order of dependence and goes on after errors, so that one
+// stuck mount does not keep the rest.
+func (r *reset) run(ctx context.Context, deleteData bool) error {
+	var errs []error
+	for _, s := range r.sandboxes {
+		if err := s.Remove(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("stop pod %s: %w", s.PodUID(), err))
+		}
+	}
+	if err := netproxy.Reset(netproxy.Config{}); err != nil {
+		errs = append(errs, fmt.Errorf("network: %w", err))
+	}
+	// Removing the pods has removed most of these.
+	mounts, err := mountsBelow(r.dataDir, r.stateDir)
+	if err != nil {
+		errs = append(errs, err)
+	}
+	for _, m := range mounts {
+		if err := unix.Unmount(m, unix.MNT_DETACH); err != nil {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", m, err))
+		}
+	}
+	cgroups, err := cgroupsOf(cgroupRoot(r.stateDir))
+	if err != nil {
+		errs = append(errs, err)
+	}
+	for _, g := range cgroups {
+		if err := removeCgroup(g); err != nil {
+			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", g, err))
+		}
+	}
+	if len(errs) == 0 { // else a mount may still lead out of here
+		if err := os.RemoveAll(r.stateDir); err != nil {
+			errs = append(errs, err)
+		}
+		if deleteData {
+			if err := os.RemoveAll(r.dataDir); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// mountsBelow lists mount points below the folders, the innermost first.
+func mountsBelow(dirs ...string) ([]string, error) {
+	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		for _, d := range dirs {
+			if strings.HasPrefix(i.Mountpoint, d+"/") {
+				return false, false
+			}
+		}
+		return true, false
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list mounts: %w", err)
+	}
+	var out []string
+	for _, i := range slices.Backward(infos) {
+		out = append(out, i.Mountpoint)
+	}
+	return out, nil
+}
+
+// cgroupsOf lists the cgroups of root in every hierarchy, the innermost first,
+// with those parents that hold nothing else.
+func cgroupsOf(root string) ([]string, error) {
+	const base = "/sys/fs/cgroup"
+	hierarchies := []string{base}
+	entries, err := os.ReadDir(base)
+	if err != nil {
+		return nil, fmt.Errorf("list cgroup hierarchies: %w", err)
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			hierarchies = append(hierarchies, filepath.Join(base, e.Name()))
+		}
+	}
+	var out []string
+	for _, h := range hierarchies {
+		top := filepath.Join(h, root)
+		var found []string
+		err := filepath.WalkDir(top, func(p string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				found = append(found, p)
+			}
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("list cgroups: %w", err)
+		}
+		slices.Reverse(found)
+		out = append(out, found...)
+		parent := filepath.Dir(top)
+		if len(found) > 0 && !hasOtherChildren(parent, filepath.Base(top)) {
+			out = append(out, parent)
+		}
+	}
+	return out, nil
+}
+
+func hasOtherChildren(dir, child string) bool {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return true
+	}
+	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.IsDir() && e.Name() != child })
+}
+
+// removeCgroup waits a moment for killed processes to leave it.
+func removeCgroup(path string) error {
+	var err error
+	for range 50 {
+		if err = unix.Rmdir(path); err == nil || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return err
+}
