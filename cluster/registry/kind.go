@@ -45,7 +45,13 @@ type Kind struct {
 
 	ClusterScoped bool
 	// HasStatus serves NAME/status and keeps spec and status writes apart.
-	HasStatus  bool
+	HasStatus bool
+	// KeepStatusOnCreate lets a create set the status (nodes).
+	KeepStatusOnCreate bool
+	// NoGeneration leaves metadata.generation unset, for kinds with a spec whose
+	// generation Kubernetes does not count.
+	NoGeneration bool
+
 	ShortNames []string
 	// Categories such as "all".
 	Categories []string

@@ -34,12 +34,12 @@ func (s strategy) AllowUnconditionalUpdate(context.Context) bool {
 }
 
 func (s strategy) PrepareForCreate(ctx context.Context, obj runtime.Object) {
-	if s.kind.HasStatus {
+	if s.kind.HasStatus && !s.kind.KeepStatusOnCreate {
 		if f := fieldOf(obj, "Status"); f.IsValid() {
 			f.Set(reflect.Zero(f.Type()))
 		}
 	}
-	if fieldOf(obj, "Spec").IsValid() {
+	if !s.kind.NoGeneration && fieldOf(obj, "Spec").IsValid() {
 		if m, ok := obj.(metav1.Object); ok {
 			m.SetGeneration(1)
 		}
@@ -69,7 +69,7 @@ func (s strategy) PrepareForUpdate(ctx context.Context, obj, old runtime.Object)
 		s.kind.PrepareForUpdate(ctx, obj, old)
 	}
 	a, b := fieldOf(obj, "Spec"), fieldOf(old, "Spec")
-	if a.IsValid() && !SemanticEqual(a.Interface(), b.Interface()) {
+	if a.IsValid() && !s.kind.NoGeneration && !SemanticEqual(a.Interface(), b.Interface()) {
 		m.SetGeneration(mOld.GetGeneration() + 1)
 	}
 }
