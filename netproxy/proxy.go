@@ -78,7 +78,8 @@ func (p *Proxy) Ready() <-chan struct{} { return p.ready }
 func (p *Proxy) Run(ctx context.Context) error {
 	defer p.network.Close()
 	defer p.table.Close()
-	if err := p.prepare(ctx); err != nil {
+	upgrade, err := p.prepare()
+	if err != nil {
 		return fmt.Errorf("netproxy: %w", err)
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -86,19 +87,25 @@ func (p *Proxy) Run(ctx context.Context) error {
 	g.Go(func() error { return p.services.Run(ctx) })
 	g.Go(func() error { return p.dns.Run(ctx) })
 	g.Go(func() error { return p.runNodes(ctx) })
-	g.Go(func() error { return p.watchTable(ctx) })
 	g.Go(func() error {
-		for _, ch := range []<-chan struct{}{p.services.Ready(), p.dns.Ready()} {
-			select {
-			case <-ch:
-			case <-ctx.Done():
-				return ctx.Err()
+		if err := await(ctx, p.services.Ready()); err != nil {
+			return err
+		}
+		if upgrade {
+			if _, err := p.table.Ensure(); err != nil {
+				return fmt.Errorf("netproxy: %w", err)
 			}
+		}
+		return p.watchTable(ctx)
+	})
+	g.Go(func() error {
+		if err := await(ctx, p.services.Ready(), p.dns.Ready()); err != nil {
+			return err
 		}
 		close(p.ready)
 		return nil
 	})
-	err := g.Wait()
+	err = g.Wait()
 	p.caches.factory.Shutdown()
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -106,18 +113,28 @@ func (p *Proxy) Run(ctx context.Context) error {
 	return err
 }
 
-// prepare makes rules, routes and addresses. Rules of another version are
-// replaced right away, except when its maps have another layout: then the old
-// rules stay until the new maps are filled.
-func (p *Proxy) prepare(ctx context.Context) error {
-	changed, err := p.table.Ensure()
+func await(ctx context.Context, chans ...<-chan struct{}) error {
+	for _, ch := range chans {
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// prepare makes rules, routes and addresses. After an upgrade that changed what
+// the maps hold, rules follow later: the old ones work until the new maps are
+// filled.
+func (p *Proxy) prepare() (upgrade bool, err error) {
+	if upgrade, err = p.table.EnsureSets(); err == nil && !upgrade {
+		_, err = p.table.Ensure()
+	}
 	if err != nil {
-		return fmt.Errorf("nftables: %w (the kernel needs nf_tables, nft_nat, nft_fib and nft_numgen)", err)
+		return upgrade, fmt.Errorf("nftables: %w (the kernel needs nf_tables with nat, fib and numgen)", err)
 	}
-	if changed {
-		p.cfg.Logger.Info("static rules were written", "table", p.cfg.TableName)
-	}
-	return p.network.Prepare()
+	return upgrade, p.network.Prepare()
 }
 
 // driftCheck is how often the ruleset's generation is read: one system call.

@@ -11,21 +11,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Names of the maps and sets. The suffix is the version of the element layout:
-// a change of layout takes a new name, so that an upgrade fills the new map
-// before the rules that read it replace the old ones.
+// layoutVersion is part of the names of sets and of pickers' chains. Raise it
+// with every change of what elements hold: an upgrade then fills new maps
+// beside the old ones, before rules that read them replace the old rules.
+const layoutVersion = "1"
+
+// Names of the maps and sets.
 const (
-	SetFrontends    = "frontends1"     // Key -> Frontend, for every client
-	SetExternal     = "external1"      // Key -> Frontend, for clients outside of the cluster, looked up first
-	SetEndpoints    = "endpoints1"     // ListID, slot -> Endpoint
-	SetMembers      = "members1"       // ListID, Endpoint: what an affinity entry may point to
-	SetAffinity     = "affinity1"      // ListID, client -> Endpoint, written by the kernel
-	SetReject       = "reject1"        // Key: services that have no endpoint
-	SetDrop         = "drop1"          // Key: internalTrafficPolicy Local without a local endpoint
-	SetDropExternal = "drop-external1" // Key: externalTrafficPolicy Local without a local endpoint
-	SetHostPorts    = "hostports1"     // Key -> Endpoint
-	SetHairpin      = "hairpin1"       // addr, addr of each pod on this node
-	SetPickers      = "pickers1"       // Picker -> jump to its chain
+	SetFrontends    = "frontends" + layoutVersion     // Key -> Frontend, for every client
+	SetExternal     = "external" + layoutVersion      // Key -> Frontend, for clients outside of the cluster, looked up first
+	SetEndpoints    = "endpoints" + layoutVersion     // ListID, slot -> Endpoint
+	SetMembers      = "members" + layoutVersion       // ListID, Endpoint: what an affinity entry may point to
+	SetAffinity     = "affinity" + layoutVersion      // ListID, client -> Endpoint, written by the kernel
+	SetReject       = "reject" + layoutVersion        // Key: services that have no endpoint
+	SetDrop         = "drop" + layoutVersion          // Key: internalTrafficPolicy Local without a local endpoint
+	SetDropExternal = "drop-external" + layoutVersion // Key: externalTrafficPolicy Local without a local endpoint
+	SetHostPorts    = "hostports" + layoutVersion     // Key -> Endpoint
+	SetHairpin      = "hairpin" + layoutVersion       // addr, addr of each pod on this node
+	SetPickers      = "pickers" + layoutVersion       // Picker -> jump to its chain
 )
 
 // Key is what a client connects to. A zero Addr stands for every local address
@@ -113,7 +116,7 @@ func (p Picker) Affinity() uint32 { return p.Opts & optTimeout }
 
 // ChainName is the name of the picker's chain.
 func (p Picker) ChainName() string {
-	s := fmt.Sprintf("pick-%d", p.Count)
+	s := fmt.Sprintf("pick%s-%d", layoutVersion, p.Count)
 	if p.Opts&OptExternal != 0 {
 		s += "-external"
 	}

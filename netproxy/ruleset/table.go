@@ -101,14 +101,15 @@ func (t *Table) Close() error {
 }
 
 // Ensure makes the table, its sets and its static rules what they should be
-// and reports whether anything had to be changed. Elements are left alone.
+// and reports whether anything had to be changed. Elements are left alone, and
+// rules are replaced only where they differ.
 //
-// Rules are replaced only where they differ. When a set of another layout is
-// in use (an upgrade), call EnsureSets, fill the sets, then Ensure.
+// When EnsureSets reports an upgrade, fill the sets first.
 func (t *Table) Ensure() (changed bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if changed, err = t.ensureSets(); err != nil {
+	changed, _, err = t.ensureSets()
+	if err != nil {
 		return changed, err
 	}
 	have, err := t.kernelChains()
@@ -165,6 +166,10 @@ func (t *Table) Ensure() (changed bool, err error) {
 			n++
 			conn.FlushChain(&nftables.Chain{Table: t.table, Name: name})
 		}
+		// Sets before chains: elements hold references to chains.
+		if err := t.deleteStaleSets(conn); err != nil {
+			return err
+		}
 		for _, name := range stale {
 			conn.DelChain(&nftables.Chain{Table: t.table, Name: name})
 		}
@@ -177,17 +182,19 @@ func (t *Table) Ensure() (changed bool, err error) {
 	for _, p := range pickers {
 		t.pickers[p] = true
 	}
-	return changed, t.removeStaleSets()
+	return changed, nil
 }
 
-// EnsureSets makes the table and its sets.
-func (t *Table) EnsureSets() (changed bool, err error) {
+// EnsureSets makes the table and its sets. It reports an upgrade when there
+// were sets of another layout, which rules of another version may still use.
+func (t *Table) EnsureSets() (upgrade bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.ensureSets()
+	_, upgrade, err = t.ensureSets()
+	return upgrade, err
 }
 
-func (t *Table) ensureSets() (changed bool, err error) {
+func (t *Table) ensureSets() (changed, upgrade bool, err error) {
 	err = t.doLocked(func(conn *nftables.Conn) error {
 		have := map[string]bool{}
 		exists, err := t.exists(conn)
@@ -201,6 +208,7 @@ func (t *Table) ensureSets() (changed bool, err error) {
 			}
 			for _, s := range sets {
 				have[s.Name] = true
+				upgrade = upgrade || t.sets[s.Name] == nil
 			}
 		} else {
 			conn.AddTable(t.table)
@@ -217,9 +225,9 @@ func (t *Table) ensureSets() (changed bool, err error) {
 		return conn.Flush()
 	})
 	if err != nil {
-		return changed, fmt.Errorf("prepare table %s: %w", t.name, err)
+		return changed, upgrade, fmt.Errorf("prepare table %s: %w", t.name, err)
 	}
-	return changed, nil
+	return changed, upgrade, nil
 }
 
 func (t *Table) exists(conn *nftables.Conn) (bool, error) {
@@ -230,23 +238,18 @@ func (t *Table) exists(conn *nftables.Conn) (bool, error) {
 	return slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == t.name }), nil
 }
 
-// removeStaleSets deletes sets of other versions of skiff.
-func (t *Table) removeStaleSets() error {
-	return t.doLocked(func(conn *nftables.Conn) error {
-		sets, err := conn.GetSets(t.table)
-		if err != nil {
-			return fmt.Errorf("list sets of table %s: %w", t.name, err)
+// deleteStaleSets deletes sets of other versions of skiff.
+func (t *Table) deleteStaleSets(conn *nftables.Conn) error {
+	sets, err := conn.GetSets(t.table)
+	if err != nil {
+		return fmt.Errorf("list sets of table %s: %w", t.name, err)
+	}
+	for _, s := range sets {
+		if t.sets[s.Name] == nil {
+			conn.DelSet(s)
 		}
-		for _, s := range sets {
-			if t.sets[s.Name] == nil {
-				conn.DelSet(s)
-			}
-		}
-		if err := conn.Flush(); err != nil {
-			return fmt.Errorf("remove old sets of table %s: %w", t.name, err)
-		}
-		return nil
-	})
+	}
+	return nil
 }
 
 // kernelChains returns the fingerprints of the rules of each chain.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/skiff-sh/skiff/netproxy/nstest"
 )
 
@@ -107,9 +108,17 @@ func TestEnsureRepairsAndUpgrades(t *testing.T) {
 		}
 		conn.AddChain(&nftables.Chain{Table: tab.table, Name: "old"})
 		conn.FlushChain(&nftables.Chain{Table: tab.table, Name: "services"})
-		conn.FlushChain(&nftables.Chain{Table: tab.table, Name: "pick-3"})
+		conn.FlushChain(&nftables.Chain{Table: tab.table, Name: "pick1-3"})
+		// A verdict map of another layout, pointing to that chain.
+		oldMap := &nftables.Set{Table: tab.table, Name: "pickers0", IsMap: true, KeyType: nftables.TypeMark, DataType: nftables.TypeVerdict}
+		if err := conn.AddSet(oldMap, []nftables.SetElement{{Key: []byte{1, 0, 0, 0}, VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: "old"}}}); err != nil {
+			t.Fatal(err)
+		}
 		if err := conn.Flush(); err != nil {
 			t.Fatal(err)
+		}
+		if upgrade, err := tab.EnsureSets(); err != nil || !upgrade {
+			t.Fatalf("sets of another layout: upgrade %v, %v", upgrade, err)
 		}
 		if now, err := Generation(); err != nil || now == gen {
 			t.Fatalf("generation stays %d, %v", now, err)
