@@ -59,6 +59,8 @@ type Backend struct {
 
 	// rounds counts bookmark rounds; a watch compares it to know that one is due.
 	rounds atomic.Int64
+	// behind: since the last round, a watch began that was not up to date.
+	behind atomic.Bool
 	// rearm wakes Expire after a write with a time to live.
 	rearm chan struct{}
 }
@@ -84,14 +86,15 @@ func New(c Config) (*Backend, error) {
 func (b *Backend) Run(ctx context.Context) error {
 	t := time.NewTicker(b.interval)
 	defer t.Stop()
-	told := b.store.Revision()
+	told := int64(0)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
 		}
-		if rev := b.store.Revision(); rev != told {
+		rev := b.store.Revision()
+		if b.behind.Swap(false) || rev != told {
 			told = rev
 			b.bookmarks()
 		}

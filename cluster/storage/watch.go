@@ -64,8 +64,12 @@ func (r *Resource) Watch(ctx context.Context, key string, opts storage.ListOptio
 		prefix: prefix, recursive: opts.Recursive, pred: opts.Predicate, all: opts.Predicate.Empty(),
 		bookmarks: opts.ProgressNotify || opts.Predicate.AllowWatchBookmarks,
 		sent:      int64(rev), rounds: r.b.rounds.Load()}
+	view := r.b.store.View() // now: what is written after the call has to be told
+	if w.bookmarks && !initial && w.sent < view.Revision() {
+		r.b.behind.Store(true)
+	}
 	endMark := initial && opts.SendInitialEvents != nil && opts.Predicate.AllowWatchBookmarks
-	go w.run(initial, endMark)
+	go w.run(view, initial, endMark)
 	utilflowcontrol.WatchInitialized(ctx)
 	return w, nil
 }
@@ -76,21 +80,28 @@ func (w *watcher) Stop() { w.cancel() }
 // ResultChan implements watch.Interface.
 func (w *watcher) ResultChan() <-chan watch.Event { return w.results }
 
-func (w *watcher) run(initial, endMark bool) {
+func (w *watcher) run(view *store.View, initial, endMark bool) {
 	defer close(w.results)
 	defer w.cancel()
-	err := w.r.reach(w.ctx, w.sent)
-	if err == nil {
-		err = w.follow(initial, endMark)
+	if w.sent > view.Revision() {
+		if err := w.r.reach(w.ctx, w.sent); err != nil {
+			w.fail(err)
+			return
+		}
+		view = w.r.b.store.View()
 	}
+	w.fail(w.follow(view, initial, endMark))
+}
+
+// fail tells the client why the watch ends, unless it ended it.
+func (w *watcher) fail(err error) {
 	if err != nil && w.ctx.Err() == nil {
 		w.send(watch.Event{Type: watch.Error, Object: watchStatus(err)})
 	}
 }
 
 // follow sends the present objects if asked to, then every change.
-func (w *watcher) follow(initial, endMark bool) error {
-	view := w.r.b.store.View()
+func (w *watcher) follow(view *store.View, initial, endMark bool) error {
 	switch {
 	case initial:
 		if err := w.present(view); err != nil {
