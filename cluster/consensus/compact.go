@@ -88,7 +88,10 @@ func (c *compactor) snapshot(r *raft.Raft) {
 	c.mu.Unlock()
 
 	rc := r.ReloadableConfig()
-	rc.TrailingLogs = uint64(min(max(trailingBytes/average, minTrailing), maxTrailing))
+	rc.TrailingLogs = minTrailing
+	if !c.n.soleVoter(r) {
+		rc.TrailingLogs = uint64(min(max(trailingBytes/average, minTrailing), maxTrailing))
+	}
 	err := r.ReloadConfig(rc)
 	if err == nil {
 		err = r.Snapshot().Error()

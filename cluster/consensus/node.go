@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/skiff-sh/skiff/backup"
 	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
@@ -86,22 +87,30 @@ func (n *Node) open() error {
 	if err != nil {
 		return n.withAdvice(err)
 	}
+	if contents.Stale {
+		n.c.Logger.Warn("the raft log's record of its last write is invalid; if this is not because of a crash, the last write before the stop is lost", "file", log.Path())
+	}
 	n.log = log
 	n.compact.init(n, snapshot, contents)
 	log.OnAppend = n.compact.appended
 	return nil
 }
 
-// withAdvice adds to the error of a damaged file what can be done about it.
+// withAdvice adds to the error of a damaged file what can be done about it: the
+// newest of this server's own snapshots that is whole, or one from elsewhere.
 func (n *Node) withAdvice(err error) error {
 	if !errors.Is(err, ErrDamaged) {
 		return err
 	}
-	file, what := "FILE", "the newest file that `skiff snapshot save` made"
-	if newest := n.snaps.Newest(); newest != "" {
-		file, what = newest, "or a newer file that `skiff snapshot save` made"
+	file, other := "FILE", "FILE is the newest that `skiff snapshot save` made"
+	for _, f := range n.snaps.Files() {
+		if info, err := backup.Status(f); err == nil {
+			file = f
+			other = fmt.Sprintf("it holds what was written up to revision %d; use a newer file if `skiff snapshot save` made one", info.Revision)
+			break
+		}
 	}
-	return fmt.Errorf("%w; to go on with a saved state: skiff snapshot restore %s --data-dir NEWDIR (%s; what was written after it is lost), then start with --data-dir NEWDIR", err, file, what)
+	return fmt.Errorf("%w; to go on with a saved state: skiff snapshot restore %s --data-dir NEWDIR, then start with --data-dir NEWDIR (%s)", err, file, other)
 }
 
 // Close releases what New opened. It is for a Node that is not run, is safe to
@@ -192,8 +201,11 @@ func (n *Node) start(trans *raft.NetworkTransport) (*raft.Raft, error) {
 	}
 	r, err := raft.NewRaft(rc, n.c.FSM, n.log, n.log, n.snaps, trans)
 	if err != nil {
-		if newest := n.snaps.Newest(); newest != "" {
-			err = n.withAdvice(fmt.Errorf("%w: %s can't be restored: %w", ErrDamaged, filepath.Dir(newest), err))
+		if files := n.snaps.Files(); len(files) > 0 {
+			if _, why := backup.Status(files[0]); why != nil {
+				err = why
+			}
+			err = n.withAdvice(fmt.Errorf("%w: snapshot %s can't be restored: %w", ErrDamaged, filepath.Dir(files[0]), err))
 		}
 		return nil, fmt.Errorf("start raft: %w", err)
 	}

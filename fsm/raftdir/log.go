@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"os"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -55,6 +56,10 @@ type Log struct {
 type Contents struct {
 	First, Last uint64
 	Bytes       int64 // of the entries
+	// Stale says that the file's record of its last write is invalid. A crash
+	// while it was made leaves that, and then nothing is lost; if it was damaged
+	// later, the last append is.
+	Stale bool
 }
 
 // OpenLog opens the log of a data dir, or makes it, and verifies every entry in
@@ -81,6 +86,13 @@ func OpenLog(o Options) (*Log, Contents, error) {
 }
 
 func (l *Log) open(snapshot uint64) (c Contents, err error) {
+	if _, err := os.Stat(l.path); snapshot > 0 && errors.Is(err, os.ErrNotExist) {
+		return c, fmt.Errorf("%w: %s is missing, but there is a snapshot", ErrDamaged, l.path)
+	}
+	stale, err := checkBolt(l.path)
+	if err != nil {
+		return c, fmt.Errorf("%w: %s: %w", ErrDamaged, l.path, err)
+	}
 	err = l.guard("open", func() error {
 		l.bolt, err = raftboltdb.New(raftboltdb.Options{
 			Path: l.path,
@@ -105,6 +117,7 @@ func (l *Log) open(snapshot uint64) (c Contents, err error) {
 		l.bolt.Close()
 		return c, err
 	}
+	c.Stale = stale
 	return c, nil
 }
 
@@ -142,10 +155,14 @@ func (l *Log) LastIndex() (uint64, error) { return l.bolt.LastIndex() }
 // GetLog implements raft.LogStore. An entry whose checksum is wrong is
 // ErrDamaged.
 func (l *Log) GetLog(index uint64, e *raft.Log) error {
-	if err := l.bolt.GetLog(index, e); err != nil {
+	err := l.bolt.GetLog(index, e)
+	if err != nil {
 		return err
 	}
-	return l.unseal(index, e)
+	if err := unseal(index, e); err != nil {
+		return fmt.Errorf("%w: %s: entry %d: %w", ErrDamaged, l.path, index, err)
+	}
+	return nil
 }
 
 // StoreLog implements raft.LogStore.
@@ -295,11 +312,16 @@ func seal(entries []*raft.Log) (sealed []*raft.Log, size int64) {
 // entryOverhead is about what an entry takes beside its data.
 const entryOverhead = 64
 
+var (
+	errNoSeal   = errors.New("it has no checksum")
+	errChecksum = errors.New("checksum does not match")
+)
+
 // unseal checks and removes the checksum of an entry that was read at index.
-func (l *Log) unseal(index uint64, e *raft.Log) error {
+func unseal(index uint64, e *raft.Log) error {
 	n := len(e.Extensions) - sealSize
 	if n < 0 || e.Extensions[n] != sealKind {
-		return fmt.Errorf("%w: %s: entry %d has no checksum", ErrDamaged, l.path, index)
+		return errNoSeal
 	}
 	want := binary.BigEndian.Uint32(e.Extensions[n+1:])
 	e.Extensions = e.Extensions[:n:n]
@@ -307,7 +329,7 @@ func (l *Log) unseal(index uint64, e *raft.Log) error {
 		e.Extensions = nil
 	}
 	if e.Index != index || checksum(e, e.Extensions) != want {
-		return fmt.Errorf("%w: %s: checksum of entry %d does not match", ErrDamaged, l.path, index)
+		return errChecksum
 	}
 	return nil
 }

@@ -82,13 +82,16 @@ func (s *Snapshots) List() ([]*raft.SnapshotMeta, error) {
 // skiff's snapshot files.
 func (s *Snapshots) File(id string) string { return filepath.Join(s.dir, id, "state.bin") }
 
-// Newest is the file of the newest snapshot, "" if there is none.
-func (s *Snapshots) Newest() string {
-	all, err := s.List()
-	if err != nil || len(all) == 0 {
-		return ""
+// Files are the files of all snapshots, the newest first.
+func (s *Snapshots) Files() (files []string) {
+	all, err := s.FileSnapshotStore.List()
+	if err != nil {
+		return nil
 	}
-	return s.File(all[0].ID)
+	for _, m := range all {
+		files = append(files, s.File(m.ID))
+	}
+	return files
 }
 
 var (

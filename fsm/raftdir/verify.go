@@ -28,9 +28,12 @@ func (l *Log) verify(snapshot uint64) (c Contents, err error) {
 		term := uint64(0)
 		for i := c.First; i <= c.Last; i++ {
 			var e raft.Log
-			err := l.GetLog(i, &e)
+			err := l.bolt.GetLog(i, &e)
 			if i <= snapshot && errors.Is(err, raft.ErrLogNotFound) {
 				continue
+			}
+			if err == nil {
+				err = unseal(i, &e)
 			}
 			if err != nil {
 				return fmt.Errorf("entry %d of %d to %d: %w", i, c.First, c.Last, err)

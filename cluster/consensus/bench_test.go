@@ -1,0 +1,126 @@
+package consensus
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/skiff-sh/skiff/fsm"
+)
+
+var (
+	benchClients = []int{1, 16, 100}
+	benchValue   = bytes.Repeat([]byte("v"), 1024)
+)
+
+// benchPuts lets so many clients put b.N values of 1 KiB in all.
+func benchPuts(b *testing.B, clients int, put func(client, i int) error) {
+	b.ReportAllocs()
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	begin := time.Now()
+	for c := range clients {
+		wg.Go(func() {
+			for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
+				if err := put(c, int(i)); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.ReportMetric(float64(b.N)/time.Since(begin).Seconds(), "puts/s")
+}
+
+// BenchmarkPut is what one server stores durably: each put is in the log, with
+// fsync, and applied. BenchmarkEtcdPut is the same work for etcd on the same
+// disk: compare the two of one run.
+func BenchmarkPut(b *testing.B) {
+	for _, clients := range benchClients {
+		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) {
+			m := single(b, b.TempDir())
+			m.awaitReady(b)
+			b.ResetTimer()
+			benchPuts(b, clients, func(c, i int) error {
+				op := fsm.Op{Type: fsm.Put, Key: fmt.Sprintf("/registry/bench/c%d/k%d", c, i%10_000), Value: benchValue, Expect: fsm.Any}
+				_, err := m.Propose(b.Context(), fsm.One(op))
+				return err
+			})
+			b.StopTimer()
+			m.stop(b)
+		})
+	}
+}
+
+// BenchmarkEtcdPut needs the etcd program of Debian's etcd-server.
+func BenchmarkEtcdPut(b *testing.B) {
+	path, err := exec.LookPath("etcd")
+	if err != nil {
+		b.Skip("etcd is not installed: ", err)
+	}
+	for _, clients := range benchClients {
+		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) {
+			endpoint := startEtcd(b, path)
+			// One connection each, as separate clients have.
+			var kvs []*clientv3.Client
+			for range clients {
+				c, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer c.Close()
+				if _, err := c.Get(b.Context(), "x"); err != nil {
+					b.Fatal(err)
+				}
+				kvs = append(kvs, c)
+			}
+			b.ResetTimer()
+			benchPuts(b, clients, func(c, i int) error {
+				_, err := kvs[c].Put(b.Context(), fmt.Sprintf("/registry/bench/c%d/k%d", c, i%10_000), string(benchValue))
+				return err
+			})
+			b.StopTimer()
+		})
+	}
+}
+
+// startEtcd runs etcd until the benchmark ends, and returns its address.
+func startEtcd(b *testing.B, path string) string {
+	b.Helper()
+	addr := func() string {
+		l := listen(b, "127.0.0.1:0")
+		defer l.Close()
+		return "http://" + l.Addr().String()
+	}
+	client, peer := addr(), addr()
+	dir := b.TempDir()
+	out, err := os.Create(filepath.Join(dir, "out"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.Command(path, "--data-dir", filepath.Join(dir, "etcd"), "--listen-client-urls", client,
+		"--advertise-client-urls", client, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+		"--initial-cluster", "default="+peer)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		out.Close()
+	})
+	return client
+}

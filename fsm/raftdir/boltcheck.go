@@ -1,0 +1,215 @@
+package raftdir
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"os"
+)
+
+// Bolt maps its file and trusts what is in it: a page that points outside the
+// file is a memory fault, on open in a goroutine of its own, where nobody can
+// catch it. So the structure is checked before bolt sees the file.
+//
+// This is bolt's format version 2 on a little-endian machine. A page begins with
+// its number (8 bytes), flags (2), element count (2) and the number of pages that
+// follow it (4).
+const (
+	boltMagic   = 0xED0CDAED
+	boltVersion = 2
+
+	pageHead   = 16
+	flagBranch = 1
+	flagLeaf   = 2
+
+	leafBucket = 1 // flag of a leaf element that is a bucket
+	maxDepth   = 64
+)
+
+// boltFile walks the pages of a bolt file.
+type boltFile struct {
+	r     io.ReaderAt
+	page  int64  // size of a page
+	end   uint64 // number of pages in use
+	seen  map[uint64]bool
+	stale bool // one of the two meta pages is invalid
+}
+
+type boltMeta struct{ pageSize, root, end, tx uint64 }
+
+// checkBolt returns what is wrong with the structure of a bolt file. A file that
+// does not exist or is empty is all right. stale says that bolt will fall back to
+// the state before the last write: that write was cut off by a crash, or the page
+// was damaged later.
+func checkBolt(path string) (stale bool, err error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil || st.Size() == 0 {
+		return false, err
+	}
+	b := &boltFile{r: f, seen: map[uint64]bool{}}
+	meta, err := b.meta()
+	if err != nil {
+		return false, err
+	}
+	b.page, b.end = int64(meta.pageSize), meta.end
+	if need := int64(b.end) * b.page; st.Size() < need {
+		return false, fmt.Errorf("file has %d bytes, %d are in use: it was truncated", st.Size(), need)
+	}
+	return b.stale, b.walk(meta.root, 0)
+}
+
+// meta returns the newer valid one of the two meta pages.
+func (b *boltFile) meta() (best boltMeta, err error) {
+	first, err0 := b.metaAt(0)
+	size := int64(os.Getpagesize())
+	if err0 == nil {
+		size = int64(first.pageSize)
+	}
+	second, err1 := b.metaAt(size)
+	b.stale = err0 != nil || err1 != nil
+	switch {
+	case err0 != nil && err1 != nil:
+		return best, fmt.Errorf("no valid meta page: %w; %w", err0, err1)
+	case err1 != nil || (err0 == nil && first.tx > second.tx):
+		return first, nil
+	}
+	return second, nil
+}
+
+func (b *boltFile) metaAt(at int64) (m boltMeta, err error) {
+	p := make([]byte, pageHead+64)
+	if _, err := b.r.ReadAt(p, at); err != nil {
+		return m, fmt.Errorf("read meta page at byte %d: %w", at, err)
+	}
+	le, body := binary.LittleEndian, p[pageHead:]
+	sum := fnv.New64a()
+	sum.Write(body[:56])
+	switch {
+	case le.Uint32(body) != boltMagic || le.Uint32(body[4:]) != boltVersion:
+		return m, fmt.Errorf("meta page at byte %d is none", at)
+	case le.Uint64(body[56:]) != sum.Sum64():
+		return m, fmt.Errorf("checksum of meta page at byte %d does not match", at)
+	}
+	m = boltMeta{
+		pageSize: uint64(le.Uint32(body[8:])),
+		root:     le.Uint64(body[16:]), end: le.Uint64(body[40:]), tx: le.Uint64(body[48:]),
+	}
+	if m.pageSize < 1024 || m.pageSize > 1<<20 {
+		return m, fmt.Errorf("page size of %d bytes", m.pageSize)
+	}
+	return m, nil
+}
+
+// walk checks a page and those below it.
+func (b *boltFile) walk(id uint64, depth int) error {
+	p, err := b.read(id)
+	if err != nil {
+		return err
+	}
+	if depth > maxDepth {
+		return fmt.Errorf("page %d: more than %d levels deep", id, maxDepth)
+	}
+	return b.elements(p, id, depth)
+}
+
+// read returns a page with those that follow it, and marks them as seen.
+func (b *boltFile) read(id uint64) ([]byte, error) {
+	if id < 2 || id >= b.end {
+		return nil, fmt.Errorf("a page refers to page %d of %d", id, b.end)
+	}
+	head := make([]byte, pageHead)
+	if _, err := b.r.ReadAt(head, int64(id)*b.page); err != nil {
+		return nil, fmt.Errorf("page %d: %w", id, err)
+	}
+	le := binary.LittleEndian
+	n := uint64(le.Uint32(head[12:])) + 1
+	switch flags := le.Uint16(head[8:]); {
+	case le.Uint64(head) != id:
+		return nil, fmt.Errorf("page %d calls itself page %d", id, le.Uint64(head))
+	case flags != flagBranch && flags != flagLeaf:
+		return nil, fmt.Errorf("page %d has flags %#x", id, flags)
+	case n > b.end-id:
+		return nil, fmt.Errorf("page %d extends over %d pages, to after the last", id, n)
+	}
+	for i := id; i < id+n; i++ {
+		if b.seen[i] {
+			return nil, fmt.Errorf("page %d is referred to twice", i)
+		}
+		b.seen[i] = true
+	}
+	p := make([]byte, int64(n)*b.page)
+	if _, err := b.r.ReadAt(p, int64(id)*b.page); err != nil {
+		return nil, fmt.Errorf("page %d: %w", id, err)
+	}
+	return p, nil
+}
+
+// elements checks the elements of a page, and the pages they refer to.
+func (b *boltFile) elements(p []byte, id uint64, depth int) error {
+	le := binary.LittleEndian
+	branch, count := le.Uint16(p[8:]) == flagBranch, int(le.Uint16(p[10:]))
+	if branch && count == 0 {
+		return fmt.Errorf("page %d is a branch without elements", id)
+	}
+	if pageHead+16*count > len(p) {
+		return fmt.Errorf("page %d has %d elements, more than fit", id, count)
+	}
+	var last []byte
+	for i := range count {
+		at := uint64(pageHead + 16*i)
+		e := p[at:]
+		var pos, ksize, vsize uint64
+		if branch {
+			pos, ksize = uint64(le.Uint32(e)), uint64(le.Uint32(e[4:]))
+		} else {
+			pos, ksize, vsize = uint64(le.Uint32(e[4:])), uint64(le.Uint32(e[8:])), uint64(le.Uint32(e[12:]))
+		}
+		if at+pos+ksize+vsize > uint64(len(p)) {
+			return fmt.Errorf("element %d of page %d lies outside of it", i, id)
+		}
+		key := p[at+pos : at+pos+ksize]
+		if i > 0 && bytes.Compare(key, last) <= 0 {
+			return fmt.Errorf("element %d of page %d is out of order", i, id)
+		}
+		last = key
+		var err error
+		switch {
+		case branch:
+			err = b.walk(le.Uint64(e[8:]), depth+1)
+		case le.Uint32(e) == leafBucket:
+			err = b.bucket(p[at+pos+ksize:at+pos+ksize+vsize], id, depth)
+		case le.Uint32(e) != 0:
+			err = fmt.Errorf("element %d of page %d has flags %#x", i, id, le.Uint32(e))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bucket checks a bucket: its root page, or the small page within it.
+func (b *boltFile) bucket(v []byte, id uint64, depth int) error {
+	if len(v) < 16 {
+		return fmt.Errorf("a bucket in page %d is cut off", id)
+	}
+	if root := binary.LittleEndian.Uint64(v); root != 0 {
+		return b.walk(root, depth+1)
+	}
+	inline := v[16:]
+	if len(inline) < pageHead || binary.LittleEndian.Uint16(inline[8:]) != flagLeaf || depth > maxDepth {
+		return fmt.Errorf("a bucket in page %d is malformed", id)
+	}
+	return b.elements(inline, id, depth+1)
+}
