@@ -1,0 +1,177 @@
+// Command bench measures the budgets of one node against a real server on a
+// throw-away host, and puts through Raft beside etcd on the same disk. It
+// prints a table and writes the figures as JSON.
+//
+// Limits: a machine that does other work meanwhile shows in every figure.
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/skiff-sh/skiff/cmd/test/host"
+)
+
+// row is one line of the table.
+type row struct {
+	What     string  `json:"what"`
+	Value    float64 `json:"value"`
+	Unit     string  `json:"unit"`
+	Budget   float64 `json:"budget,omitempty"` // 0: none
+	AtLeast  bool    `json:"atLeast,omitempty"`
+	Upstream string  `json:"upstream,omitempty"` // measured on such a machine
+}
+
+func (r row) verdict() string {
+	switch {
+	case r.Budget == 0 && r.Unit != "appends":
+		return ""
+	case r.AtLeast && r.Value >= r.Budget, !r.AtLeast && r.Value <= r.Budget:
+		return "met"
+	}
+	return "MISSED"
+}
+
+func main() {
+	binary := flag.String("skiff", "bin/skiff", "the binary to measure")
+	out := flag.String("out", "bench/results.json", "where the figures go")
+	idle := flag.Duration("idle", 30*time.Second, "how long to watch the idle node")
+	quick := flag.Bool("quick", false, "leave out puts through Raft and etcd")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := bench(ctx, *binary, *out, *idle, *quick); err != nil {
+		fmt.Fprintln(os.Stderr, "bench: "+err.Error())
+		os.Exit(1)
+	}
+}
+
+func bench(ctx context.Context, binary, out string, idle time.Duration, quick bool) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("containers and network namespaces need root: try sudo make bench")
+	}
+	if binary, err = filepath.Abs(binary); err != nil {
+		return err
+	}
+	rows, err := measure(ctx, binary, idle)
+	if err != nil {
+		return err
+	}
+	if !quick {
+		puts, err := benchPuts(ctx)
+		if err != nil {
+			return err
+		}
+		rows = append(rows, puts...)
+	}
+	print(rows)
+	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(rows, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(out, append(b, '\n'), 0o644)
+}
+
+func print(rows []row) {
+	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "WHAT\tMEASURED\tBUDGET\t\tUPSTREAM")
+	for _, r := range rows {
+		budget := ""
+		if r.Budget > 0 || r.Unit == "appends" {
+			budget = fmt.Sprintf("%g %s", r.Budget, r.Unit)
+		}
+		fmt.Fprintf(w, "%s\t%.4g %s\t%s\t%s\t%s\n", r.What, r.Value, r.Unit, budget, r.verdict(), r.Upstream)
+	}
+	w.Flush()
+}
+
+// instance is a server under measurement.
+type instance struct {
+	*host.Server
+	client kubernetes.Interface
+	log    *bytes.Buffer
+}
+
+func measure(ctx context.Context, binary string, idle time.Duration) (rows []row, err error) {
+	dir, err := os.MkdirTemp("", "skiff-bench-")
+	if err != nil {
+		return nil, err
+	}
+	h, err := host.New("skiff-bench", 251)
+	if err != nil {
+		return nil, err
+	}
+	log := &bytes.Buffer{}
+	s := &instance{Server: &host.Server{Host: h, Binary: binary, DataDir: filepath.Join(dir, "data"), Log: log}, log: log}
+	defer func() {
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "--- the server said\n%s\n", log.String())
+		}
+		clean, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		defer cancel()
+		err = errors.Join(err, s.Reset(clean), h.Close(), os.RemoveAll(dir))
+	}()
+	started, err := s.startUp(ctx)
+	if err != nil {
+		return nil, err
+	}
+	rows = append(rows, started...)
+	for _, step := range []func(context.Context) ([]row, error){
+		func(ctx context.Context) ([]row, error) { return s.idle(ctx, idle) },
+		s.createToRunning,
+		s.hundredReplicas,
+		s.creates,
+	} {
+		r, err := step(ctx)
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, r...)
+	}
+	return rows, nil
+}
+
+func (s *instance) startUp(ctx context.Context) ([]row, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	begin := time.Now()
+	if err := s.Start(); err != nil {
+		return nil, err
+	}
+	if _, err := s.WaitAPI(ctx); err != nil {
+		return nil, err
+	}
+	api := time.Since(begin)
+	cfg, err := clientcmd.BuildConfigFromFlags("", s.Kubeconfig())
+	if err != nil {
+		return nil, err
+	}
+	cfg.Host, cfg.QPS = "https://"+s.Host.Addr+":6443", -1
+	cfg.ContentType = "application/vnd.kubernetes.protobuf"
+	if s.client, err = kubernetes.NewForConfig(cfg); err != nil {
+		return nil, err
+	}
+	if err := s.awaitNode(ctx); err != nil {
+		return nil, err
+	}
+	return []row{
+		{What: "exec -> API ready, empty host", Value: api.Seconds(), Unit: "s", Budget: 0.5, Upstream: "2.5 s"},
+		{What: "exec -> node Ready", Value: time.Since(begin).Seconds(), Unit: "s", Budget: 1.5, Upstream: "9.4 s"},
+	}, nil
+}
