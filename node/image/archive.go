@@ -2,7 +2,6 @@ package image
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -91,30 +90,21 @@ func notArchive(name, format string, args ...any) error {
 }
 
 func (s *Store) importFile(ctx context.Context, name string, f *os.File, progress ProgressFunc) ([]*Image, error) {
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, fmt.Errorf("import %s: %w", name, err)
-	}
-	magic := make([]byte, 6)
-	n, err := io.ReadFull(f, magic)
+	magic := make([]byte, magicLen)
+	n, err := f.ReadAt(magic, 0)
 	if n == 0 {
 		return nil, notArchive(name, "it is empty")
 	}
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err != nil && err != io.EOF {
 		return nil, fmt.Errorf("import %s: %w", name, err)
 	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, fmt.Errorf("import %s: %w", name, err)
-	}
-	plain, err := decompress(bytes.NewReader(magic[:n]))
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+	kind, err := compression(magic[:n])
+	if err != nil {
 		return nil, notArchive(name, "it is %v", err)
 	}
-	if err == nil {
-		plain.Close()
-	}
-	if compressed(magic) {
-		// A compressed tar has no index to jump by; unpack it once.
-		zr, err := decompress(f)
+	if kind != "" {
+		// A compressed tar cannot be jumped about in; decompress it once.
+		zr, err := decompress(io.NewSectionReader(f, 0, 1<<62))
 		if err != nil {
 			return nil, notArchive(name, "%v", err)
 		}
@@ -131,10 +121,6 @@ func (s *Store) importFile(ctx context.Context, name string, f *os.File, progres
 		return nil, notArchive(name, "%v", err)
 	}
 	return s.importBlobs(ctx, name, b, progress)
-}
-
-func compressed(magic []byte) bool {
-	return bytes.HasPrefix(magic, []byte{0x1f, 0x8b}) || bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd})
 }
 
 func (s *Store) importBlobs(ctx context.Context, name string, b blobs, progress ProgressFunc) ([]*Image, error) {
@@ -182,7 +168,8 @@ func baseName(file string) string {
 		}
 		return '-'
 	}, n)
-	if n = strings.Trim(n, "-._"); n == "" {
+	n = strings.Trim(n, "-._")
+	if _, err := Normalize(n + ":latest"); err != nil {
 		return "imported"
 	}
 	return n
@@ -254,7 +241,11 @@ func dockerSources(b blobs, base string) ([]*source, error) {
 			src.tags = append(src.tags, full)
 		}
 		if len(src.tags) == 0 {
-			src.tags = []string{"docker.io/library/" + base + ":latest"}
+			full, err := Normalize(base + ":latest")
+			if err != nil {
+				return nil, err
+			}
+			src.tags = []string{full}
 		}
 		out = append(out, src)
 	}

@@ -276,26 +276,44 @@ func apply(ctx context.Context, root string, r io.Reader, diffID string) (*layer
 	return &layerInfo{Size: n, Implied: dirs.implied()}, nil
 }
 
+// compression names how a stream that begins like this is compressed: "" (not
+// at all), "gzip" or "zstd". Others are refused by name.
+func compression(magic []byte) (string, error) {
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		return "gzip", nil
+	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		return "zstd", nil
+	case bytes.HasPrefix(magic, []byte("BZh")):
+		return "", errors.New("compressed with bzip2, which is not supported: use gzip or zstd")
+	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z'}):
+		return "", errors.New("compressed with xz, which is not supported: use gzip or zstd")
+	}
+	return "", nil
+}
+
+const magicLen = 6
+
 // decompress looks at the first bytes of a stream to find out what it is.
 func decompress(r io.Reader) (io.ReadCloser, error) {
 	br := bufio.NewReaderSize(r, 64<<10)
-	magic, err := br.Peek(6)
+	magic, err := br.Peek(magicLen)
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
-	switch {
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+	kind, err := compression(magic)
+	if err != nil {
+		return nil, err
+	}
+	switch kind {
+	case "gzip":
 		return gzip.NewReader(br)
-	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+	case "zstd":
 		zr, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1))
 		if err != nil {
 			return nil, err
 		}
 		return zr.IOReadCloser(), nil
-	case bytes.HasPrefix(magic, []byte("BZh")):
-		return nil, errors.New("compressed with bzip2, which is not supported: use gzip or zstd")
-	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z'}):
-		return nil, errors.New("compressed with xz, which is not supported: use gzip or zstd")
 	}
 	return io.NopCloser(br), nil
 }
