@@ -1,11 +1,14 @@
 // Package core serves the kinds of the core group (v1): defaults, validation,
 // printed columns, and for Services the allocation of addresses and ports.
 //
-// Limits: one IP family (IPv4); ComponentStatus is not served.
+// Limits: one IP family (IPv4); ComponentStatus is not served. LimitRanges and
+// ResourceQuotas are served here and enforced by admission.
 package core
 
 import (
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
@@ -30,14 +33,32 @@ type Config struct {
 	ServiceAccountToken rest.Storage
 	// Pods is for the subresources of pods that reach nodes.
 	Pods PodConfig
+	// Logger is slog.Default when nil.
+	Logger *slog.Logger
 }
 
 func gvr(resource string) schema.GroupVersionResource {
 	return corev1.SchemeGroupVersion.WithResource(resource)
 }
 
+// defaults registers fn for the type T.
+func defaults[T any, P interface {
+	*T
+	runtime.Object
+}](s *runtime.Scheme, fn func(P)) {
+	s.AddTypeDefaultingFunc(P(new(T)), func(obj any) { fn(obj.(P)) })
+}
+
 // AddDefaults registers the defaulting functions of the group's kinds.
 func AddDefaults(s *runtime.Scheme) error {
+	defaults(s, setServiceDefaults)
+	defaults(s, setNamespaceDefaults)
+	defaults(s, setNodeDefaults)
+	defaults(s, setEndpointsDefaults)
+	defaults(s, setSecretDefaults)
+	defaults(s, setLimitRangeDefaults)
+	defaults(s, setVolumeDefaults)
+	defaults(s, setClaimDefaults)
 	return addPodDefaults(s)
 }
 
@@ -45,11 +66,28 @@ func AddDefaults(s *runtime.Scheme) error {
 // group, by discovery name.
 func NewStorage(o registry.Options, cfg Config) (map[string]rest.Storage, error) {
 	if cfg.Reservations == nil {
-		return nil, fmt.Errorf("storage of the core group: Config.Reservations is missing")
+		return nil, errors.New("storage of the core group: Config.Reservations is missing")
+	}
+	if cfg.NodePorts.Size == 0 {
+		cfg.NodePorts = utilnet.PortRange{Base: 30000, Size: 2768}
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
 	}
 	m := map[string]rest.Storage{}
-	if err := podStorage(o, cfg, m); err != nil {
-		return nil, err
+	for _, k := range []registry.Kind{nodeKind, endpointsKind, configMapKind, secretKind, serviceAccountKind, EventKind,
+		limitRangeKind, resourceQuotaKind, volumeKind, claimKind} {
+		if _, err := k.AddTo(m, o); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.ServiceAccountToken != nil {
+		m["serviceaccounts/token"] = cfg.ServiceAccountToken
+	}
+	for _, add := range []func(registry.Options, Config, map[string]rest.Storage) error{namespaceStorage, serviceStorage, podStorage} {
+		if err := add(o, cfg, m); err != nil {
+			return nil, fmt.Errorf("storage of the core group: %w", err)
+		}
 	}
 	return m, nil
 }
