@@ -6,8 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
+	"time"
 
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -58,25 +59,51 @@ func (s *Server) duties() ([]Duty, error) {
 
 // layFoundation makes what every cluster has from the start and brings it up to
 // date: identity and keys in the replicated state, namespaces, services of the
-// API and of DNS, default roles. Then it keeps the API's endpoints right.
+// API and of DNS, default roles. What fails is tried again: it must not end the
+// other duties.
 func (s *Server) layFoundation(ctx context.Context, client kubernetes.Interface) error {
-	if err := s.replicateIdentity(ctx); err != nil {
-		return err
-	}
-	for _, name := range namespaces {
-		if err := ensure(ctx, client.CoreV1().Namespaces(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
-			return fmt.Errorf("namespace %s: %w", name, err)
+	s.untilDone(ctx, "identity in the replicated state", s.replicateIdentity)
+	s.untilDone(ctx, "namespaces", func(ctx context.Context) error {
+		for _, name := range namespaces {
+			if err := ensure(ctx, client.CoreV1().Namespaces(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
+				return fmt.Errorf("namespace %s: %w", name, err)
+			}
 		}
+		return nil
+	})
+	var parts sync.WaitGroup
+	for name, part := range map[string]func(context.Context, kubernetes.Interface) error{
+		"default roles":        auth.Reconcile,
+		"built-in services":    s.ensureServices,
+		"client CA in the API": s.ensureClientCA,
+	} {
+		parts.Go(func() {
+			s.untilDone(ctx, name, func(ctx context.Context) error { return part(ctx, client) })
+		})
 	}
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return auth.Reconcile(gctx, client) })
-	g.Go(func() error { return s.ensureServices(gctx, client) })
-	g.Go(func() error { return s.ensureClientCA(gctx, client) })
-	if err := g.Wait(); err != nil {
-		return err
-	}
+	parts.Wait()
 	<-ctx.Done()
 	return nil
+}
+
+const (
+	foundationRetry    = 100 * time.Millisecond
+	foundationRetryMax = 30 * time.Second
+)
+
+// untilDone tries part until it succeeds or ctx ends.
+func (s *Server) untilDone(ctx context.Context, name string, part func(context.Context) error) {
+	for pause := foundationRetry; ctx.Err() == nil; pause = min(2*pause, foundationRetryMax) {
+		err := part(ctx)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		s.cfg.Logger.Warn("the cluster's foundation is incomplete, will try again", "part", name, "error", err, "in", pause)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
 }
 
 // replicateIdentity puts the cluster's id and keys into the state, so that a

@@ -72,6 +72,9 @@ func (s *Server) serverAddresses() []string {
 // reconcileEndpoints writes Endpoints and EndpointSlice of the service
 // "kubernetes" if they differ from what they should be.
 func (s *Server) reconcileEndpoints(ctx context.Context, client kubernetes.Interface) error {
+	if s.cfg.AdvertiseAddress.IsLoopback() {
+		return nil // the API refuses loopback addresses in endpoints: no pod could reach them
+	}
 	addresses := s.serverAddresses()
 	endpoints := &corev1.Endpoints{ //nolint:staticcheck // clients still read it
 		ObjectMeta: metav1.ObjectMeta{Name: "kubernetes", Namespace: "default",
