@@ -3,6 +3,7 @@ package podnet
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 
@@ -80,7 +81,7 @@ func (n *Network) uplink() (netlink.Link, error) {
 // its header; the kernel tells senders (path MTU), so links need not differ.
 func (n *Network) uplinkMTU() int {
 	l, err := n.uplink()
-	if err != nil || l.Attrs().Flags&unix.IFF_LOOPBACK != 0 {
+	if err != nil || l.Attrs().Flags&net.FlagLoopback != 0 {
 		return defaultMTU
 	}
 	return l.Attrs().MTU
