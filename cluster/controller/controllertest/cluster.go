@@ -7,11 +7,15 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -31,6 +35,7 @@ type Cluster struct {
 	Events *record.FakeRecorder
 
 	serial atomic.Int64
+	writes sync.Mutex // makes check and write one step
 }
 
 // New returns a cluster that holds objs.
@@ -47,12 +52,8 @@ func New(t *testing.T, objs ...runtime.Object) *Cluster {
 		}
 		return false, nil, nil
 	})
-	c.Client.PrependReactor("update", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
-		if update, ok := a.(clienttesting.UpdateAction); ok {
-			c.touch(update.GetObject())
-		}
-		return false, nil, nil
-	})
+	c.Client.PrependReactor("update", "*", c.update)
+	c.Client.PrependReactor("patch", "*", c.patch)
 	c.Config = controller.Config{
 		Client:    c.Client,
 		Informers: informers.NewSharedInformerFactory(c.Client, 0),
@@ -85,6 +86,79 @@ func (c *Cluster) touch(obj runtime.Object) {
 	if m, err := meta.Accessor(obj); err == nil {
 		m.SetResourceVersion(strconv.FormatInt(c.serial.Add(1), 10))
 	}
+}
+
+// update does what the API server does with an update: it refuses what was
+// changed in between, keeps status and the rest apart, and counts generations.
+func (c *Cluster) update(a clienttesting.Action) (bool, runtime.Object, error) {
+	u, ok := a.(clienttesting.UpdateAction)
+	if !ok {
+		return false, nil, nil
+	}
+	c.writes.Lock()
+	defer c.writes.Unlock()
+	next := u.GetObject().DeepCopyObject()
+	m, err := meta.Accessor(next)
+	if err != nil {
+		return true, nil, err
+	}
+	old, err := c.Client.Tracker().Get(a.GetResource(), a.GetNamespace(), m.GetName())
+	if err != nil {
+		return true, nil, err
+	}
+	before, err := meta.Accessor(old)
+	if err != nil {
+		return true, nil, err
+	}
+	if v := m.GetResourceVersion(); v != "" && v != before.GetResourceVersion() {
+		return true, nil, apierrors.NewConflict(a.GetResource().GroupResource(), m.GetName(), fmt.Errorf("object has been modified"))
+	}
+	if a.GetSubresource() == "status" {
+		next = withStatusOf(old, next)
+	} else if field(old, "Status").IsValid() && a.GetResource().Resource != "pods" && a.GetResource().Resource != "nodes" {
+		next = withStatusOf(next, old) // tests play kubelet by plain updates
+	}
+	return true, next, c.store(a, old, next)
+}
+
+// patch applies a patch, and counts versions, which the fake does not.
+func (c *Cluster) patch(a clienttesting.Action) (bool, runtime.Object, error) {
+	c.writes.Lock()
+	defer c.writes.Unlock()
+	p, ok := a.(clienttesting.PatchAction)
+	if !ok {
+		return false, nil, nil
+	}
+	old, err := c.Client.Tracker().Get(a.GetResource(), a.GetNamespace(), p.GetName())
+	if err != nil {
+		return true, nil, err
+	}
+	_, next, err := clienttesting.ObjectReaction(c.Client.Tracker())(a)
+	if err != nil {
+		return true, nil, err
+	}
+	next = next.DeepCopyObject()
+	return true, next, c.store(a, old, next)
+}
+
+func (c *Cluster) store(a clienttesting.Action, old, next runtime.Object) error {
+	if spec := field(old, "Spec"); spec.IsValid() && !equality.Semantic.DeepEqual(spec.Interface(), field(next, "Spec").Interface()) {
+		if m, err := meta.Accessor(next); err == nil {
+			m.SetGeneration(m.GetGeneration() + 1)
+		}
+	}
+	c.touch(next)
+	return c.Client.Tracker().Update(a.GetResource(), next, a.GetNamespace())
+}
+
+func withStatusOf(base, from runtime.Object) runtime.Object {
+	out := base.DeepCopyObject()
+	field(out, "Status").Set(field(from, "Status"))
+	return out
+}
+
+func field(obj runtime.Object, name string) reflect.Value {
+	return reflect.ValueOf(obj).Elem().FieldByName(name)
 }
 
 // Run starts the informers and run, and stops both when the test ends. It fails
