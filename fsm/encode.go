@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // A log entry is a version byte followed by commands, each of them
@@ -45,9 +46,14 @@ func AppendCommand(dst []byte, c Command) ([]byte, error) {
 		body = appendString(body, c.Configuration.ClusterID)
 		dst = appendFrame(dst, typeConfiguration, body)
 	case len(c.Ops) == 1:
+		dst = slices.Grow(dst, opSize(&c.Ops[0]))
 		dst = appendOp(dst, &c.Ops[0])
 	default:
-		var body []byte
+		n := 0
+		for i := range c.Ops {
+			n += opSize(&c.Ops[i])
+		}
+		body := make([]byte, 0, n)
 		for i := range c.Ops {
 			body = appendOp(body, &c.Ops[i])
 		}
@@ -92,6 +98,9 @@ func appendOp(dst []byte, o *Op) []byte {
 	}
 	return dst
 }
+
+// opSize is at least what appendOp appends.
+func opSize(o *Op) int { return len(o.Key) + len(o.Value) + 5*binary.MaxVarintLen64 }
 
 func appendString(dst []byte, s string) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(s)))
