@@ -20,6 +20,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/api"
 	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/cluster/pki"
+	"github.com/skiff-sh/skiff/cluster/registry/allocator"
 	"github.com/skiff-sh/skiff/cluster/storage"
 	"github.com/skiff-sh/skiff/fsm"
 	"github.com/skiff-sh/skiff/fsm/store"
@@ -121,7 +122,7 @@ func (s *Server) openAPI(port net.Listener) error {
 	}
 	s.cfg.Port = listenPort(port)
 	s.api, err = api.New(api.Config{
-		Backend: s.backend, Reservations: s.backend.Reservations(),
+		Backend: s.backend, Reservations: allocator.New(s.node, s.state),
 		Listener: port, ServingTLS: serving.ServerTLS(), ExternalAddress: hostPort(s.cfg.AdvertiseAddress, s.cfg.Port),
 		ClientCA: s.pki.Pool(), TokenKey: s.pki.ServiceAccountKey(), NodeTLS: nodeTLS(toNodes),
 		ServiceCIDR: s.cfg.ServiceCIDR, ClusterDomain: s.cfg.ClusterDomain,
