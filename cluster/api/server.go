@@ -108,7 +108,7 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	served, err := groups(registry.Options{Scheme: internal, RESTOptions: options},
-		core.Config{ServiceCIDR: c.ServiceCIDR, Reservations: c.Reservations, Logger: c.Logger, Pods: core.PodConfig{Nodes: nodes}}, a)
+		core.Config{ServiceCIDR: c.ServiceCIDR, Reservations: c.Reservations, Logger: c.Logger, Pods: core.PodConfig{Nodes: nodes, Client: client, Authorizer: a.authorizer}}, a)
 	if err != nil {
 		return nil, err
 	}
