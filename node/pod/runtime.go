@@ -61,6 +61,7 @@ type Images interface {
 	Mount(ctx context.Context, imageID, key string) (string, error)
 	Unmount(key string) error
 	Mounts() ([]string, error)
+	MountUsage(key string) (bytes, inodes int64, err error)
 }
 
 // Wrap adapts the real runtime, whose methods return concrete types.

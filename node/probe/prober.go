@@ -32,9 +32,12 @@ type Config struct {
 	Ports     []v1.ContainerPort // for ports given by name
 	StartedAt time.Time          // of the container
 	Exec      ExecFunc
+	// Initially is what a readiness probe is taken to say before its first
+	// answers: false, or what was known of a container that is adopted.
+	Initially bool
 	// Settled is called when enough answers in a row agree and differ from
-	// what was known before. A readiness probe starts as failed, a liveness
-	// probe as passed, a startup probe as neither.
+	// what was known before. A liveness probe starts as passed, a startup
+	// probe as neither.
 	Settled func(ok bool)
 	// Failed is called with the reason of each single failure, for events.
 	Failed func(message string)
@@ -57,7 +60,7 @@ func Run(ctx context.Context, c Config) {
 	case Liveness:
 		t.settle(true)
 	case Readiness:
-		t.settle(false)
+		t.settle(c.Initially)
 	}
 	next := time.Now().Add(max(0, delay))
 	for {

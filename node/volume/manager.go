@@ -224,3 +224,20 @@ func optionalMissing(err error, optional *bool) error {
 	}
 	return err
 }
+
+// Adopt returns the volumes that an earlier agent set up, as they are.
+func (m *Manager) Adopt(pod *v1.Pod) *Pod {
+	p := &Pod{m: m, uid: string(pod.UID), paths: map[string]string{}}
+	for i := range pod.Spec.Volumes {
+		v := &pod.Spec.Volumes[i]
+		switch {
+		case v.HostPath != nil:
+			p.paths[v.Name] = v.HostPath.Path
+		case v.EmptyDir != nil, v.ConfigMap != nil:
+			p.paths[v.Name] = filepath.Join(m.cfg.Root, p.uid, "volumes", v.Name)
+		default:
+			p.paths[v.Name] = filepath.Join(m.cfg.MemRoot, p.uid, v.Name)
+		}
+	}
+	return p
+}

@@ -1,0 +1,265 @@
+// Package logs reads and rotates the log files that a pod's shim writes, in
+// the format of the container runtime interface: a time, the stream, F for a
+// full or P for a part of a line, and the text.
+//
+// A reader sees the newest file of an attempt; a follower goes on into the
+// file that a rotation begins. Nothing is polled: inotify says when there is
+// more.
+package logs
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// Options say which part of a log is wanted; the zero value means all of it.
+type Options struct {
+	Follow     bool
+	Timestamps bool
+	Tail       *int64    // last lines only
+	Limit      *int64    // bytes of output at most
+	Since      time.Time // not older
+}
+
+var errLimit = errors.New("limit reached")
+
+// Read writes the log at path to stdout and stderr (which may be the same
+// writer; nil drops a stream). With Follow it goes on until ctx ends or, after
+// ended is closed, the file has been read to its end. No file is no output.
+func Read(ctx context.Context, path string, o Options, stdout, stderr io.Writer, ended <-chan struct{}) error {
+	f, err := os.Open(path)
+	if err != nil && !(o.Follow && errors.Is(err, fs.ErrNotExist)) {
+		return fmt.Errorf("failed to try resolving symlinks in path %q: %w", path, err)
+	}
+	var w *fsnotify.Watcher
+	if o.Follow {
+		if w, err = fsnotify.NewWatcher(); err != nil {
+			return fmt.Errorf("watching the log: %w", err)
+		}
+		defer w.Close()
+		if err := w.Add(filepath.Dir(path)); err != nil {
+			return fmt.Errorf("watching the log: %w", err)
+		}
+		if f == nil {
+			f, _ = os.Open(path)
+		}
+	}
+	defer func() {
+		if f != nil {
+			f.Close()
+		}
+	}()
+	p := &printer{o: o, out: map[string]io.Writer{"stdout": stdout, "stderr": stderr}, fresh: map[string]bool{"stdout": true, "stderr": true}, left: -1}
+	if o.Limit != nil {
+		p.left = *o.Limit
+	}
+	if f != nil && o.Tail != nil {
+		at, err := tailOffset(f, *o.Tail)
+		if err != nil {
+			return fmt.Errorf("finding the last lines of %s: %w", path, err)
+		}
+		if _, err := f.Seek(at, io.SeekStart); err != nil {
+			return err
+		}
+	}
+	err = p.follow(ctx, f, path, w, ended, func(n *os.File) { f = n })
+	if errors.Is(err, errLimit) {
+		return nil
+	}
+	return err
+}
+
+// printer formats lines.
+type printer struct {
+	o     Options
+	out   map[string]io.Writer
+	fresh map[string]bool // the stream is at the beginning of a line
+	left  int64           // bytes that may be written; negative: any
+	rest  []byte          // of a line whose end is not written yet
+}
+
+func (p *printer) follow(ctx context.Context, f *os.File, path string, w *fsnotify.Watcher, ended <-chan struct{}, took func(*os.File)) error {
+	over := false
+	for {
+		if f != nil {
+			if err := p.drain(ctx, f); err != nil {
+				return err
+			}
+			// Renamed by a rotation? Then the rest was just read; go on with
+			// the new file.
+			if w != nil {
+				if next := successor(f, path); next != nil {
+					if err := p.drain(ctx, f); err != nil {
+						next.Close()
+						return err
+					}
+					f.Close()
+					f = next
+					took(f)
+					continue
+				}
+			}
+		}
+		if w == nil || over {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ended:
+			over = true // read what came last, then stop
+		case ev, ok := <-w.Events:
+			if !ok {
+				return nil
+			}
+			if f == nil && ev.Name == path {
+				if n, err := os.Open(path); err == nil {
+					f = n
+					took(f)
+				}
+			}
+		case err := <-w.Errors:
+			if err != nil && !errors.Is(err, fsnotify.ErrEventOverflow) {
+				return fmt.Errorf("watching the log: %w", err)
+			}
+		}
+	}
+}
+
+// successor opens the file that was begun after f, if f is not the newest.
+func successor(f *os.File, path string) *os.File {
+	have, err := f.Stat()
+	if err != nil {
+		return nil
+	}
+	now, err := os.Stat(path)
+	if err != nil || os.SameFile(now, have) {
+		return nil
+	}
+	next := path
+	files := append(rotated(path), path)
+	for i, name := range files[:len(files)-1] {
+		if info, err := os.Stat(name); err == nil && os.SameFile(info, have) {
+			next = files[i+1]
+		}
+	}
+	n, err := os.Open(next)
+	if err != nil {
+		return nil
+	}
+	return n
+}
+
+// drain prints all whole lines that are in the file.
+func (p *printer) drain(ctx context.Context, f *os.File) error {
+	br := bufio.NewReaderSize(f, 32<<10)
+	for ctx.Err() == nil {
+		chunk, err := br.ReadSlice('\n')
+		if err == nil && len(p.rest) == 0 {
+			if err := p.line(chunk); err != nil {
+				return err
+			}
+			continue
+		}
+		p.rest = append(p.rest, chunk...)
+		switch {
+		case err == nil:
+			line := p.rest
+			p.rest = nil
+			if err := p.line(line); err != nil {
+				return err
+			}
+		case errors.Is(err, io.EOF):
+			return nil
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return fmt.Errorf("reading a log: %w", err)
+		}
+	}
+	return nil
+}
+
+// line prints one record; one that is damaged is left out.
+func (p *printer) line(b []byte) error {
+	b = bytes.TrimSuffix(b, []byte{'\n'})
+	stamp, rest, ok1 := bytes.Cut(b, []byte{' '})
+	stream, rest, ok2 := bytes.Cut(rest, []byte{' '})
+	tag, text, ok3 := bytes.Cut(rest, []byte{' '})
+	if !ok1 || !ok2 || (!ok3 && len(tag) == 0) {
+		return nil
+	}
+	if !p.o.Since.IsZero() {
+		t, err := time.Parse(time.RFC3339Nano, string(stamp))
+		if err != nil || t.Before(p.o.Since) {
+			return nil
+		}
+	}
+	name := string(stream)
+	w, known := p.out[name]
+	if !known {
+		return nil
+	}
+	partial := tag[0] == 'P'
+	var out []byte
+	if p.o.Timestamps && p.fresh[name] {
+		out = append(append(out, stamp...), ' ')
+	}
+	out = append(out, text...)
+	if !partial {
+		out = append(out, '\n')
+	}
+	p.fresh[name] = !partial
+	if w == nil {
+		return nil
+	}
+	limited := false
+	if p.left >= 0 && int64(len(out)) >= p.left {
+		out, limited = out[:p.left], true
+	}
+	if p.left >= 0 {
+		p.left -= int64(len(out))
+	}
+	if _, err := w.Write(out); err != nil {
+		return err
+	}
+	if limited {
+		return errLimit
+	}
+	return nil
+}
+
+// tailOffset finds where the last n lines begin, from the end backwards.
+func tailOffset(f *os.File, n int64) (int64, error) {
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil || n <= 0 {
+		return end, err
+	}
+	const block = 16 << 10
+	buf := make([]byte, block)
+	seen := int64(0)
+	for at := end; at > 0; {
+		size := min(block, at)
+		at -= size
+		if _, err := f.ReadAt(buf[:size], at); err != nil && !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+		for i := size - 1; i >= 0; i-- {
+			if buf[i] != '\n' || at+i == end-1 { // the last line's own end does not count
+				continue
+			}
+			if seen++; seen == n {
+				return at + i + 1, nil
+			}
+		}
+	}
+	return 0, nil
+}

@@ -1,0 +1,174 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/skiff-sh/skiff/node/runtime"
+)
+
+const orphanGrace = 10 * time.Second
+
+// adopt reconnects to sandboxes, ends those without a pod and removes files,
+// mounts and addresses that belong to nobody.
+func (m *Manager) adopt(ctx context.Context, pods []*v1.Pod) error {
+	want := map[string]bool{}
+	for _, p := range pods {
+		want[string(p.UID)] = true
+	}
+	boxes, err := m.cfg.Runtime.Sandboxes(ctx)
+	if err != nil {
+		return fmt.Errorf("finding the sandboxes that are running: %w", err)
+	}
+	alive := []string{}
+	mounts := map[string]bool{}
+	var orphans []Sandbox
+	for _, sb := range boxes {
+		uid := sb.PodUID()
+		if !want[uid] || m.adopted[uid] != nil {
+			orphans = append(orphans, sb)
+			continue
+		}
+		m.adopted[uid] = sb
+		alive = append(alive, uid)
+		for _, c := range sb.Containers() {
+			mounts[c.ID] = true
+		}
+	}
+	for _, sb := range orphans {
+		for _, c := range sb.Containers() {
+			mounts[c.ID] = true // until it is gone
+		}
+		if m.adopted[sb.PodUID()] == nil {
+			alive = append(alive, sb.PodUID())
+		}
+		m.wg.Go(func() { m.endOrphan(ctx, sb) })
+	}
+	if err := m.cfg.Network.Adopt(ctx, alive); err != nil {
+		return fmt.Errorf("adopting pod addresses: %w", err)
+	}
+	m.sweep(pods, mounts)
+	return nil
+}
+
+// endOrphan stops a sandbox whose pod was deleted while no agent ran.
+func (m *Manager) endOrphan(ctx context.Context, sb Sandbox) {
+	cfg := sb.Config()
+	log := m.cfg.Logger.With("pod", cfg.Namespace+"/"+cfg.Name, "uid", sb.PodUID())
+	log.Info("removing a pod that was deleted meanwhile")
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if sb.Alive() {
+		events := sb.Events(ctx)
+		for _, c := range sb.Containers() {
+			if c.State == runtime.Running {
+				if err := sb.Signal(ctx, c.ID, syscall.SIGTERM); err != nil {
+					log.Debug("asking a container to end", "err", err)
+				}
+			}
+		}
+		grace := time.NewTimer(orphanGrace)
+		defer grace.Stop()
+	wait:
+		for anyRunning(sb) {
+			select {
+			case _, ok := <-events:
+				if !ok {
+					break wait
+				}
+			case <-grace.C:
+				break wait
+			}
+		}
+	}
+	ids := sb.Containers()
+	uid := sb.PodUID()
+	if err := sb.Remove(ctx); err != nil {
+		log.Warn("removing a sandbox", "err", err)
+		return
+	}
+	for _, c := range ids {
+		if err := m.cfg.Images.Unmount(c.ID); err != nil {
+			log.Warn("unmounting a container", "err", err)
+		}
+	}
+	m.mu.Lock()
+	mine := m.adopted[uid] == nil // else only a second sandbox of a pod that lives
+	m.mu.Unlock()
+	if !mine {
+		return
+	}
+	if err := m.cfg.Network.Detach(ctx, uid); err != nil {
+		log.Warn("releasing a pod's address", "err", err)
+	}
+	if err := m.cfg.Volumes.Teardown(uid); err != nil {
+		log.Warn("removing a pod's volumes", "err", err)
+	}
+}
+
+func anyRunning(sb Sandbox) bool {
+	for _, c := range sb.Containers() {
+		if c.State != runtime.Exited {
+			return true
+		}
+	}
+	return false
+}
+
+// sweep removes files of pods that are no more, and root file systems of
+// containers that are no more.
+func (m *Manager) sweep(pods []*v1.Pod, mounts map[string]bool) {
+	keep, logs := map[string]bool{}, map[string]bool{}
+	for _, p := range pods {
+		keep[string(p.UID)] = true
+		logs[filepath.Base(PodLogDir(m.cfg.LogDir, p))] = true
+	}
+	warn := func(what string, err error) {
+		if err != nil {
+			m.cfg.Logger.Warn("cleaning up after pods that are gone", "what", what, "err", err)
+		}
+	}
+	for _, uid := range m.cfg.Volumes.Pods() {
+		if !keep[uid] {
+			warn("volumes", m.cfg.Volumes.Teardown(uid))
+		}
+	}
+	root := filepath.Join(m.cfg.DataDir, "pods")
+	for _, name := range dirNames(root) {
+		if !keep[name] {
+			warn("files", os.RemoveAll(filepath.Join(root, name)))
+		}
+	}
+	for _, name := range dirNames(m.cfg.LogDir) {
+		if !logs[name] && strings.Count(name, "_") == 2 {
+			warn("logs", os.RemoveAll(filepath.Join(m.cfg.LogDir, name)))
+		}
+	}
+	keys, err := m.cfg.Images.Mounts()
+	warn("mounts", err)
+	for _, k := range keys {
+		if !mounts[k] {
+			warn("mount", m.cfg.Images.Unmount(k))
+		}
+	}
+}
+
+func dirNames(dir string) (names []string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}

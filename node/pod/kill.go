@@ -1,0 +1,208 @@
+package pod
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	v1 "k8s.io/api/core/v1"
+)
+
+// minGrace is left to a container even if its grace period is over, so that
+// it sees its signal.
+const minGrace = 2 * time.Second
+
+// killing is a container's way to its end: preStop hook, stop signal, SIGKILL.
+type killing struct {
+	deadline time.Time
+	hook     context.CancelFunc // the preStop hook runs; ends it
+	signaled bool
+	forced   bool
+	again    time.Time // when to try a signal again that failed
+}
+
+// podGrace is the grace period in force, in seconds.
+func (w *worker) podGrace() int64 {
+	if w.end.grace != nil {
+		return *w.end.grace
+	}
+	w.mu.Lock()
+	gone := w.gone
+	w.mu.Unlock()
+	if g := w.pod.DeletionGracePeriodSeconds; g != nil {
+		return *g
+	}
+	if gone { // deleted by force: nobody waits for it
+		return 0
+	}
+	if g := w.pod.Spec.TerminationGracePeriodSeconds; g != nil {
+		return *g
+	}
+	return 30
+}
+
+func (w *worker) probeGrace(c *container) int64 {
+	if c.grace != nil {
+		return *c.grace
+	}
+	return w.podGrace()
+}
+
+// killContainer begins to end a container, or shortens the time it has left.
+func (w *worker) killContainer(ctx context.Context, c *container, grace int64, why string) {
+	w.killBy(ctx, c, w.now().Add(time.Duration(grace)*time.Second), why)
+}
+
+func (w *worker) killBy(ctx context.Context, c *container, deadline time.Time, why string) {
+	if c.kill != nil {
+		if deadline.Before(c.kill.deadline) {
+			c.kill.deadline = deadline
+		}
+		return
+	}
+	if why == "" {
+		why = "Stopping container " + c.spec.Name
+	}
+	w.event(c, v1.EventTypeNormal, "Killing", "%s", why)
+	c.kill = &killing{deadline: deadline}
+	c.stopLiveness()
+	lc := c.spec.Lifecycle
+	if lc == nil || lc.PreStop == nil || !w.now().Before(deadline) {
+		return
+	}
+	k := c.kill
+	hookCtx, cancel := context.WithDeadline(w.m.ctx, time.Now().Add(deadline.Sub(w.now())))
+	k.hook = cancel
+	id, handler := c.cur.ID, *lc.PreStop
+	w.m.wg.Go(func() {
+		err := w.runHook(hookCtx, c.spec, id, handler)
+		cancel()
+		w.post(func() {
+			k.hook = nil
+			if err != nil {
+				w.event(c, v1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed")
+				w.log.Info("preStop hook", "container", c.spec.Name, "err", err)
+			}
+			if floor := w.now().Add(minGrace); k.deadline.Before(floor) {
+				k.deadline = floor
+			}
+		})
+	})
+}
+
+// driveKill takes the next step of a container's end.
+func (w *worker) driveKill(ctx context.Context, c *container, alarm *time.Time) {
+	k, now := c.kill, w.now()
+	if now.Before(k.again) {
+		earlier(alarm, k.again)
+		return
+	}
+	if k.hook != nil {
+		if now.Before(k.deadline) {
+			earlier(alarm, k.deadline)
+			return
+		}
+		k.hook() // its time is over
+		k.hook = nil
+	}
+	if !k.signaled {
+		if floor := now.Add(minGrace); k.deadline.Before(floor) {
+			k.deadline = floor
+		}
+		if err := w.sandbox.Signal(ctx, c.cur.ID, signalNumber(c.stop)); err != nil {
+			w.log.Debug("signalling a container", "container", c.spec.Name, "err", err)
+			k.again = now.Add(200 * time.Millisecond)
+			if now.Before(k.deadline) && ctx.Err() == nil {
+				earlier(alarm, k.again)
+			}
+		}
+		k.signaled = true
+	}
+	if now.Before(k.deadline) {
+		earlier(alarm, k.deadline)
+		return
+	}
+	if err := w.sandbox.Signal(ctx, c.cur.ID, unix.SIGKILL); err != nil {
+		w.log.Debug("killing a container", "container", c.spec.Name, "err", err)
+	}
+	k.forced = true
+	k.again = now.Add(5 * time.Second) // processes in the kernel may take their time
+	earlier(alarm, k.again)
+}
+
+func signalNumber(name string) syscall.Signal {
+	if name == "" {
+		return unix.SIGTERM
+	}
+	if n, err := strconv.Atoi(name); err == nil && n > 0 && n < 65 {
+		return syscall.Signal(n)
+	}
+	name = strings.ToUpper(name)
+	if !strings.HasPrefix(name, "SIG") {
+		name = "SIG" + name
+	}
+	if base, off, ok := strings.Cut(name, "+"); ok && base == "SIGRTMIN" {
+		if n, err := strconv.Atoi(off); err == nil && n <= 30 {
+			return syscall.Signal(34 + n)
+		}
+	}
+	if base, off, ok := strings.Cut(name, "-"); ok && base == "SIGRTMAX" {
+		if n, err := strconv.Atoi(off); err == nil && n <= 30 {
+			return syscall.Signal(64 - n)
+		}
+	}
+	if n := unix.SignalNum(name); n != 0 {
+		return n
+	}
+	return unix.SIGTERM
+}
+
+// stopAll ends the containers: main ones and init containers at once, then
+// the sidecars in the reverse of their order, all within one grace period.
+func (w *worker) stopAll(ctx context.Context, alarm *time.Time) {
+	if w.sandbox == nil || !w.sandbox.Alive() {
+		w.move(Stopped)
+		return
+	}
+	if w.state != Stopping {
+		w.move(Stopping)
+	}
+	if w.endedBy.IsZero() {
+		w.endedBy = w.now()
+		w.retryAt = time.Time{}
+	}
+	deadline := w.endedBy.Add(time.Duration(w.podGrace()) * time.Second)
+	mains := 0
+	for _, c := range w.ctrs {
+		if c.running() && c.role != roleSidecar {
+			mains++
+			w.killBy(ctx, c, deadline, "")
+			w.driveKill(ctx, c, alarm)
+		}
+	}
+	if mains > 0 {
+		if w.now().Before(deadline) {
+			w.observe(ctx)
+			return
+		}
+	}
+	left := mains
+	for i := len(w.ctrs) - 1; i >= 0; i-- {
+		c := w.ctrs[i]
+		if c.role != roleSidecar || !c.running() {
+			continue
+		}
+		left++
+		w.killBy(ctx, c, deadline, "")
+		w.driveKill(ctx, c, alarm)
+		if w.now().Before(deadline) {
+			break // the one before it follows when this one is gone
+		}
+	}
+	if left == 0 {
+		w.move(Stopped)
+	}
+}

@@ -1,0 +1,223 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/skiff-sh/skiff/node/objects"
+	"github.com/skiff-sh/skiff/node/volume"
+)
+
+// Held are objects that stay watched while a pod needs them.
+type Held interface {
+	Objects
+	Hold(refs []objects.Ref, changed func()) (release func())
+}
+
+// Config configures a Manager.
+type Config struct {
+	NodeName string
+	HostIPs  []string
+	Client   kubernetes.Interface
+	Runtime  Runtime
+	Images   Images
+	Network  Network
+	Volumes  *volume.Manager
+	Objects  Held
+	// Services returns the cluster's services, waiting for the first list.
+	Services func(ctx context.Context) ([]*v1.Service, error)
+	// Node returns the Node object as last seen, nil when it is not known.
+	Node     func() *v1.Node
+	Recorder record.EventRecorder
+
+	DataDir    string // DataDir/pods/<uid> holds a pod's files
+	LogDir     string // LogDir/<namespace>_<name>_<uid>/<container>/<attempt>.log
+	ResolvConf string // the host's
+	DNS        DNS
+
+	Allocatable    v1.ResourceList
+	MemoryCapacity int64
+	PidsPerPod     int64 // 0: no limit
+
+	Logger *slog.Logger
+	now    func() time.Time // time.Now unless a test says otherwise
+}
+
+// Manager has one worker for each pod bound to this node.
+type Manager struct {
+	cfg    Config
+	writes chan struct{} // bounds status writes under way
+	pulls  *pulls
+	ctx    context.Context
+
+	mu      sync.Mutex
+	workers map[types.UID]*worker
+	wg      sync.WaitGroup
+	// adopted sandboxes wait here for their pod's worker.
+	adopted map[string]Sandbox
+}
+
+// NewManager returns a Manager that runs nothing yet.
+func NewManager(cfg Config) *Manager {
+	if cfg.now == nil {
+		cfg.now = time.Now
+	}
+	return &Manager{cfg: cfg, writes: make(chan struct{}, 16), pulls: newPulls(cfg.Images),
+		workers: map[types.UID]*worker{}, adopted: map[string]Sandbox{}}
+}
+
+// Start adopts what an earlier agent left running and then begins to run the
+// given pods, which must be all that are bound to this node. Sandboxes of
+// other pods are ended, and everything else that belongs to no pod removed.
+// Workers run until ctx ends; Wait awaits them. Containers go on.
+func (m *Manager) Start(ctx context.Context, pods []*v1.Pod) error {
+	m.ctx = ctx
+	if err := m.adopt(ctx, pods); err != nil {
+		return err
+	}
+	for _, p := range pods {
+		m.Update(p)
+	}
+	return nil
+}
+
+// Wait returns when all workers have ended, after Start's ctx has.
+func (m *Manager) Wait() { m.wg.Wait() }
+
+// Update tells of a pod that is new or changed.
+func (m *Manager) Update(p *v1.Pod) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	w := m.workers[p.UID]
+	if w == nil {
+		w = newWorker(m, p)
+		m.workers[p.UID] = w
+		m.wg.Go(func() { w.run(m.ctx) })
+		return
+	}
+	w.update(p)
+}
+
+// Remove tells that a pod is gone from the API.
+func (m *Manager) Remove(uid types.UID) {
+	m.mu.Lock()
+	w := m.workers[uid]
+	m.mu.Unlock()
+	if w != nil {
+		w.remove()
+	}
+}
+
+// Keep tells which pods there are after a relist; all others are gone.
+func (m *Manager) Keep(uids map[types.UID]bool) {
+	m.mu.Lock()
+	var gone []*worker
+	for uid, w := range m.workers {
+		if !uids[uid] {
+			gone = append(gone, w)
+		}
+	}
+	m.mu.Unlock()
+	for _, w := range gone {
+		w.remove()
+	}
+}
+
+// Evict ends a pod for good; its phase becomes Failed with this reason.
+func (m *Manager) Evict(uid types.UID, reason, message string) {
+	m.mu.Lock()
+	w := m.workers[uid]
+	m.mu.Unlock()
+	if w != nil {
+		w.evict(reason, message)
+	}
+}
+
+// Poke wakes all workers, as when services or the node changed.
+func (m *Manager) Poke() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, w := range m.workers {
+		w.poke()
+	}
+}
+
+func (m *Manager) forget(w *worker) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.workers[w.uid] == w {
+		delete(m.workers, w.uid)
+	}
+}
+
+// Views returns what is known of all pods.
+func (m *Manager) Views() []*View {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]*View, 0, len(m.workers))
+	for _, w := range m.workers {
+		if v := w.view.Load(); v != nil {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// ErrNoPod is returned for a pod that this node does not have.
+var ErrNoPod = errors.New("pod not found on this node")
+
+// Find returns what is known of one pod; uid may be empty.
+func (m *Manager) Find(namespace, name string, uid types.UID) (*View, error) {
+	var found *View
+	for _, v := range m.Views() {
+		if v.Pod.Namespace != namespace || v.Pod.Name != name || (uid != "" && v.Pod.UID != uid) {
+			continue
+		}
+		if found == nil || found.Pod.DeletionTimestamp != nil { // a successor of the same name wins
+			found = v
+		}
+	}
+	if found == nil {
+		return nil, ErrNoPod
+	}
+	return found, nil
+}
+
+// View is an immutable picture of a pod, for those who serve requests.
+type View struct {
+	Pod        *v1.Pod // with the status as the worker last computed it
+	Sandbox    Sandbox // nil when there is none
+	Containers map[string]ContainerView
+	Volumes    *volume.Pod // nil before they are set up
+	State      State
+}
+
+// ContainerView is one container of a View.
+type ContainerView struct {
+	ID         string // of the newest attempt; "" when there was none
+	Running    bool
+	TTY        bool
+	Stdin      bool
+	LogPath    string // of the newest attempt
+	PrevLog    string // of the attempt before it, "" when there was none
+	StartedAt  time.Time
+	FinishedAt time.Time
+}
+
+func (m *Manager) podDir(uid types.UID) string {
+	return filepath.Join(m.cfg.DataDir, "pods", string(uid))
+}
+
+// PodLogDir is where the logs of a pod's containers are.
+func PodLogDir(logDir string, p *v1.Pod) string {
+	return filepath.Join(logDir, p.Namespace+"_"+p.Name+"_"+string(p.UID))
+}

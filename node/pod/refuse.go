@@ -1,0 +1,97 @@
+package pod
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/skiff-sh/skiff/node/volume"
+)
+
+// safeSysctls are those that only change the pod's own namespaces.
+var safeSysctls = []string{
+	"kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.tcp_syncookies", "net.ipv4.ping_group_range",
+	"net.ipv4.ip_unprivileged_port_start", "net.ipv4.ip_local_reserved_ports", "net.ipv4.tcp_keepalive_time",
+	"net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl", "net.ipv4.tcp_keepalive_probes", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem",
+}
+
+// Refused names each field of a pod that this node can't honour. A pod that
+// has one is not started: no field is ignored in silence.
+func Refused(p *v1.Pod) field.ErrorList {
+	errs := volume.Refused(p)
+	spec := field.NewPath("spec")
+	no := func(bad bool, path *field.Path, why string) {
+		if bad {
+			errs = append(errs, field.Forbidden(path, why))
+		}
+	}
+	const unsupported = "is not supported"
+	s := &p.Spec
+	no(s.HostUsers != nil && !*s.HostUsers, spec.Child("hostUsers"), "user namespaces are not supported")
+	no(s.RuntimeClassName != nil && *s.RuntimeClassName != "", spec.Child("runtimeClassName"), "runtime classes are not supported")
+	no(len(s.ResourceClaims) > 0, spec.Child("resourceClaims"), unsupported)
+	no(s.OS != nil && s.OS.Name != "" && s.OS.Name != v1.Linux, spec.Child("os", "name"), "this node runs linux")
+	if sc := s.SecurityContext; sc != nil {
+		path := spec.Child("securityContext")
+		no(sc.SELinuxOptions != nil && *sc.SELinuxOptions != v1.SELinuxOptions{}, path.Child("seLinuxOptions"), unsupported)
+		no(sc.SELinuxChangePolicy != nil, path.Child("seLinuxChangePolicy"), unsupported)
+		no(sc.WindowsOptions != nil, path.Child("windowsOptions"), "this node runs linux")
+		no(confined(sc.AppArmorProfile), path.Child("appArmorProfile"), "AppArmor is not supported")
+		for i, sys := range sc.Sysctls {
+			no(!slices.Contains(safeSysctls, sys.Name), path.Child("sysctls").Index(i), fmt.Sprintf("forbidden sysctl: %q not allowlisted", sys.Name))
+		}
+	}
+	for i := range s.InitContainers {
+		errs = append(errs, refusedContainer(&s.InitContainers[i], spec.Child("initContainers").Index(i))...)
+	}
+	for i := range s.Containers {
+		errs = append(errs, refusedContainer(&s.Containers[i], spec.Child("containers").Index(i))...)
+	}
+	return errs
+}
+
+func confined(p *v1.AppArmorProfile) bool {
+	return p != nil && p.Type != v1.AppArmorProfileTypeUnconfined
+}
+
+func refusedContainer(c *v1.Container, path *field.Path) (errs field.ErrorList) {
+	no := func(bad bool, path *field.Path, why string) {
+		if bad {
+			errs = append(errs, field.Forbidden(path, why))
+		}
+	}
+	const unsupported = "is not supported"
+	no(len(c.VolumeDevices) > 0, path.Child("volumeDevices"), unsupported)
+	no(len(c.Resources.Claims) > 0, path.Child("resources", "claims"), unsupported)
+	for kind, list := range map[string]v1.ResourceList{"limits": c.Resources.Limits, "requests": c.Resources.Requests} {
+		for name := range list {
+			switch name {
+			case v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage:
+			default:
+				no(true, path.Child("resources", kind).Key(string(name)), "this node has no such resource")
+			}
+		}
+	}
+	for i, e := range c.Env {
+		no(e.ValueFrom != nil && e.ValueFrom.FileKeyRef != nil, path.Child("env").Index(i).Child("valueFrom", "fileKeyRef"), unsupported)
+	}
+	for i, r := range c.RestartPolicyRules {
+		no(r.Action != v1.ContainerRestartRuleActionRestart, path.Child("restartPolicyRules").Index(i).Child("action"), fmt.Sprintf("%q is not supported", r.Action))
+	}
+	if lc := c.Lifecycle; lc != nil {
+		for name, h := range map[string]*v1.LifecycleHandler{"postStart": lc.PostStart, "preStop": lc.PreStop} {
+			no(h != nil && h.TCPSocket != nil, path.Child("lifecycle", name, "tcpSocket"), unsupported)
+		}
+	}
+	if sc := c.SecurityContext; sc != nil {
+		path := path.Child("securityContext")
+		no(sc.SELinuxOptions != nil && *sc.SELinuxOptions != v1.SELinuxOptions{}, path.Child("seLinuxOptions"), unsupported)
+		no(sc.WindowsOptions != nil, path.Child("windowsOptions"), "this node runs linux")
+		no(confined(sc.AppArmorProfile), path.Child("appArmorProfile"), "AppArmor is not supported")
+	}
+	slices.SortFunc(errs, func(a, b *field.Error) int { return strings.Compare(a.Field, b.Field) })
+	return errs
+}

@@ -1,0 +1,295 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/skiff-sh/skiff/node/runtime"
+	"github.com/skiff-sh/skiff/node/volume"
+)
+
+// prepare makes the volumes and, at the same time, the sandbox with its
+// network. Called again it makes what is missing.
+func (w *worker) prepare(ctx context.Context) error {
+	if err := os.MkdirAll(w.m.podDir(w.uid), 0o750); err != nil {
+		return fmt.Errorf("making the pod's directory: %w", err)
+	}
+	w.takeDirty()
+	var wg sync.WaitGroup
+	var volErr, boxErr error
+	adopted := w.sandbox != nil && w.vols == nil && len(w.ips) == 0
+	wg.Go(func() {
+		if adopted { // its volumes are there; they are brought up to date next
+			w.vols = w.m.cfg.Volumes.Adopt(w.pod)
+			w.mu.Lock()
+			w.dirty["volumes"] = true
+			w.mu.Unlock()
+			return
+		}
+		var vols *volume.Pod
+		if vols, volErr = w.m.cfg.Volumes.Setup(ctx, w.pod, w.fields()); volErr == nil {
+			w.vols = vols
+		}
+	})
+	wg.Go(func() { boxErr = w.ensureSandbox(ctx) })
+	wg.Wait()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if boxErr != nil {
+		w.fault("FailedCreatePodSandBox", fmt.Errorf("Failed to create pod sandbox: %w", boxErr)) //nolint:staticcheck // kubelet's words
+	}
+	if volErr != nil {
+		for _, err := range split(volErr) {
+			w.fault("FailedMount", err)
+		}
+	}
+	return errors.Join(boxErr, volErr)
+}
+
+func split(err error) []error {
+	if m, ok := err.(interface{ Unwrap() []error }); ok {
+		return m.Unwrap()
+	}
+	return []error{err}
+}
+
+func (w *worker) takeDirty() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	d := w.dirty["volumes"]
+	delete(w.dirty, "volumes")
+	return d
+}
+
+// fields answers the downward API.
+func (w *worker) fields() volume.Fields {
+	return volume.Fields{NodeName: w.m.cfg.NodeName, PodIPs: w.ips, HostIPs: w.m.cfg.HostIPs, Allocatable: w.m.cfg.Allocatable}
+}
+
+// refreshVolumes brings contents up to date after a change of their sources
+// or when a token grows old.
+func (w *worker) refreshVolumes(ctx context.Context, alarm *time.Time) {
+	if w.vols == nil {
+		return
+	}
+	due := !w.vols.RefreshAt.IsZero() && !w.now().Before(w.vols.RefreshAt)
+	if w.takeDirty() || due {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		vols, err := w.m.cfg.Volumes.Setup(ctx, w.pod, w.fields())
+		if err != nil {
+			// Containers keep what they have; it is tried again.
+			w.log.Warn("updating the volumes of a running pod", "err", err)
+			w.vols.RefreshAt = w.now().Add(15 * time.Second)
+		} else {
+			w.vols = vols
+		}
+	}
+	earlier(alarm, w.vols.RefreshAt)
+	if limited(w.pod) {
+		if msg, over := w.overLimit(); over {
+			w.evict("Evicted", msg)
+			return
+		}
+		earlier(alarm, w.now().Add(10*time.Second))
+	}
+}
+
+// takeSandbox adopts what an earlier agent left of this pod.
+func (w *worker) takeSandbox(context.Context) bool {
+	w.m.mu.Lock()
+	sb := w.m.adopted[string(w.uid)]
+	w.m.mu.Unlock()
+	if sb == nil {
+		return false
+	}
+	w.sandbox = sb
+	w.attempts = sb.Config().Attempt + 1
+	w.listen(w.m.ctx)
+	for _, c := range w.ctrs {
+		for _, s := range sb.Containers() {
+			if s.Name == c.spec.Name && (c.cur == nil || s.Attempt > c.cur.Attempt) {
+				c.cur = &s
+			}
+		}
+		if c.cur == nil {
+			continue
+		}
+		w.resume(c)
+	}
+	return true
+}
+
+// resume makes a container what it was for the agent before.
+func (w *worker) resume(c *container) {
+	c.attempt, c.hook = c.cur.Attempt, hookDone
+	c.image, c.imageID, c.stop = c.cur.Annotations[noteName], c.cur.Annotations[noteImageID], c.cur.Annotations[noteStop]
+	before := c.ended
+	c.ended = nil
+	old := findStatus(w.pod, c.spec.Name)
+	if old != nil && old.ContainerID == containerID(c.cur.ID) {
+		c.last = old.LastTerminationState.Terminated
+		c.ready = old.Ready
+		c.started = old.Started != nil && *old.Started
+		if before != nil && c.cur.State == runtime.Exited {
+			c.ended = before
+		}
+	} else if before != nil {
+		c.last = before
+	}
+	if c.cur.State == runtime.Running {
+		w.startProbes(c, true)
+	}
+}
+
+func findStatus(p *v1.Pod, name string) *v1.ContainerStatus {
+	for _, list := range [][]v1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
+		for i := range list {
+			if list[i].Name == name {
+				return &list[i]
+			}
+		}
+	}
+	return nil
+}
+
+// lostSandbox goes back to Preparing after the shim has died, and with it all
+// containers. Those that restartPolicy lets run again start anew, init
+// containers first.
+func (w *worker) lostSandbox() {
+	policy := w.pod.Spec.RestartPolicy
+	again := false
+	for _, c := range w.ctrs {
+		again = again || c.role == roleMain && (c.cur == nil || c.restarts(policy))
+	}
+	if !again {
+		w.move(Stopping)
+		return
+	}
+	w.eventPod(v1.EventTypeNormal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
+	for _, c := range w.ctrs {
+		c.stopProbes()
+		c.kill, c.hook, c.unhealthy = nil, hookNone, ""
+		if c.cur == nil || c.role == roleMain && !c.restarts(policy) {
+			continue
+		}
+		if c.ended != nil {
+			c.last = c.ended
+		}
+		c.cur, c.ended = nil, nil
+		c.attempt++
+	}
+	w.ips = nil
+	w.move(Preparing)
+}
+
+// ensureSandbox makes or repairs the sandbox and attaches its network.
+func (w *worker) ensureSandbox(ctx context.Context) error {
+	if w.sandbox != nil && !w.sandbox.Alive() {
+		if err := w.dropSandbox(ctx); err != nil {
+			return fmt.Errorf("removing the dead sandbox: %w", err)
+		}
+	}
+	if w.sandbox == nil {
+		sb, err := w.m.cfg.Runtime.CreateSandbox(ctx, w.sandboxConfig())
+		if err != nil {
+			return err
+		}
+		w.sandbox = sb
+		w.attempts++
+		w.listen(w.m.ctx)
+	}
+	if len(w.ips) > 0 {
+		return nil
+	}
+	if w.pod.Spec.HostNetwork {
+		w.ips = w.m.cfg.HostIPs
+		return nil
+	}
+	addrs, err := w.m.cfg.Network.Attach(ctx, string(w.uid), w.sandbox.NetNSPath())
+	if err != nil {
+		return fmt.Errorf("attaching the pod to its network: %w", err)
+	}
+	w.ips = addrStrings(addrs)
+	if len(w.ips) == 0 {
+		return errors.New("attaching the pod to its network: it got no address")
+	}
+	return nil
+}
+
+func addrStrings(addrs []netip.Addr) []string {
+	out := make([]string, 0, len(addrs))
+	for _, a := range addrs {
+		out = append(out, a.Unmap().String())
+	}
+	return out
+}
+
+func (w *worker) sandboxConfig() runtime.SandboxConfig {
+	p := w.pod
+	cfg := runtime.SandboxConfig{
+		PodUID: string(w.uid), Name: p.Name, Namespace: p.Namespace, Attempt: w.attempts,
+		HostNetwork: p.Spec.HostNetwork, HostPID: p.Spec.HostPID, HostIPC: p.Spec.HostIPC,
+		ShareProcessNamespace: p.Spec.ShareProcessNamespace != nil && *p.Spec.ShareProcessNamespace,
+		Resources:             podResources(p, w.m.cfg.PidsPerPod),
+		LogDir:                PodLogDir(w.m.cfg.LogDir, p),
+	}
+	if !p.Spec.HostNetwork {
+		cfg.Hostname = hostname(p, w.m.cfg.DNS.Domain)
+	}
+	if sc := p.Spec.SecurityContext; sc != nil && len(sc.Sysctls) > 0 {
+		cfg.Sysctls = map[string]string{}
+		for _, s := range sc.Sysctls {
+			cfg.Sysctls[s.Name] = s.Value
+		}
+	}
+	return cfg
+}
+
+// dropSandbox removes the sandbox; its containers become history.
+func (w *worker) dropSandbox(ctx context.Context) error {
+	if w.sandbox == nil {
+		return nil
+	}
+	if w.unlisten != nil {
+		w.unlisten()
+		w.unlisten = nil
+	}
+	var ids []string
+	for _, s := range w.sandbox.Containers() {
+		ids = append(ids, s.ID)
+	}
+	if err := w.sandbox.Remove(ctx); err != nil {
+		w.listen(w.m.ctx)
+		return err
+	}
+	for _, id := range ids {
+		if err := w.m.cfg.Images.Unmount(id); err != nil {
+			w.log.Warn("unmounting a container", "id", id, "err", err)
+		}
+	}
+	w.sandbox, w.ips = nil, nil
+	w.m.mu.Lock()
+	delete(w.m.adopted, string(w.uid))
+	w.m.mu.Unlock()
+	return nil
+}
+
+// mainStarted says that a main container was started in this sandbox: then
+// the init containers are behind the pod.
+func (w *worker) mainStarted() bool {
+	for _, c := range w.ctrs {
+		if c.role == roleMain && c.cur != nil {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,475 @@
+package pod
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/skiff-sh/skiff/node/objects"
+	"github.com/skiff-sh/skiff/node/volume"
+)
+
+// worker runs one pod. Its goroutine owns all fields but those under mu.
+type worker struct {
+	m    *Manager
+	uid  types.UID
+	log  *slog.Logger
+	wake chan struct{} // room for one: a level, not an edge
+	view atomic.Pointer[View]
+	// changes counts changes of held objects.
+	changes atomic.Int64
+
+	mu      sync.Mutex
+	latest  *v1.Pod // newest object known
+	gone    bool    // the API object is deleted
+	ending  ending  // asked for from outside
+	stop    context.CancelFunc
+	mail    []func()        // results of hooks and probes, run by the goroutine
+	want    *v1.PodStatus   // to be written
+	failure time.Duration   // delay after a failed write
+	writing bool            // a write is under way
+	written bool            // want is what the API has
+	dirty   map[string]bool // "volumes": sources changed
+
+	pod       *v1.Pod // latest, as of this pass
+	state     State
+	accepted  time.Time
+	start     time.Time // status.startTime
+	refused   string    // fields that are not supported
+	end       ending    // in force
+	endedBy   time.Time // when stopping began
+	sandbox   Sandbox
+	unlisten  context.CancelFunc
+	ips       []string
+	vols      *volume.Pod
+	ctrs      []*container
+	release   func() // of held objects
+	attempts  uint32 // sandboxes made
+	retryAt   time.Time
+	retry     time.Duration
+	retrySeen int64
+	lastErr   string
+	frozen    bool // was over before this agent saw it: its status stays
+	deleteAt  time.Time
+	deleted   bool
+	warnedDNS bool
+}
+
+// ending says why and how a pod is ended from outside its containers.
+type ending struct {
+	reason, message string
+	grace           *int64 // seconds; nil: the pod's own
+	disruption      bool   // add a DisruptionTarget condition
+}
+
+func newWorker(m *Manager, p *v1.Pod) *worker {
+	w := &worker{m: m, uid: p.UID, latest: p, pod: p, state: New, wake: make(chan struct{}, 1), dirty: map[string]bool{},
+		log: m.cfg.Logger.With("pod", p.Namespace+"/"+p.Name, "uid", string(p.UID)), accepted: m.cfg.now()}
+	w.start = w.accepted
+	if p.Status.StartTime != nil {
+		w.start = p.Status.StartTime.Time
+	}
+	w.ctrs = newContainers(p)
+	return w
+}
+
+func (w *worker) now() time.Time { return w.m.cfg.now() }
+
+// poke makes the worker look again; it never blocks.
+func (w *worker) poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// post hands a result to the worker's goroutine.
+func (w *worker) post(f func()) {
+	w.mu.Lock()
+	w.mail = append(w.mail, f)
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *worker) update(p *v1.Pod) {
+	w.mu.Lock()
+	if newer(p, w.latest) {
+		if p.DeletionTimestamp != nil && w.latest.DeletionTimestamp == nil {
+			w.interrupt()
+		}
+		w.latest = p
+	}
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *worker) remove() {
+	w.mu.Lock()
+	w.gone = true
+	w.interrupt()
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *worker) evict(reason, message string) {
+	w.mu.Lock()
+	if w.ending.reason == "" {
+		zero := int64(0)
+		w.ending = ending{reason: reason, message: message, grace: &zero, disruption: true}
+		w.interrupt()
+	}
+	w.mu.Unlock()
+	w.poke()
+}
+
+// interrupt ends the step under way; w.mu is held.
+func (w *worker) interrupt() {
+	if w.stop != nil {
+		w.stop()
+	}
+}
+
+// newer compares by resourceVersion, which is a number in skiff.
+func newer(a, b *v1.Pod) bool {
+	x, err1 := strconv.ParseUint(a.ResourceVersion, 10, 64)
+	y, err2 := strconv.ParseUint(b.ResourceVersion, 10, 64)
+	return err1 != nil || err2 != nil || x > y
+}
+
+// run is the worker's life: look, act, sleep until something happens.
+func (w *worker) run(ctx context.Context) {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	defer w.cleanup()
+	for ctx.Err() == nil {
+		next, over := w.pass(ctx)
+		if over {
+			w.m.forget(w)
+			return
+		}
+		if next.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(max(0, next.Sub(w.now())))
+		}
+		select {
+		case <-ctx.Done():
+		case <-w.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// cleanup ends the goroutines that serve the worker; containers go on.
+func (w *worker) cleanup() {
+	if w.unlisten != nil {
+		w.unlisten()
+	}
+	for _, c := range w.ctrs {
+		c.stopProbes()
+	}
+	if w.release != nil {
+		w.release()
+	}
+}
+
+// pass looks at everything once. It returns when to look again even if
+// nothing happens, and whether the worker has nothing left to do for ever.
+func (w *worker) pass(base context.Context) (next time.Time, over bool) {
+	ctx, cancel := context.WithCancel(base)
+	defer cancel()
+	w.mu.Lock()
+	fresh := w.latest
+	mail := w.mail
+	w.mail = nil
+	gone := w.gone
+	if w.end.reason == "" {
+		w.end = w.ending
+	}
+	stopping := gone || fresh.DeletionTimestamp != nil || w.end.reason != ""
+	if !stopping {
+		w.stop = cancel // the coming steps may be interrupted
+	} else {
+		w.stop = nil
+	}
+	w.mu.Unlock()
+	w.adoptSpec(fresh)
+	for _, f := range mail {
+		f()
+	}
+	w.observe(ctx)
+	alarm := &next
+	switch {
+	case w.state == Gone || w.state == Stopped:
+	case w.state == Stopping || stopping || w.overdue(alarm):
+		w.stopAll(base, alarm)
+	default:
+		w.advance(ctx, alarm)
+	}
+	w.publish(alarm)
+	if w.state == Stopped {
+		w.finish(base, gone, alarm)
+	}
+	if w.state == Gone {
+		if gone {
+			w.removeFiles()
+			return time.Time{}, true
+		}
+		if w.pod.DeletionTimestamp != nil {
+			w.deleteObject(base, alarm)
+		}
+	}
+	return next, false
+}
+
+// adoptSpec takes over a newer object: containers point into its spec.
+func (w *worker) adoptSpec(p *v1.Pod) {
+	if p == w.pod {
+		return
+	}
+	old := w.pod
+	w.pod = p
+	for _, c := range w.ctrs {
+		if s := findContainer(p, c.spec.Name); s != nil {
+			c.spec = s
+		}
+	}
+	if !sameMap(old.Labels, p.Labels) || !sameMap(old.Annotations, p.Annotations) {
+		w.mu.Lock()
+		w.dirty["volumes"] = true
+		w.mu.Unlock()
+	}
+}
+
+func sameMap(a, b map[string]string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if x, ok := b[k]; !ok || x != v {
+			return false
+		}
+	}
+	return true
+}
+
+// move changes the pod's state. A move that is not allowed is a mistake in
+// this package: it is logged and not made.
+func (w *worker) move(next State) {
+	s, err := w.state.Move(next)
+	if err != nil {
+		w.log.Error("pod worker", "err", err)
+		return
+	}
+	w.state = s
+}
+
+// earlier moves an alarm forward.
+func earlier(alarm *time.Time, t time.Time) {
+	if !t.IsZero() && (alarm.IsZero() || t.Before(*alarm)) {
+		*alarm = t
+	}
+}
+
+// advance takes the next steps of a pod that is to run.
+func (w *worker) advance(ctx context.Context, alarm *time.Time) {
+	if w.state == New && !w.accept(ctx) {
+		return
+	}
+	if w.refused != "" {
+		return
+	}
+	if w.sandbox != nil && !w.sandbox.Alive() && w.state != Preparing {
+		w.lostSandbox()
+	}
+	if w.state == Preparing {
+		if w.now().Before(w.retryAt) && w.changes.Load() == w.retrySeen {
+			earlier(alarm, w.retryAt)
+			return
+		}
+		w.retrySeen = w.changes.Load()
+		if err := w.prepare(ctx); err != nil {
+			if ctx.Err() == nil {
+				w.retry = min(max(2*w.retry, 500*time.Millisecond), 2*time.Minute)
+				w.retryAt = w.now().Add(w.retry)
+				earlier(alarm, w.retryAt)
+			}
+			return
+		}
+		w.retry, w.retryAt, w.lastErr = 0, time.Time{}, ""
+		w.move(Initializing)
+	}
+	w.refreshVolumes(ctx, alarm)
+	if w.state == Initializing {
+		if !w.initialize(ctx, alarm) {
+			return
+		}
+		w.move(Running)
+	}
+	w.keepRunning(ctx, alarm)
+}
+
+// accept decides whether this node runs the pod at all.
+func (w *worker) accept(ctx context.Context) bool {
+	if p := w.pod.Status.Phase; p == v1.PodSucceeded || p == v1.PodFailed {
+		w.frozen = true
+		w.takeSandbox(ctx)
+		w.move(Stopped)
+		return false
+	}
+	adopted := w.takeSandbox(ctx)
+	if errs := Refused(w.pod); len(errs) > 0 {
+		w.refused = errs.ToAggregate().Error()
+		w.eventPod(v1.EventTypeWarning, "UnsupportedField", "This node can't run the pod: %s", w.refused)
+		for _, c := range w.ctrs {
+			c.wait("CreateContainerConfigError", w.refused)
+		}
+		w.move(Preparing)
+		return false
+	}
+	if !adopted {
+		if reason, msg := w.m.admit(w); reason != "" {
+			w.eventPod(v1.EventTypeWarning, reason, "%s", msg)
+			w.end = ending{reason: reason, message: "Pod was rejected: " + msg}
+			w.move(Stopped)
+			return false
+		}
+	}
+	w.release = w.m.cfg.Objects.Hold(references(w.pod), func() {
+		w.mu.Lock()
+		w.dirty["volumes"] = true
+		w.mu.Unlock()
+		w.changes.Add(1)
+		w.poke()
+	})
+	w.move(Preparing)
+	return true
+}
+
+// references are the objects that the pod's node may read.
+func references(p *v1.Pod) []objects.Ref {
+	seen := map[objects.Ref]bool{}
+	var out []objects.Ref
+	add := func(k objects.Kind, name string) {
+		r := objects.Ref{Kind: k, Namespace: p.Namespace, Name: name}
+		if name != "" && !seen[r] {
+			seen[r] = true
+			out = append(out, r)
+		}
+	}
+	for _, s := range p.Spec.ImagePullSecrets {
+		add(objects.Secret, s.Name)
+	}
+	for i := range p.Spec.Volumes {
+		v := &p.Spec.Volumes[i]
+		if v.ConfigMap != nil {
+			add(objects.ConfigMap, v.ConfigMap.Name)
+		}
+		if v.Secret != nil {
+			add(objects.Secret, v.Secret.SecretName)
+		}
+		if v.Projected == nil {
+			continue
+		}
+		for _, s := range v.Projected.Sources {
+			if s.ConfigMap != nil {
+				add(objects.ConfigMap, s.ConfigMap.Name)
+			}
+			if s.Secret != nil {
+				add(objects.Secret, s.Secret.Name)
+			}
+		}
+	}
+	env := func(c *v1.Container) {
+		for _, f := range c.EnvFrom {
+			if f.ConfigMapRef != nil {
+				add(objects.ConfigMap, f.ConfigMapRef.Name)
+			}
+			if f.SecretRef != nil {
+				add(objects.Secret, f.SecretRef.Name)
+			}
+		}
+		for _, e := range c.Env {
+			if e.ValueFrom == nil {
+				continue
+			}
+			if e.ValueFrom.ConfigMapKeyRef != nil {
+				add(objects.ConfigMap, e.ValueFrom.ConfigMapKeyRef.Name)
+			}
+			if e.ValueFrom.SecretKeyRef != nil {
+				add(objects.Secret, e.ValueFrom.SecretKeyRef.Name)
+			}
+		}
+	}
+	for i := range p.Spec.InitContainers {
+		env(&p.Spec.InitContainers[i])
+	}
+	for i := range p.Spec.Containers {
+		env(&p.Spec.Containers[i])
+	}
+	return out
+}
+
+// overdue says that activeDeadlineSeconds are over.
+func (w *worker) overdue(alarm *time.Time) bool {
+	d := w.pod.Spec.ActiveDeadlineSeconds
+	if d == nil || w.state == New {
+		return false
+	}
+	due := w.start.Add(time.Duration(*d) * time.Second)
+	if w.now().Before(due) {
+		earlier(alarm, due)
+		return false
+	}
+	const msg = "Pod was active on the node longer than the specified deadline"
+	w.eventPod(v1.EventTypeNormal, "DeadlineExceeded", msg)
+	w.end = ending{reason: "DeadlineExceeded", message: msg}
+	return true
+}
+
+func (w *worker) eventPod(kind, reason, format string, args ...any) {
+	w.m.cfg.Recorder.Eventf(reference(w.pod, ""), kind, reason, format, args...)
+}
+
+func (w *worker) event(c *container, kind, reason, format string, args ...any) {
+	path := "spec.containers{" + c.spec.Name + "}"
+	if c.role != roleMain {
+		path = "spec.initContainers{" + c.spec.Name + "}"
+	}
+	w.m.cfg.Recorder.Eventf(reference(w.pod, path), kind, reason, format, args...)
+}
+
+func reference(p *v1.Pod, fieldPath string) *v1.ObjectReference {
+	return &v1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: p.Namespace, Name: p.Name, UID: p.UID,
+		ResourceVersion: p.ResourceVersion, FieldPath: fieldPath}
+}
+
+// listen wakes the worker whenever something happens in its sandbox.
+func (w *worker) listen(base context.Context) {
+	ctx, cancel := context.WithCancel(base)
+	w.unlisten = cancel
+	events := w.sandbox.Events(ctx)
+	go func() {
+		for range events {
+			w.poke()
+		}
+		w.poke()
+	}()
+}
+
+// fault tells of a failure to prepare the pod, once for each different one.
+func (w *worker) fault(reason string, err error) {
+	msg := err.Error()
+	if reason+msg == w.lastErr {
+		return
+	}
+	w.lastErr = reason + msg
+	w.eventPod(v1.EventTypeWarning, reason, "%s", msg)
+	w.log.Warn("preparing a pod", "err", err)
+}
