@@ -14,7 +14,7 @@ import (
 func testParams() Params {
 	return Params{
 		ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"),
-		DNSAddr: netip.MustParseAddr("10.43.0.10"), HostAddr: netip.MustParseAddr("192.168.7.1"),
+		DNSAddr: netip.MustParseAddr("10.43.0.10"), HostAddr: netip.MustParseAddr("192.168.7.1"), Mark: DefaultMark,
 	}
 }
 
