@@ -58,7 +58,7 @@ func (i *installer) install(g Group) error {
 		Storage: g.Storage, Root: root, GroupVersion: g.GroupVersion,
 		AllServedVersionsByResource: served,
 		OptionsExternalVersion:      &schema.GroupVersion{Version: "v1"},
-		Serializer:                  i.codecs, ParameterCodec: metav1.ParameterCodec,
+		Serializer:                  i.codecs, ParameterCodec: runtime.NewParameterCodec(i.scheme),
 		Typer: i.scheme, Creater: i.scheme, Convertor: i.scheme, ConvertabilityChecker: i.scheme,
 		UnsafeConvertor: runtime.UnsafeObjectConvertor(i.scheme), Defaulter: i.scheme,
 		Namer:                      runtime.Namer(meta.NewAccessor()),
