@@ -44,6 +44,7 @@ type access struct {
 	tokens         *auth.Tokens
 	authenticators auth.Authenticators
 	authorizer     authorizerAndRules
+	holdings       rbac.Holdings
 }
 
 // groups builds the storage of everything but custom resources.
@@ -69,7 +70,9 @@ func groups(o registry.Options, c core.Config, a access) ([]Group, error) {
 		}},
 		{Group{GroupVersion: eventsv1.SchemeGroupVersion}, func() (map[string]rest.Storage, error) { return events.NewStorage(o, events.Config{}) }},
 		{Group{GroupVersion: policyv1.SchemeGroupVersion}, func() (map[string]rest.Storage, error) { return policy.NewStorage(o, policy.Config{}) }},
-		{Group{GroupVersion: rbacv1.SchemeGroupVersion}, func() (map[string]rest.Storage, error) { return rbac.NewStorage(o, rbac.Config{}) }},
+		{Group{GroupVersion: rbacv1.SchemeGroupVersion}, func() (map[string]rest.Storage, error) {
+			return rbac.NewStorage(o, rbac.Config{Holdings: a.holdings, Authorizer: a.authorizer})
+		}},
 	}
 	out := make([]Group, 0, len(made))
 	for _, m := range made {

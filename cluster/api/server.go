@@ -169,7 +169,7 @@ func (s *Server) access(objects *auth.StorageObjects) (access, error) {
 		return access{}, fmt.Errorf("authorizer: %w", err)
 	}
 	return access{tokens: tokens, authenticators: auth.NewAuthenticators(s.cfg.ClientCA, tokens),
-		authorizer: authorizerAndRules{authz, rbac}}, nil
+		authorizer: authorizerAndRules{authz, rbac}, holdings: rbac}, nil
 }
 
 func (s *Server) genericConfig(codecs serializer.CodecFactory, a access) (*genericapiserver.RecommendedConfig, error) {

@@ -4,6 +4,8 @@ package check
 
 import (
 	"cmp"
+	"fmt"
+	"net/netip"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -101,4 +103,27 @@ func PositiveQuantity(p *field.Path, q resource.Quantity) field.ErrorList {
 // Unchanged refuses a new value that differs from the old one.
 func Unchanged(p *field.Path, value, old any) field.ErrorList {
 	return apivalidation.ValidateImmutableField(value, old, p)
+}
+
+// OrdinaryIP refuses addresses that no remote host can have.
+func OrdinaryIP(p *field.Path, ip string) field.ErrorList {
+	a, err := netip.ParseAddr(ip)
+	if err != nil {
+		return field.ErrorList{field.Invalid(p, ip, "must be a valid IP address")}
+	}
+	var errs field.ErrorList
+	for _, c := range []struct {
+		is  bool
+		msg string
+	}{
+		{a.IsUnspecified(), fmt.Sprintf("may not be unspecified (%v)", ip)},
+		{a.IsLoopback(), "may not be in the loopback range (127.0.0.0/8, ::1/128)"},
+		{a.IsLinkLocalUnicast(), "may not be in the link-local range (169.254.0.0/16, fe80::/10)"},
+		{a.IsLinkLocalMulticast(), "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"},
+	} {
+		if c.is {
+			errs = append(errs, field.Invalid(p, ip, c.msg))
+		}
+	}
+	return errs
 }

@@ -112,7 +112,7 @@ func validateSubsets(subsets, old []corev1.EndpointSubset) field.ErrorList {
 func validateEndpointAddress(a *corev1.EndpointAddress, oldIPs []string, p *field.Path) field.ErrorList {
 	errs := validation.IsValidIPForLegacyField(p.Child("ip"), a.IP, true, oldIPs)
 	if len(errs) == 0 {
-		errs = validateOrdinaryIP(p.Child("ip"), a.IP)
+		errs = check.OrdinaryIP(p.Child("ip"), a.IP)
 	}
 	if a.Hostname != "" {
 		errs = append(errs, check.Label(p.Child("hostname"), a.Hostname)...)

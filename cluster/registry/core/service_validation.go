@@ -57,7 +57,7 @@ func validateService(s, old *corev1.Service) field.ErrorList {
 		if e := validation.IsValidIPForLegacyField(p, ip, true, oldExternal); len(e) > 0 {
 			errs = append(errs, e...)
 		} else {
-			errs = append(errs, validateOrdinaryIP(p, ip)...)
+			errs = append(errs, check.OrdinaryIP(p, ip)...)
 		}
 	}
 	errs = append(errs, check.OneOf(path.Child("type"), spec.Type, corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort,
@@ -172,29 +172,6 @@ func validateAffinity(spec *corev1.ServiceSpec, path *field.Path) field.ErrorLis
 		case *c.ClientIP.TimeoutSeconds <= 0 || *c.ClientIP.TimeoutSeconds > maxAffinitySecs:
 			errs = append(errs, field.Invalid(p.Child("clientIP").Child("timeoutSeconds"), *c.ClientIP.TimeoutSeconds,
 				fmt.Sprintf("must be greater than 0 and less than %d", maxAffinitySecs)))
-		}
-	}
-	return errs
-}
-
-// validateOrdinaryIP refuses addresses that no remote host can have.
-func validateOrdinaryIP(p *field.Path, ip string) field.ErrorList {
-	a, err := netip.ParseAddr(ip)
-	if err != nil {
-		return field.ErrorList{field.Invalid(p, ip, "must be a valid IP address")}
-	}
-	var errs field.ErrorList
-	for _, c := range []struct {
-		is  bool
-		msg string
-	}{
-		{a.IsUnspecified(), fmt.Sprintf("may not be unspecified (%v)", ip)},
-		{a.IsLoopback(), "may not be in the loopback range (127.0.0.0/8, ::1/128)"},
-		{a.IsLinkLocalUnicast(), "may not be in the link-local range (169.254.0.0/16, fe80::/10)"},
-		{a.IsLinkLocalMulticast(), "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"},
-	} {
-		if c.is {
-			errs = append(errs, field.Invalid(p, ip, c.msg))
 		}
 	}
 	return errs

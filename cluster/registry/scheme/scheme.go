@@ -2,7 +2,10 @@
 // serve both as the external and as the internal version of each group, so
 // that no conversions have to be generated.
 //
-// Limits: a group whose kinds are served in two versions registers its
+// Events are the exception: the one of events.k8s.io has the one of the core
+// group as its internal version, so that both groups serve the same data.
+//
+// Limits: another group whose kinds are served in two versions registers its
 // conversions with the scheme it gets from New; the codec writes TypeMeta in
 // place, so objects shared by watchers are copied before they are encoded.
 package scheme
@@ -57,8 +60,6 @@ var selectable = map[schema.GroupVersionKind][]string{
 	appsv1.SchemeGroupVersion.WithKind("ReplicaSet"):            {"status.replicas"},
 	corev1.SchemeGroupVersion.WithKind("Event"): {"involvedObject.kind", "involvedObject.namespace", "involvedObject.name", "involvedObject.uid",
 		"involvedObject.apiVersion", "involvedObject.resourceVersion", "involvedObject.fieldPath", "reason", "reportingComponent", "source", "type"},
-	eventsv1.SchemeGroupVersion.WithKind("Event"): {"regarding.kind", "regarding.namespace", "regarding.name", "regarding.uid",
-		"regarding.apiVersion", "regarding.resourceVersion", "regarding.fieldPath", "reason", "reportingController", "type"},
 }
 
 // New builds the scheme that the API server decodes, defaults and encodes
@@ -66,6 +67,9 @@ var selectable = map[schema.GroupVersionKind][]string{
 func New() (*runtime.Scheme, error) {
 	s, err := NewExternal()
 	if err != nil {
+		return nil, err
+	}
+	if err := addEvents(s); err != nil {
 		return nil, err
 	}
 	for _, g := range groups {
