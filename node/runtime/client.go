@@ -45,58 +45,55 @@ func (s *Sandbox) socketAddr() (addr string, release func(), err error) {
 // open connects to the shim, greets it and sends a request. The connection is
 // closed when ctx ends; stop ends that.
 func (s *Sandbox) open(ctx context.Context, req *shimproto.Request) (conn net.Conn, stop func() bool, hello shimproto.Hello, err error) {
-	fail := func(err error) (net.Conn, func() bool, shimproto.Hello, error) {
-		if conn != nil {
-			conn.Close()
-		}
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return nil, nil, hello, err
-	}
 	addr, release, err := s.socketAddr()
 	if err != nil {
-		return fail(err)
+		return nil, nil, hello, err
 	}
 	var d net.Dialer
 	conn, err = d.DialContext(ctx, "unix", addr)
 	release()
 	if err != nil {
-		if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		} else if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
 			err = ErrSandboxGone
 		}
-		return fail(err)
+		return nil, nil, hello, err
 	}
-	c := conn
-	stop = context.AfterFunc(ctx, func() { c.Close() })
-	defer func() {
-		if err != nil {
-			stop()
+	stop = context.AfterFunc(ctx, func() { conn.Close() })
+	if hello, err = greet(conn, req); err != nil {
+		stop()
+		conn.Close()
+		if ctx.Err() != nil {
+			err = ctx.Err()
 		}
-	}()
+		return nil, nil, hello, err
+	}
+	return conn, stop, hello, nil
+}
+
+// greet sends greeting and request, and awaits the greeting's answer.
+func greet(conn net.Conn, req *shimproto.Request) (hello shimproto.Hello, err error) {
 	me := shimproto.Hello{Version: shimproto.Version, Min: shimproto.MinVersion, PID: os.Getpid()}
 	if err := shimproto.WriteJSON(conn, shimproto.FrameHello, me); err != nil {
-		return fail(fmt.Errorf("%w: %w", ErrSandboxGone, err))
+		return hello, fmt.Errorf("%w: %w", ErrSandboxGone, err)
 	}
 	if err := shimproto.WriteJSON(conn, shimproto.FrameRequest, req); err != nil {
-		return fail(fmt.Errorf("send %s to the shim: %w", req.Op, err))
+		return hello, fmt.Errorf("send %s to the shim: %w", req.Op, err)
 	}
 	if err := conn.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
-		return fail(err)
+		return hello, err
 	}
 	if err := shimproto.ReadJSON(conn, shimproto.FrameHello, &hello); err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) {
-			return fail(fmt.Errorf("%w: %w", ErrSandboxGone, err))
+			return hello, fmt.Errorf("%w: %w", ErrSandboxGone, err)
 		}
-		return fail(&protocolError{fmt.Errorf("the shim does not answer: %w", err)})
+		return hello, &protocolError{fmt.Errorf("the shim does not answer: %w", err)}
 	}
 	if err := hello.Check(); err != nil {
-		return fail(&protocolError{err})
+		return hello, &protocolError{err}
 	}
-	if err := conn.SetReadDeadline(time.Time{}); err != nil {
-		return fail(err)
-	}
-	return conn, stop, hello, nil
+	return hello, conn.SetReadDeadline(time.Time{})
 }
 
 // call makes a request that has one response.

@@ -66,9 +66,9 @@ const (
 )
 
 // Mount is something to see inside the container. With Type "" or "bind",
-// HostPath is bind-mounted (recursively); HostPath may also be a /proc/self/fd
-// or /proc/<pid>/fd path, for subpaths that were opened safely. With Type
-// "tmpfs" HostPath is ignored.
+// HostPath is bind-mounted (recursively); HostPath may be a /proc/self/fd/N or
+// /proc/<pid>/fd/N path, for subpaths that were opened safely and stay open
+// until StartContainer returns. With Type "tmpfs" HostPath is ignored.
 type Mount struct {
 	Destination string
 	HostPath    string

@@ -133,6 +133,15 @@ func (s *Sandbox) StartContainer(ctx context.Context, c ContainerConfig) error {
 	if err := validUID(c.ID); err != nil {
 		return fmt.Errorf("start container %q: its ID: %w", c.Name, err)
 	}
+	release, err := s.bindDescriptors(&c)
+	if err != nil {
+		return fmt.Errorf("start container %q: %w", c.Name, err)
+	}
+	defer func() {
+		if err := release(); err != nil {
+			s.r.log.Error("release a container's mount sources", "container", c.Name, "err", err)
+		}
+	}()
 	spec, err := s.spec(&c)
 	if err != nil {
 		return fmt.Errorf("start container %q: %w", c.Name, err)
@@ -249,9 +258,8 @@ func (s *Sandbox) cleanUp() error {
 	if err := s.r.cgroups.remove(s.cgroup); err != nil {
 		return err
 	}
-	shm := filepath.Join(s.dir, shimproto.ShmName)
-	if err := unix.Unmount(shm, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmount %s: %w", shm, err)
+	if err := unmountBelow(s.dir); err != nil {
+		return err
 	}
 	if err := os.RemoveAll(s.dir); err != nil {
 		return err

@@ -1,0 +1,351 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skiff-sh/skiff/node/runtime/shimproto"
+)
+
+func link(t *testing.T, path string) string {
+	t.Helper()
+	l, err := os.Readlink(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+const showNamespaces = "for n in net uts ipc pid; do readlink /proc/self/ns/$n; done; hostname; sysctl -n net.ipv4.ip_unprivileged_port_start kernel.shm_rmid_forced"
+
+func TestNamespaces(t *testing.T) {
+	e := newEnv(t)
+	ns := func(kind string) string { return link(t, "/proc/self/ns/"+kind) }
+	s := e.sandbox(func(c *SandboxConfig) {
+		c.Sysctls = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "kernel.shm_rmid_forced": "1"}
+	})
+	a, b := strings.Fields(e.output(s, e.sh(showNamespaces))), strings.Fields(e.output(s, e.sh(showNamespaces)))
+	for i := range 3 {
+		if a[i] != b[i] || a[i] == ns([]string{"net", "uts", "ipc"}[i]) {
+			t.Errorf("the pod's namespace %s %s", a[i], b[i])
+		}
+	}
+	if a[3] == b[3] || a[4] != s.Config().Hostname || a[5] != "0" || a[6] != "1" {
+		t.Errorf("%v %v", a, b)
+	}
+	if got := link(t, s.NetNSPath()); got != a[0] {
+		t.Error("NetNSPath:", got, a[0])
+	}
+	h := e.sandbox(func(c *SandboxConfig) { c.HostNetwork, c.HostPID, c.HostIPC = true, true, true })
+	f := strings.Fields(e.output(h, e.sh(showNamespaces)))
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f[0] != ns("net") || f[1] != ns("uts") || f[2] != ns("ipc") || f[3] != ns("pid") || f[4] != host || h.NetNSPath() != "" {
+		t.Errorf("host namespaces: %v", f)
+	}
+	_, err = e.r.CreateSandbox(context.Background(), SandboxConfig{PodUID: "bad-sysctl", Sysctls: map[string]string{"kernel.nosuch": "1"}})
+	if err == nil || !strings.Contains(err.Error(), "kernel.nosuch") {
+		t.Error("a sysctl that does not exist:", err)
+	}
+}
+
+// With a shared PID namespace or the host's, no process outlives its container.
+func TestSharedPIDNamespace(t *testing.T) {
+	e := newEnv(t)
+	for name, mod := range map[string]func(*SandboxConfig){
+		"shared": func(c *SandboxConfig) { c.ShareProcessNamespace = true },
+		"host":   func(c *SandboxConfig) { c.HostPID = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := e.sandbox(mod)
+			a := e.start(s, e.sh("(setsid sleep 777 &); exec sleep 888"))
+			b := e.start(s, e.sh("exec sleep 999"))
+			var out strings.Builder
+			if _, err := s.Exec(context.Background(), b.ID, ExecConfig{Args: []string{"ps"}}, nil, &out, nil, nil); err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(out.String(), "sleep 888") {
+				t.Error("the other container's process is not seen:", out.String())
+			}
+			st, _ := s.Container(a.ID)
+			cgroup := st.CgroupPath
+			e.until("both processes run", func() bool { return len(e.r.cgroups.pids(cgroup)) == 2 })
+			if err := s.Signal(context.Background(), a.ID, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			e.wait(s, a.ID)
+			if p := e.r.cgroups.pids(cgroup); len(p) != 0 {
+				t.Error("processes are left:", p)
+			}
+			if st, _ := s.Container(b.ID); st.State != Running {
+				t.Error("the other container ended too")
+			}
+		})
+	}
+}
+
+func TestEvents(t *testing.T) {
+	e := newEnv(t)
+	s := e.sandbox()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	evs := s.Events(ctx)
+	next := func(want EventType, id string) Event {
+		t.Helper()
+		select {
+		case ev, ok := <-evs:
+			if !ok || ev.Type != want || ev.Container.ID != id {
+				t.Fatalf("%+v %v, want %s of %q", ev, ok, want, id)
+			}
+			return ev
+		case <-ctx.Done():
+			t.Fatalf("no event, want %s of %q", want, id)
+		}
+		return Event{}
+	}
+	c := e.sh("exit 3")
+	c.Annotations = map[string]string{"k": "v"}
+	c.Attempt = 5
+	e.start(s, c)
+	next(ContainerStarted, c.ID)
+	if ev := next(ContainerExited, c.ID); ev.Container.ExitCode != 3 || ev.Container.Annotations["k"] != "v" || ev.Container.Attempt != 5 {
+		t.Errorf("%+v", ev)
+	}
+	if err := s.RemoveContainer(ctx, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	next(ContainerRemoved, c.ID)
+	if err := s.RemoveContainer(ctx, c.ID); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+	run := e.start(s, e.container("sleep", "100"))
+	next(ContainerStarted, run.ID)
+	if err := s.RemoveContainer(ctx, run.ID); err != nil {
+		t.Fatal("removing a running container:", err)
+	}
+	if err := s.Remove(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for ev := range evs {
+		if ev.Type == SandboxGone {
+			cancel()
+		}
+	}
+	if err := s.StartContainer(context.Background(), e.container("true")); !errors.Is(err, ErrSandboxGone) {
+		t.Error(err)
+	}
+	if err := s.Remove(context.Background()); err != nil {
+		t.Error("removing again:", err)
+	}
+}
+
+// A skiff that was killed finds everything again: what runs, what ended
+// meanwhile, and the logs go on.
+func TestAdoption(t *testing.T) {
+	e := newEnv(t)
+	s := e.sandbox(func(c *SandboxConfig) { c.Annotations = map[string]string{"pod": "mine"} })
+	ends := e.start(s, e.sh("read x < /gate || sleep 0.3; exit 42"))
+	runs := e.start(s, e.sh("i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.05; done"))
+	before, _ := s.Container(runs.ID)
+	if err := e.r.Close(); err != nil { // no goodbye is said to the shim
+		t.Fatal(err)
+	}
+	e.until("the container ends on its own", func() bool {
+		recs, err := shimproto.ReadRecords(s.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range recs {
+			if r.ID == ends.ID && r.State == Exited {
+				return true
+			}
+		}
+		return false
+	})
+	e.open()
+	all, err := e.r.Sandboxes(context.Background())
+	if err != nil || len(all) != 1 {
+		t.Fatal(all, err)
+	}
+	s = all[0]
+	if !s.Alive() || s.Config().Annotations["pod"] != "mine" || s.PID() == 0 {
+		t.Errorf("%+v", s.Config())
+	}
+	if st, _ := s.Container(ends.ID); st.State != Exited || st.ExitCode != 42 {
+		t.Errorf("%+v", st)
+	}
+	after, _ := s.Container(runs.ID)
+	if after.State != Running || after.PID != before.PID || !after.StartedAt.Equal(before.StartedAt) {
+		t.Errorf("%+v, was %+v", after, before)
+	}
+	n := strings.Count(e.log(runs), "tick")
+	e.until("the log goes on", func() bool { return strings.Count(e.log(runs), "tick") > n })
+	if code, err := s.Exec(context.Background(), runs.ID, ExecConfig{Args: []string{"sh", "-c", "exit 5"}}, nil, nil, nil, nil); code != 5 || err != nil {
+		t.Error("exec after adoption:", code, err)
+	}
+	again, err := e.r.Sandboxes(context.Background())
+	if err != nil || len(again) != 1 || again[0] != s {
+		t.Error("adopting twice makes two:", again, err)
+	}
+	evs := s.Events(context.Background())
+	if err := s.Signal(context.Background(), runs.ID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if ev := <-evs; ev.Type != ContainerExited || ev.Container.ExitCode != 137 {
+		t.Errorf("%+v", ev)
+	}
+	if err := s.Remove(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	for range evs {
+	}
+}
+
+// When a shim is killed, nothing that it ran goes on unsupervised, and what it
+// recorded is known.
+func TestShimDies(t *testing.T) {
+	for _, whileAway := range []bool{false, true} {
+		e := newEnv(t)
+		s := e.sandbox()
+		done := e.start(s, e.sh("exit 4"))
+		e.wait(s, done.ID)
+		runs := e.start(s, e.container("sleep", "1000"))
+		st, _ := s.Container(runs.ID)
+		fd, err := shimproto.OpenPidfd(st.PID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if whileAway {
+			if err := e.r.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := unix.Kill(s.PID(), unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if whileAway {
+			e.until("the shim is gone", func() bool { return s.shimGone() })
+			e.open()
+			all, err := e.r.Sandboxes(context.Background())
+			if err != nil || len(all) != 1 {
+				t.Fatal(all, err)
+			}
+			s = all[0]
+		}
+		select {
+		case <-s.Done():
+		case <-time.After(20 * time.Second):
+			t.Fatal("the death is not noticed")
+		}
+		if st, _ := s.Container(done.ID); st.ExitCode != 4 || st.Message != "" {
+			t.Errorf("%+v", st)
+		}
+		if st, _ := s.Container(runs.ID); st.State != Exited || st.ExitCode != 137 || st.Message == "" {
+			t.Errorf("%+v", st)
+		}
+		if err := fd.Wait(); err != nil { // would hang if it went on
+			t.Error(err)
+		}
+		fd.Close()
+		if err := s.Remove(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func (s *Sandbox) shimGone() bool {
+	addr, release, err := s.socketAddr()
+	if err != nil {
+		return true
+	}
+	defer release()
+	c, err := net.Dial("unix", addr)
+	if err != nil {
+		return true
+	}
+	c.Close()
+	return false
+}
+
+// A crash between making a sandbox's directory and starting its shim.
+func TestHalfMadeSandboxes(t *testing.T) {
+	e := newEnv(t)
+	for name, files := range map[string]map[string]string{
+		"empty":   {},
+		"garbage": {shimproto.ConfigName: "{half"},
+		"no-shim": {shimproto.ConfigName: `{"cgroup":"/` + e.cfg.CgroupRoot + `/podno-shim","client":{"config":{"podUID":"no-shim"}}}`},
+	} {
+		dir := filepath.Join(e.r.root(), name)
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for f, body := range files {
+			if err := os.WriteFile(filepath.Join(dir, f), []byte(body), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	all, err := e.r.Sandboxes(context.Background())
+	if err != nil || len(all) != 1 || all[0].PodUID() != "no-shim" || all[0].Alive() {
+		t.Fatal(all, err)
+	}
+	if ents, err := os.ReadDir(e.r.root()); err != nil || len(ents) != 1 {
+		t.Error("half-made sandboxes are left:", ents, err)
+	}
+}
+
+// A shim of a protocol that is not understood lives on untouched.
+func TestForeignProtocol(t *testing.T) {
+	for _, h := range []shimproto.Hello{{Version: 99, Min: 98}, {Version: 0, Min: 0}} {
+		if err := h.Check(); err == nil {
+			t.Errorf("%+v is accepted", h)
+		}
+	}
+	if err := (shimproto.Hello{Version: shimproto.Version + 3, Min: shimproto.Version}).Check(); err != nil {
+		t.Error("a newer shim that still speaks ours is refused:", err)
+	}
+}
+
+func TestDialPort(t *testing.T) {
+	e := newEnv(t)
+	s := e.sandbox()
+	c := e.start(s, e.sh("while :; do echo from the pod | nc -l -p 7000; done"))
+	var conn net.Conn
+	e.until("the port is open", func() bool {
+		var err error
+		conn, err = s.DialPort(context.Background(), 7000)
+		return err == nil
+	})
+	b, err := io.ReadAll(conn)
+	if err != nil || string(b) != "from the pod\n" {
+		t.Errorf("%q %v", b, err)
+	}
+	conn.Close()
+	if _, err := s.DialPort(context.Background(), 7001); !errors.Is(err, unix.ECONNREFUSED) || !strings.Contains(err.Error(), "localhost:7001") {
+		t.Error(err)
+	}
+	if _, err := s.DialPort(context.Background(), 70000); err == nil {
+		t.Error("port 70000")
+	}
+	_ = c
+}
+
+// Long state directories do not fit into a socket's address.
+func TestLongStateDir(t *testing.T) {
+	e := newEnv(t)
+	e.cfg.StateDir = filepath.Join(e.cfg.StateDir, strings.Repeat("long", 30))
+	e.open()
+	s := e.sandbox()
+	e.output(s, e.sh("true"))
+}
