@@ -18,6 +18,8 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/skiff-sh/skiff/cluster/controller"
+	"github.com/skiff-sh/skiff/cluster/controller/deployment"
+	"github.com/skiff-sh/skiff/cluster/controller/endpointslice"
 	"github.com/skiff-sh/skiff/cluster/controller/nodeipam"
 	"github.com/skiff-sh/skiff/cluster/controller/replicaset"
 	"github.com/skiff-sh/skiff/cluster/controller/rootca"
@@ -94,6 +96,8 @@ func newTerm(cfg DutiesConfig, client kubernetes.Interface, meta metadata.Interf
 func (t *term) duties() ([]Duty, error) {
 	add(t, "replicaset", "replicaset-controller", replicaset.New)
 	add(t, "replicationcontroller", "replication-controller", replicaset.NewForReplicationControllers)
+	add(t, "deployment", "deployment-controller", deployment.New)
+	add(t, "endpointslice", "endpoint-slice-controller", endpointslice.New)
 	add(t, "serviceaccount", "serviceaccount-controller", serviceaccount.New)
 	add(t, "rootca", "root-ca-certificate-publisher-controller", func(c controller.Config) (*rootca.Controller, error) {
 		return rootca.New(rootca.Config{Config: c, CA: t.cfg.CA})

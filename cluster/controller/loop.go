@@ -82,6 +82,9 @@ func (l *Loop) Add(key string) {
 	l.queue.Add(key)
 }
 
+// AddNow asks for a sync of key without regard to MinInterval.
+func (l *Loop) AddNow(key string) { l.queue.Add(key) }
+
 // AddAfter asks for a sync of key when d has passed.
 func (l *Loop) AddAfter(key string, d time.Duration) { l.queue.AddAfter(key, d) }
 
