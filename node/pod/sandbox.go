@@ -104,7 +104,7 @@ func (w *worker) refreshVolumes(ctx context.Context, alarm *time.Time) {
 }
 
 // takeSandbox adopts what an earlier agent left of this pod.
-func (w *worker) takeSandbox(context.Context) bool {
+func (w *worker) takeSandbox(ctx context.Context) bool {
 	w.m.mu.Lock()
 	sb := w.m.adopted[string(w.uid)]
 	w.m.mu.Unlock()
@@ -125,6 +125,7 @@ func (w *worker) takeSandbox(context.Context) bool {
 		}
 		w.resume(c)
 	}
+	w.observe(ctx) // what ended while nobody looked
 	return true
 }
 
