@@ -50,8 +50,15 @@ func main() {
 func run(dir string) error {
 	debug.SetGCPercent(30)
 	logrus.SetLevel(logrus.WarnLevel)
-	// Whoever stops skiff (a terminal, a service manager) does not mean its pods.
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE)
+	// Whoever stops skiff (a terminal, a service manager) does not mean its
+	// pods. The signals are caught and dropped, not ignored: containers would
+	// inherit that.
+	dropped := make(chan os.Signal, 1)
+	signal.Notify(dropped, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE)
+	go func() {
+		for range dropped {
+		}
+	}()
 
 	f := os.NewFile(shimproto.ListenFD, "listener")
 	l, err := net.FileListener(f)

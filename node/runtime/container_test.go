@@ -51,6 +51,27 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// The shim survives the signals that end skiff; containers get them as usual.
+func TestSignalDispositions(t *testing.T) {
+	e := newEnv(t)
+	s := e.sandbox()
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE} {
+		if err := syscall.Kill(s.PID(), sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const show = "grep -E 'SigBlk|SigIgn' /proc/self/status"
+	want := "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"
+	if got := e.output(s, e.sh(show)); got != want {
+		t.Errorf("container: %q", got)
+	}
+	c := e.start(s, e.container("sleep", "100"))
+	var out buffer
+	if _, err := s.Exec(context.Background(), c.ID, ExecConfig{Args: []string{"sh", "-c", show}}, nil, &out, nil, nil); err != nil || out.String() != want {
+		t.Errorf("exec: %q %v", out.String(), err)
+	}
+}
+
 func TestStartErrors(t *testing.T) {
 	e := newEnv(t)
 	s := e.sandbox()
@@ -287,7 +308,7 @@ func TestConfinement(t *testing.T) {
 	e := newEnv(t)
 	s := e.sandbox()
 	const probe = `grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/self/status | tr '\n\t' '  '; touch /x && echo " rootfs-rw" || echo " rootfs-ro"; ` +
-		`: >> /proc/sys/kernel/domainname && echo sys-rw; cat /proc/kcore 2>/dev/null | head -c1 | wc -c; mount -t tmpfs t /tmp && echo mounted; mkdir /tmp/d && echo mkdir-ok; ls /dev | wc -l`
+		`true >> /proc/sys/kernel/domainname && echo sys-rw; cat /proc/kcore 2>/dev/null | head -c1 | wc -c; mount -t tmpfs t /tmp && echo mounted; mkdir /tmp/d && echo mkdir-ok; ls /dev | wc -l`
 	run := func(mod func(*ContainerConfig)) string {
 		c := e.sh("(" + probe + ") 2>/dev/null; true")
 		mod(&c)

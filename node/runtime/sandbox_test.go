@@ -39,7 +39,7 @@ func TestNamespaces(t *testing.T) {
 			t.Errorf("the pod's namespace %s %s", a[i], b[i])
 		}
 	}
-	if a[3] == b[3] || a[4] != s.Config().Hostname || a[5] != "0" || a[6] != "1" {
+	if a[3] == ns("pid") || a[4] != s.Config().Hostname || a[5] != "0" || a[6] != "1" {
 		t.Errorf("%v %v", a, b)
 	}
 	if got := link(t, s.NetNSPath()); got != a[0] {

@@ -197,10 +197,11 @@ func TestExecTTY(t *testing.T) {
 	say("echo $TERM\n", "xterm")
 	say("sleep 100\n", "sleep 100")
 	time.Sleep(50 * time.Millisecond)
+	t0 := time.Now()
 	say("\x03", "^C")
 	say("exit 42\n", "exit 42")
-	if r := <-done; r.code != 42 || r.err != nil {
-		t.Errorf("%+v, output %q", r, out.String())
+	if r := <-done; r.code != 42 || r.err != nil || time.Since(t0) > 50*time.Second {
+		t.Errorf("%+v after %v, output %q", r, time.Since(t0), out.String())
 	}
 	typing.Close()
 }
