@@ -185,20 +185,6 @@ func (n *Network) configureHost(uid, name string, addr netip.Addr) error {
 	return nil
 }
 
-func (n *Network) removeLink(name string) error {
-	l, err := n.host.LinkByName(name)
-	if isNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("find link %s: %w", name, err)
-	}
-	if err := n.host.LinkDel(l); err != nil && !isNotFound(err) {
-		return fmt.Errorf("remove link %s: %w", name, err)
-	}
-	return nil
-}
-
 // podLinks returns the names of all host ends of pods.
 func podLinks(h *netlink.Handle) ([]string, error) {
 	links, err := h.LinkList()

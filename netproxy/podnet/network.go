@@ -57,6 +57,10 @@ type Network struct {
 	ranged   chan struct{} // closed when the node's range is known
 	busy     map[string]*sync.Mutex
 	mtu      int
+
+	removing    sync.Mutex // held while links are removed
+	removeMu    sync.Mutex // guards nextRemoval
+	nextRemoval *removal
 }
 
 // New makes a Network and reads the leases. It changes nothing.
@@ -225,15 +229,14 @@ func (n *Network) Adopt(ctx context.Context, alive []string) error {
 	}
 	n.mu.Unlock()
 	var errs []error
-	for _, uid := range gone {
-		errs = append(errs, n.Detach(ctx, uid))
-	}
 	links, err := podLinks(n.host)
 	errs = append(errs, err)
-	for _, l := range links {
-		if !keep[l] {
-			errs = append(errs, n.removeLink(l))
-		}
+	links = slices.DeleteFunc(links, func(l string) bool { return keep[l] })
+	n.removing.Lock()
+	errs = append(errs, n.removeLinks(links))
+	n.removing.Unlock()
+	for _, uid := range gone {
+		errs = append(errs, n.Detach(ctx, uid))
 	}
 	return errors.Join(errs...)
 }
@@ -339,4 +342,12 @@ func (n *Network) Resync() error {
 		return fmt.Errorf("pods in the ruleset: %w", err)
 	}
 	return nil
+}
+
+// Counts returns how many pods have an address, and how many other nodes are
+// reached.
+func (n *Network) Counts() (pods, peers int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.leases.Pods), len(n.peers)
 }

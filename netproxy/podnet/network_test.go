@@ -196,6 +196,29 @@ func TestAttachConcurrently(t *testing.T) {
 		if err != nil || len(links) != 2 {
 			t.Errorf("links after Adopt: %v, %v", links, err)
 		}
+
+		// Pods that end together are removed together.
+		var left []string
+		for i := range 20 {
+			left = append(left, fmt.Sprint("q", i))
+			if _, err := n.Attach(t.Context(), left[i], spaces[10+i].Path()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		start := time.Now()
+		detached := make(chan error)
+		for _, uid := range left {
+			go func() { detached <- n.Detach(context.Background(), uid) }()
+		}
+		for range left {
+			if err := <-detached; err != nil {
+				t.Error(err)
+			}
+		}
+		t.Logf("20 pods detached in %v", time.Since(start))
+		if links, err = podLinks(n.host); err != nil || len(links) != 2 {
+			t.Errorf("links after Detach: %v, %v", links, err)
+		}
 	})
 }
 

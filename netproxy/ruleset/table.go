@@ -58,9 +58,13 @@ func (l layout) set(table *nftables.Table) *nftables.Set {
 	return s
 }
 
-// receiveBuffer holds the acknowledgements of one transaction: the kernel
-// drops what does not fit and the whole answer is lost (ENOBUFS).
-const receiveBuffer = 4 << 20
+// Socket buffers. A transaction is sent as one message (about 100 bytes an
+// element), else EMSGSIZE; its acknowledgements come at once, and the kernel
+// loses what does not fit (ENOBUFS).
+const (
+	sendBuffer    = 8 << 20
+	receiveBuffer = 4 << 20
+)
 
 // do runs fn with the connection. After an error the connection is closed: it
 // may hold answers that nobody read.
@@ -73,7 +77,7 @@ func (t *Table) do(fn func(*nftables.Conn) error) error {
 func (t *Table) doLocked(fn func(*nftables.Conn) error) error {
 	if t.conn == nil {
 		c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
-			return c.SetReadBuffer(receiveBuffer)
+			return errors.Join(c.SetReadBuffer(receiveBuffer), c.SetWriteBuffer(sendBuffer))
 		}))
 		if err != nil {
 			return fmt.Errorf("open nftables connection: %w", err)

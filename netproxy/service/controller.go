@@ -218,6 +218,7 @@ func (c *Controller) sync(engine **Engine) error {
 			}
 			plans[svc.Namespace+"/"+svc.Name] = plan
 		}
+		c.health.keep(func(name string) bool { _, ok := plans[name]; return ok })
 		deltas = append(deltas, e.SetAll(plans)...)
 	} else {
 		for name := range dirty {

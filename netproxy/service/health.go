@@ -103,12 +103,19 @@ func (p *healthPort) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	_ = json.NewEncoder(w).Encode(reply)
 }
 
-func (h *healthServer) close() {
+// keep closes the ports of services that are not wanted.
+func (h *healthServer) keep(wanted func(name string) bool) {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	for name, p := range h.ports {
-		_ = p.server.Close()
-		delete(h.ports, name)
+		if !wanted(name) {
+			_ = p.server.Close()
+			delete(h.ports, name)
+		}
 	}
-	h.mu.Unlock()
+}
+
+func (h *healthServer) close() {
+	h.keep(func(string) bool { return false })
 	h.wg.Wait()
 }

@@ -215,7 +215,7 @@ func BenchmarkEndpointChangeAt10000(b *testing.B) {
 }
 
 func BenchmarkConnect(b *testing.B) {
-	for _, services := range []int{0, 10000} {
+	for _, services := range []int{0, 5000, 10000} {
 		b.Run(fmt.Sprint("services=", services), func(b *testing.B) {
 			nstest.Isolate(b)
 			localRange(b, "10.42.0.0/16")
@@ -224,7 +224,7 @@ func BenchmarkConnect(b *testing.B) {
 			if services > 0 {
 				tab := newTable(b)
 				load(b, tab, services)
-				addr = "10.43.20.7:80"
+				addr = "10.43.7.7:80"
 			}
 			l, err := net.Listen("tcp4", "0.0.0.0:8080")
 			if err != nil {

@@ -1,0 +1,59 @@
+package service
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+)
+
+func TestHealthCheckNodePort(t *testing.T) {
+	l, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := int32(l.Addr().(*net.TCPAddr).Port)
+	l.Close()
+	h := newHealthServer(slog.Default())
+	defer h.close()
+	svc := web(func(s *v1.Service) {
+		s.Spec.Type, s.Spec.ExternalTrafficPolicy = v1.ServiceTypeLoadBalancer, v1.ServiceExternalTrafficPolicyLocal
+		s.Spec.HealthCheckNodePort = port
+	})
+	ask := func() (int, string, error) {
+		c := http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+		r, err := c.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
+		if err != nil {
+			return 0, "", err
+		}
+		defer r.Body.Close()
+		b, err := io.ReadAll(r.Body)
+		return r.StatusCode, string(b), err
+	}
+	for local, want := range map[int]int{2: 200, 0: 503} {
+		h.set("ns/web", svc, local)
+		code, body, err := 0, "", error(nil)
+		for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			if code, body, err = ask(); err == nil {
+				break
+			}
+		}
+		if code != want || !strings.Contains(body, fmt.Sprintf(`"localEndpoints":%d`, local)) || !strings.Contains(body, `"name":"web"`) {
+			t.Errorf("%d local endpoints: %d %s %v", local, code, body, err)
+		}
+	}
+	svc.Spec.ExternalTrafficPolicy = v1.ServiceExternalTrafficPolicyCluster
+	h.set("ns/web", svc, 1)
+	if _, _, err := ask(); err == nil {
+		t.Error("the port stays open")
+	}
+	if n := localCount(eps("1@n1", "2@n1/not", "3@n2", "1@n1"), "n1"); n != 1 {
+		t.Errorf("local endpoints: %d", n)
+	}
+}
