@@ -18,7 +18,13 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
 )
+
+func TestMain(m *testing.M) {
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // the API library's log
+	os.Exit(m.Run())
+}
 
 // testServer is a running server in this process, on loopback ports.
 type testServer struct {

@@ -11,7 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"sync"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -50,7 +50,6 @@ type Server struct {
 	informers informers.SharedInformerFactory
 	complete  chan struct{} // closed when all paths are known
 	ready     chan struct{}
-	once      sync.Once
 }
 
 // authorizerAndRules is the authorizer with the part that lists a user's rules.
@@ -222,7 +221,6 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	s.documents.run(ctx)
-	s.generic.RunPostStartHooks(ctx)
 	defer s.generic.Destroy()
 	g.Go(func() error { return s.serve(ctx) })
 	g.Go(func() error { _, err := s.models.get(); return err })
@@ -230,17 +228,43 @@ func (s *Server) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// start waits until everything is known that requests depend on.
+// start starts what works beside the handlers, and waits until everything is
+// known that requests depend on.
 func (s *Server) start(ctx context.Context) error {
 	s.informers.StartWithContext(ctx)
+	// The library's hooks come second: they look for the definitions of custom
+	// resources only ten times a second.
 	if err := s.crds.run(ctx); err != nil {
 		return nil // stopped meanwhile
 	}
+	s.generic.RunPostStartHooks(ctx)
 	if s.informers.WaitForCacheSyncWithContext(ctx).Err != nil {
 		return nil
 	}
-	s.once.Do(func() { close(s.complete); close(s.ready) })
+	if !s.awaitHooks(ctx) {
+		return nil
+	}
+	close(s.complete)
+	close(s.ready)
 	return nil
+}
+
+// hookStep is how often start looks whether the library's hooks are through,
+// which takes them a few milliseconds; they do not tell.
+const hookStep = time.Millisecond
+
+// awaitHooks returns true when all hooks are through.
+func (s *Server) awaitHooks(ctx context.Context) bool {
+	for _, check := range s.generic.HealthzChecks() {
+		for strings.HasPrefix(check.Name(), "poststarthook/") && check.Check(nil) != nil {
+			select {
+			case <-ctx.Done():
+				return false
+			case <-time.After(hookStep):
+			}
+		}
+	}
+	return true
 }
 
 const (
