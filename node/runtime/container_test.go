@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/cgroups"
 )
 
 func TestExitCodes(t *testing.T) {
@@ -151,10 +153,22 @@ func TestOOMKilled(t *testing.T) {
 	}
 }
 
+// cgroupFile is where a limit shows: a controller and a file for each version.
+type cgroupFile struct{ controller, v1, v2 string }
+
+var (
+	cpuShares   = cgroupFile{"cpu", "cpu.shares", "cpu.weight"}
+	cpuQuota    = cgroupFile{"cpu", "cpu.cfs_quota_us", "cpu.max"}
+	memoryLimit = cgroupFile{"memory", "memory.limit_in_bytes", "memory.max"}
+	pidsLimit   = cgroupFile{"pids", "pids.max", "pids.max"}
+)
+
 func TestResources(t *testing.T) {
 	e := newEnv(t)
-	if e.r.cgroups.v2 {
-		t.Skip("reads files of cgroup version 1")
+	for _, c := range []string{"cpu", "memory", "pids"} {
+		if !e.r.cgroups.has(c) {
+			t.Skipf("no %s controller here", c)
+		}
 	}
 	s := e.sandbox(func(c *SandboxConfig) {
 		c.Resources = Resources{CPUShares: 512, MemoryLimit: 256 << 20, PidsLimit: 100}
@@ -162,27 +176,29 @@ func TestResources(t *testing.T) {
 	c := e.container("sleep", "100")
 	c.Resources = Resources{CPUShares: 204, CPUQuota: 20_000, MemoryLimit: 64 << 20, PidsLimit: 20, OOMScoreAdj: 500}
 	e.start(s, c)
-	read := func(cgroup, controller, file string) string {
-		b, err := os.ReadFile(filepath.Join(e.r.cgroups.dir(controller, cgroup), file))
-		if err != nil {
-			t.Error(err)
-		}
-		return strings.TrimSpace(string(b))
-	}
 	st, _ := s.Container(c.ID)
-	check := func(cgroup, controller, file, want string) {
+	check := func(cgroup string, f cgroupFile, want1, want2 string) {
 		t.Helper()
-		if got := read(cgroup, controller, file); got != want {
-			t.Errorf("%s of %s: %s, want %s", file, cgroup, got, want)
+		name, want := f.v1, want1
+		if e.r.cgroups.v2 {
+			name, want = f.v2, want2
+		}
+		b, err := os.ReadFile(filepath.Join(e.r.cgroups.dir(f.controller, cgroup), name))
+		if err != nil || strings.TrimSpace(string(b)) != want {
+			t.Errorf("%s of %s: %q %v, want %s", name, cgroup, b, err, want)
 		}
 	}
-	check(st.CgroupPath, "cpu", "cpu.shares", "204")
-	check(st.CgroupPath, "cpu", "cpu.cfs_quota_us", "20000")
-	check(st.CgroupPath, "memory", "memory.limit_in_bytes", "67108864")
-	check(st.CgroupPath, "pids", "pids.max", "20")
-	check(s.cgroup, "cpu", "cpu.shares", "512")
-	check(s.cgroup, "memory", "memory.limit_in_bytes", "268435456")
-	check(s.cgroup, "pids", "pids.max", "100")
+	same := func(cgroup string, f cgroupFile, want int64) {
+		t.Helper()
+		check(cgroup, f, fmt.Sprint(want), fmt.Sprint(want))
+	}
+	check(st.CgroupPath, cpuShares, "204", cpuWeight(204))
+	check(st.CgroupPath, cpuQuota, "20000", "20000 100000")
+	same(st.CgroupPath, memoryLimit, 64<<20)
+	same(st.CgroupPath, pidsLimit, 20)
+	check(s.cgroup, cpuShares, "512", cpuWeight(512))
+	same(s.cgroup, memoryLimit, 256<<20)
+	same(s.cgroup, pidsLimit, 100)
 	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", st.PID)); err != nil || strings.TrimSpace(string(b)) != "500" {
 		t.Errorf("oom_score_adj %q %v", b, err)
 	}
@@ -194,15 +210,15 @@ func TestResources(t *testing.T) {
 		if err := s.UpdateResources(ctx, c.ID, Resources{CPUShares: 409, CPUQuota: 40_000, MemoryLimit: mem, PidsLimit: 30}); err != nil {
 			t.Fatal(err)
 		}
-		check(st.CgroupPath, "cpu", "cpu.shares", "409")
-		check(st.CgroupPath, "cpu", "cpu.cfs_quota_us", "40000")
-		check(st.CgroupPath, "memory", "memory.limit_in_bytes", fmt.Sprint(mem))
-		check(st.CgroupPath, "pids", "pids.max", "30")
+		check(st.CgroupPath, cpuShares, "409", cpuWeight(409))
+		check(st.CgroupPath, cpuQuota, "40000", "40000 100000")
+		same(st.CgroupPath, memoryLimit, mem)
+		same(st.CgroupPath, pidsLimit, 30)
 	}
 	if err := s.UpdatePodResources(ctx, Resources{MemoryLimit: 512 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	check(s.cgroup, "memory", "memory.limit_in_bytes", "536870912")
+	same(s.cgroup, memoryLimit, 512<<20)
 	// An update must not keep exec from working.
 	if code, err := s.Exec(ctx, c.ID, ExecConfig{Args: []string{"true"}}, nil, nil, nil, nil); code != 0 || err != nil {
 		t.Error(code, err)
@@ -217,6 +233,11 @@ func TestResources(t *testing.T) {
 	if p, err := s.PodStats(ctx); err != nil || p.Pids != 1 || p.PidsLimit != 100 {
 		t.Errorf("%+v %v", p, err)
 	}
+}
+
+// cpuWeight is what libcontainer makes of shares.
+func cpuWeight(shares uint64) string {
+	return fmt.Sprint(cgroups.ConvertCPUSharesToCgroupV2Value(shares))
 }
 
 // The kernel refuses to lower oom_score_adj where CAP_SYS_RESOURCE is missing;

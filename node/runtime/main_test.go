@@ -37,6 +37,9 @@ var buildShim = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(killedClientEnv); dir != "" {
+		killedClient(dir)
+	}
 	code := m.Run()
 	if p, err := buildShim(); err == nil && os.Getenv("SKIFF_TEST_SHIM") == "" {
 		os.RemoveAll(filepath.Dir(p))
@@ -60,6 +63,7 @@ type env struct {
 	cfg    Config
 	rootfs string
 	logs   string
+	state  string
 }
 
 func newEnv(t testing.TB) *env {
@@ -75,7 +79,7 @@ func newEnv(t testing.TB) *env {
 		t.Fatal(err)
 	}
 	data := t.TempDir()
-	e := &env{t: t, rootfs: makeRootfs(t, filepath.Join(data, "rootfs")), logs: filepath.Join(data, "logs"), cfg: Config{
+	e := &env{t: t, rootfs: makeRootfs(t, filepath.Join(data, "rootfs")), logs: filepath.Join(data, "logs"), state: state, cfg: Config{
 		StateDir: state, DataDir: data, CgroupRoot: id, ShimPath: shim,
 		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 	}}
@@ -139,7 +143,7 @@ func (e *env) end() {
 			}
 		}
 	}
-	os.RemoveAll(e.cfg.StateDir)
+	os.RemoveAll(e.state)
 }
 
 // makeRootfs makes a root file system of busybox.

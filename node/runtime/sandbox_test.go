@@ -2,12 +2,17 @@ package runtime
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -209,6 +214,101 @@ func TestAdoption(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range evs {
+	}
+}
+
+// killedClientEnv makes the test binary a client that starts a container with
+// the configuration in the named directory and kills itself.
+const killedClientEnv = "SKIFF_TEST_KILLED_CLIENT"
+
+type killedClientConfig struct {
+	Runtime   Config
+	Sandbox   SandboxConfig
+	Container ContainerConfig
+}
+
+func killedClient(dir string) {
+	err := func() error {
+		b, err := os.ReadFile(filepath.Join(dir, "client.json"))
+		if err != nil {
+			return err
+		}
+		var c killedClientConfig
+		if err := json.Unmarshal(b, &c); err != nil {
+			return err
+		}
+		r, err := New(c.Runtime)
+		if err != nil {
+			return err
+		}
+		s, err := r.CreateSandbox(context.Background(), c.Sandbox)
+		if err != nil {
+			return err
+		}
+		if err := s.StartContainer(context.Background(), c.Container); err != nil {
+			return err
+		}
+		return unix.Kill(os.Getpid(), unix.SIGKILL)
+	}()
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+// The process that started a pod is killed with SIGKILL, together with its
+// process group, as a terminal or service manager might do.
+func TestKilledClient(t *testing.T) {
+	e := newEnv(t)
+	dir := t.TempDir()
+	cfg := e.cfg
+	cfg.Logger = nil
+	c := e.sh("trap 'echo bye; exit 17' TERM; i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.02; done")
+	c.LogPath = filepath.Join(e.logs, c.LogPath)
+	b, err := json.Marshal(killedClientConfig{cfg, SandboxConfig{PodUID: "orphan"}, c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "client.json"), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), killedClientEnv+"="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := cmd.CombinedOutput()
+	var ee *exec.ExitError
+	if !errors.As(err, &ee) || ee.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
+		t.Fatalf("the client: %v\n%s", err, out)
+	}
+	if err := unix.Kill(-cmd.Process.Pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		t.Fatal(err)
+	}
+	n := strings.Count(e.log(c), "tick")
+	e.until("the log goes on without a client", func() bool { return strings.Count(e.log(c), "tick") > n+3 })
+	all, err := e.r.Sandboxes(context.Background())
+	if err != nil || len(all) != 1 || !all[0].Alive() {
+		t.Fatal(all, err)
+	}
+	if err := all[0].Signal(context.Background(), c.ID, unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if st := e.wait(all[0], c.ID); st.ExitCode != 17 || !strings.HasSuffix(e.log(c), "stdout F bye\n") {
+		t.Errorf("%+v", st)
+	}
+}
+
+// On a machine with cgroup version 1 the tests run once more with version 2,
+// in a mount namespace of their own. Its controllers are usually taken.
+func TestCgroupV2(t *testing.T) {
+	e := newEnv(t)
+	if e.r.cgroups.v2 {
+		t.Skip("this machine has version 2, so all tests are about it")
+	}
+	cmd := exec.Command("unshare", "-m", "sh", "-c", "umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$0\" \"$@\"",
+		"/proc/"+strconv.Itoa(os.Getpid())+"/exe", "-test.run",
+		"^(TestExitCodes|TestStartErrors|TestResources|TestOOMKilled|TestConfinement|TestSharedPIDNamespace|TestAdoption|TestShimDies|TestExec)$", "-test.v")
+	cmd.Env = append(os.Environ(), "SKIFF_TEST_SHIM="+e.cfg.ShimPath)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestExec ") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,7 +28,10 @@ func (p *Pidfd) Wait() error {
 	if err != nil {
 		return err
 	}
-	return rc.Read(func(fd uintptr) bool { return exited(fd) })
+	if err := rc.Read(exited); err != nil {
+		return fmt.Errorf("%w: %w", os.ErrClosed, err) // it has no other failure
+	}
+	return nil
 }
 
 // Exited reports whether the process has ended.
@@ -71,20 +73,3 @@ func (p *Pidfd) Signal(sig unix.Signal) error {
 
 // Close wakes Wait and releases the descriptor.
 func (p *Pidfd) Close() error { return p.f.Close() }
-
-// StartTime is a process's start in clock ticks since boot; with the PID it
-// names a process for the time of one boot.
-func StartTime(pid int) (uint64, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0, err
-	}
-	s := string(b)
-	i := strings.LastIndexByte(s, ')') // the command name may hold anything
-	f := strings.Fields(s[i+1:])
-	const startTime = 22 - 3 // field 22, counted from field 3
-	if i < 0 || len(f) <= startTime {
-		return 0, fmt.Errorf("/proc/%d/stat is not as expected", pid)
-	}
-	return strconv.ParseUint(f[startTime], 10, 64)
-}
