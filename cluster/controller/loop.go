@@ -19,6 +19,10 @@ const (
 	retryMax   = 30 * time.Second
 )
 
+// ErrAgain makes a key come back after an exponential delay, without a log line:
+// nothing went wrong, there is only more to do later.
+var ErrAgain = errors.New("not finished yet")
+
 // SyncFunc brings one object closer to what it should be. It is never called
 // twice at a time for the same key. An error makes the key come back after an
 // exponential delay; a key that no longer exists is no error.
@@ -87,10 +91,6 @@ func (l *Loop) AddNow(key string) { l.queue.Add(key) }
 
 // AddAfter asks for a sync of key when d has passed.
 func (l *Loop) AddAfter(key string, d time.Duration) { l.queue.AddAfter(key, d) }
-
-// Retry asks for a sync of key after a delay that grows with every call until a
-// sync of it succeeds.
-func (l *Loop) Retry(key string) { l.queue.AddRateLimited(key) }
 
 // Watch registers on for every change that inf reports: old is nil for an added
 // object, cur for a deleted one. Run waits until on has seen the initial list.
@@ -189,7 +189,7 @@ func (l *Loop) syncSafely(ctx context.Context, key string) (err error) {
 // cache is behind, and stay quiet.
 func (l *Loop) report(key string, err error) {
 	level := slog.LevelWarn
-	if apierrors.IsConflict(err) || errors.Is(err, context.Canceled) {
+	if apierrors.IsConflict(err) || errors.Is(err, context.Canceled) || errors.Is(err, ErrAgain) {
 		level = slog.LevelDebug
 	}
 	l.Logger.Log(context.Background(), level, "sync failed, will retry", "controller", l.Name, "key", key, "error", err)
