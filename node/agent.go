@@ -2,9 +2,25 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
 
+	"golang.org/x/sync/errgroup"
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedv1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/skiff-sh/skiff/node/objects"
+	"github.com/skiff-sh/skiff/node/pod"
+	"github.com/skiff-sh/skiff/node/stream"
+	"github.com/skiff-sh/skiff/node/volume"
 )
 
 // Agent runs the pods of one node and keeps its Node object.
@@ -12,6 +28,12 @@ type Agent struct {
 	cfg    Config
 	client kubernetes.Interface
 	ready  chan struct{}
+	once   sync.Once
+
+	machine  machine // what does not change while the agent runs
+	services *services
+	self     *self
+	pods     *pod.Manager
 }
 
 // New validates the configuration and starts nothing.
@@ -19,11 +41,21 @@ func New(cfg Config) (*Agent, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	client, err := kubernetes.NewForConfig(cfg.RESTConfig)
+	rc := rest.CopyConfig(cfg.RESTConfig)
+	rc.QPS = -1 // requests follow changes, and those must not wait
+	if rc.ContentType == "" {
+		rc.ContentType = "application/vnd.kubernetes.protobuf"
+		rc.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	}
+	client, err := kubernetes.NewForConfig(rc)
 	if err != nil {
 		return nil, fmt.Errorf("making the node's API client: %w", err)
 	}
-	return &Agent{cfg: cfg, client: client, ready: make(chan struct{})}, nil
+	a := &Agent{cfg: cfg, client: client, ready: make(chan struct{})}
+	if a.machine, err = lookAtMachine(cfg); err != nil {
+		return nil, fmt.Errorf("looking at this machine: %w", err)
+	}
+	return a, nil
 }
 
 // Ready is closed once the Node object says Ready.
@@ -32,6 +64,62 @@ func (a *Agent) Ready() <-chan struct{} { return a.ready }
 // Run registers the node and runs its pods until ctx ends. Pods go on running
 // when it returns; a later agent adopts them.
 func (a *Agent) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
+	listener, err := net.Listen("tcp", a.cfg.ListenAddr)
+	if err != nil {
+		return fmt.Errorf("node API: %w", err)
+	}
+	defer listener.Close()
+	for _, dir := range []string{a.cfg.DataDir, a.cfg.LogDir, filepath.Join(a.cfg.DataDir, "pods"), filepath.Join(a.cfg.StateDir, "volumes")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("node directories: %w", err)
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+
+	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
+	defer broadcaster.Shutdown()
+	broadcaster.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: a.client.CoreV1().Events("")})
+	recorder := broadcaster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: a.cfg.Name})
+
+	source := objects.New(objects.Config{Client: a.client, Logger: a.cfg.Logger})
+	defer source.Close()
+	a.services = newServices(a.client, a.cfg.Logger)
+	a.self = newSelf(a, recorder)
+	a.pods = pod.NewManager(a.podConfig(source, recorder))
+
+	g.Go(func() error { a.services.run(ctx); return nil })
+	g.Go(func() error { return a.self.run(ctx) })
+	g.Go(func() error { return a.runPods(ctx) })
+	g.Go(func() error { return a.keepHouse(ctx) })
+	server := stream.New(stream.Config{Pods: a.pods, ServingCert: a.cfg.ServingCert, ClientCAs: a.cfg.ClientCAs, NodeName: a.cfg.Name,
+		Images: a.cfg.Images, DataDir: a.cfg.DataDir, Logger: a.cfg.Logger})
+	g.Go(func() error { return server.Serve(ctx, listener) })
+	err = g.Wait()
+	a.pods.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func (a *Agent) podConfig(source *objects.Source, recorder record.EventRecorder) pod.Config {
+	c := a.cfg
+	dns := pod.DNS{}
+	dns.Server, dns.Domain = c.Network.DNS()
+	if c.ClusterDNS.IsValid() {
+		dns.Server = c.ClusterDNS
+	}
+	if c.ClusterDomain != "" {
+		dns.Domain = c.ClusterDomain
+	}
+	memory := a.machine.capacity.Memory().Value()
+	return pod.Config{
+		NodeName: c.Name, HostIPs: []string{c.NodeIP.Unmap().String()}, Client: a.client,
+		Runtime: c.Runtime, Images: c.Images, Network: c.Network,
+		Volumes: volume.New(volume.Config{Root: filepath.Join(c.DataDir, "pods"), MemRoot: filepath.Join(c.StateDir, "volumes"),
+			Objects: source, Tokens: volume.APITokens{Client: a.client}, MemoryCapacity: memory, Logger: c.Logger}),
+		Objects: source, Services: a.services.list, Node: a.self.node, Recorder: recorder,
+		DataDir: c.DataDir, LogDir: c.LogDir, ResolvConf: c.ResolvConf, DNS: dns,
+		Allocatable: a.machine.allocatable, MemoryCapacity: memory, Logger: c.Logger,
+	}
 }

@@ -335,7 +335,10 @@ func TestCommandThatDoesNotExist(t *testing.T) {
 	}
 	w.pass(2 * time.Second)
 	w.pass(2 * time.Second)
-	w.eventually("back-off", func() bool { w.pass(2 * time.Second); return w.said("Back-off restarting failed container c in pod always") })
+	w.eventually("back-off", func() bool {
+		w.pass(2 * time.Second)
+		return w.said("Back-off restarting failed container c in pod always")
+	})
 }
 
 func TestTerminationGraceAndHooks(t *testing.T) {

@@ -1,0 +1,360 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+)
+
+const maxImages = 50 // in a Node's status, the largest ones
+
+// self keeps this node's Node object: it is created if it is missing at
+// start, and its status is written when it differs from what is the case.
+type self struct {
+	a        *Agent
+	recorder record.EventRecorder
+	wake     chan struct{}
+
+	mu       sync.Mutex
+	obj      *v1.Node // as last seen or written
+	deleted  bool     // by an administrator; the next start registers again
+	pressure pressure
+	images   []v1.ContainerImage
+}
+
+func newSelf(a *Agent, r record.EventRecorder) *self {
+	return &self{a: a, recorder: r, wake: make(chan struct{}, 1)}
+}
+
+func (s *self) node() *v1.Node {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.obj
+}
+
+func (s *self) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// setPressure tells what the machine is short of.
+func (s *self) setPressure(p pressure) {
+	s.mu.Lock()
+	changed := s.pressure != p
+	s.pressure = p
+	s.mu.Unlock()
+	if changed {
+		s.poke()
+	}
+}
+
+// setImages tells which images the node has.
+func (s *self) setImages(images []v1.ContainerImage) {
+	s.mu.Lock()
+	changed := !equality.Semantic.DeepEqual(s.images, images)
+	s.images = images
+	s.mu.Unlock()
+	if changed {
+		s.poke()
+	}
+}
+
+// run registers the node and then follows it: when its pod network is there
+// it becomes Ready, and whoever writes something else into the node's part of
+// the status is corrected, at most once a second.
+func (s *self) run(ctx context.Context) error {
+	if err := s.register(ctx); err != nil {
+		return err
+	}
+	s.recorder.Event(&v1.ObjectReference{Kind: "Node", Name: s.a.cfg.Name, UID: types.UID(s.a.cfg.Name)}, v1.EventTypeNormal, "Starting", "Starting kubelet.")
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { s.follow(ctx) })
+	pause := time.Duration(0)
+	for {
+		if err := s.write(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			pause = min(max(2*pause, 200*time.Millisecond), 10*time.Second)
+			s.a.cfg.Logger.Warn("writing the node's status, trying again", "err", err, "in", pause)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(pause):
+			}
+			continue
+		}
+		pause = 0
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.wake:
+		}
+	}
+}
+
+// register creates the Node or takes the one that is there.
+func (s *self) register(ctx context.Context) error {
+	nodes := s.a.client.CoreV1().Nodes()
+	pause := 50 * time.Millisecond
+	for {
+		obj, err := nodes.Get(ctx, s.a.cfg.Name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			obj, err = nodes.Create(ctx, s.fresh(), metav1.CreateOptions{})
+		} else if err == nil {
+			obj, err = s.relabel(ctx, obj)
+		}
+		if err == nil {
+			s.see(obj)
+			return nil
+		}
+		if apierrors.IsInvalid(err) {
+			return fmt.Errorf("registering node %s: %w", s.a.cfg.Name, err)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		s.a.cfg.Logger.Debug("registering the node, trying again", "err", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 5*time.Second)
+	}
+}
+
+func (s *self) labels() map[string]string {
+	info := s.a.machine.info
+	l := map[string]string{
+		v1.LabelHostname: s.a.machine.hostname, v1.LabelOSStable: info.OperatingSystem, v1.LabelArchStable: info.Architecture,
+		"beta.kubernetes.io/os": info.OperatingSystem, "beta.kubernetes.io/arch": info.Architecture,
+		v1.LabelInstanceTypeStable: "skiff",
+	}
+	maps.Copy(l, s.a.cfg.Labels)
+	return l
+}
+
+func (s *self) fresh() *v1.Node {
+	n := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: s.a.cfg.Name, Labels: s.labels()}, Spec: v1.NodeSpec{Taints: slices.Clone(s.a.cfg.Taints)}}
+	n.Status = s.status(n, metav1.Now())
+	return n
+}
+
+// relabel puts the configured labels on a Node that is there already.
+func (s *self) relabel(ctx context.Context, obj *v1.Node) (*v1.Node, error) {
+	want := maps.Clone(obj.Labels)
+	if want == nil {
+		want = map[string]string{}
+	}
+	maps.Copy(want, s.labels())
+	if maps.Equal(want, obj.Labels) {
+		return obj, nil
+	}
+	next := obj.DeepCopy()
+	next.Labels = want
+	return s.a.client.CoreV1().Nodes().Update(ctx, next, metav1.UpdateOptions{})
+}
+
+// see takes in the newest object.
+func (s *self) see(obj *v1.Node) {
+	obj.ManagedFields = nil
+	s.mu.Lock()
+	if s.obj == nil || !older(obj, s.obj) {
+		s.obj, s.deleted = obj, false
+	}
+	s.mu.Unlock()
+	s.poke()
+}
+
+func older(a, b *v1.Node) bool {
+	x, err1 := strconv.ParseUint(a.ResourceVersion, 10, 64)
+	y, err2 := strconv.ParseUint(b.ResourceVersion, 10, 64)
+	return err1 == nil && err2 == nil && x < y
+}
+
+func (s *self) follow(ctx context.Context) {
+	sel := fields.OneTermEqualSelector("metadata.name", s.a.cfg.Name).String()
+	nodes := s.a.client.CoreV1().Nodes()
+	lw := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = sel
+			return nodes.List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = sel
+			return nodes.Watch(ctx, o)
+		},
+	}
+	reflect(ctx, s.a.client, s.a.cfg.Logger, "node", lw, &v1.Node{}, selfStore{s})
+}
+
+type selfStore struct{ s *self }
+
+func (t selfStore) Add(obj any) error {
+	if n, ok := obj.(*v1.Node); ok && n.Name == t.s.a.cfg.Name {
+		t.s.see(n)
+	}
+	return nil
+}
+func (t selfStore) Update(obj any) error { return t.Add(obj) }
+func (t selfStore) Resync() error        { return nil }
+func (t selfStore) Delete(obj any) error {
+	if n, ok := obj.(*v1.Node); ok && n.Name == t.s.a.cfg.Name {
+		t.s.mu.Lock()
+		t.s.deleted = true
+		t.s.mu.Unlock()
+		t.s.a.cfg.Logger.Warn("the Node object was deleted; it is registered again when the agent starts next")
+	}
+	return nil
+}
+func (t selfStore) Replace(list []any, _ string) error {
+	for _, obj := range list {
+		_ = t.Add(obj)
+	}
+	return nil
+}
+
+// write brings the status in line, if it is not.
+func (s *self) write(ctx context.Context) error {
+	s.mu.Lock()
+	obj, deleted := s.obj, s.deleted
+	s.mu.Unlock()
+	if deleted {
+		return nil
+	}
+	want := s.status(obj, metav1.Now())
+	if !same(want, obj.Status) {
+		next := obj.DeepCopy()
+		next.Status = want
+		after, err := s.a.client.CoreV1().Nodes().UpdateStatus(ctx, next, metav1.UpdateOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			return nil // the watch tells
+		case apierrors.IsConflict(err):
+			fresh, err := s.a.client.CoreV1().Nodes().Get(ctx, s.a.cfg.Name, metav1.GetOptions{})
+			if err != nil {
+				return fmt.Errorf("reading the node after a conflict: %w", err)
+			}
+			s.see(fresh)
+			return nil // see has woken us
+		case err != nil:
+			return err
+		}
+		s.see(after)
+		obj = after
+	}
+	if ready(obj) {
+		s.a.once.Do(func() {
+			s.recorder.Event(&v1.ObjectReference{Kind: "Node", Name: obj.Name, UID: types.UID(obj.Name)}, v1.EventTypeNormal, "NodeReady", fmt.Sprintf("Node %s status is now: NodeReady", obj.Name))
+			close(s.a.ready)
+		})
+	}
+	return nil
+}
+
+// same compares all but the times of heartbeats.
+func same(a, b v1.NodeStatus) bool {
+	strip := func(st v1.NodeStatus) v1.NodeStatus {
+		st.Conditions = slices.Clone(st.Conditions)
+		for i := range st.Conditions {
+			st.Conditions[i].LastHeartbeatTime = metav1.Time{}
+		}
+		return st
+	}
+	return equality.Semantic.DeepEqual(strip(a), strip(b))
+}
+
+func ready(n *v1.Node) bool {
+	for _, c := range n.Status.Conditions {
+		if c.Type == v1.NodeReady {
+			return c.Status == v1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// status is what the Node should say.
+func (s *self) status(n *v1.Node, now metav1.Time) v1.NodeStatus {
+	s.mu.Lock()
+	p, images := s.pressure, s.images
+	s.mu.Unlock()
+	st := *n.Status.DeepCopy()
+	m := s.a.machine
+	st.Capacity, st.Allocatable = maps.Clone(st.Capacity), maps.Clone(st.Allocatable)
+	for _, set := range []struct {
+		to   *v1.ResourceList
+		from v1.ResourceList
+	}{{&st.Capacity, m.capacity}, {&st.Allocatable, m.allocatable}} {
+		if *set.to == nil {
+			*set.to = v1.ResourceList{}
+		}
+		maps.Copy(*set.to, set.from) // what others added stays
+	}
+	st.NodeInfo = m.info
+	st.Addresses = []v1.NodeAddress{{Type: v1.NodeInternalIP, Address: s.a.cfg.NodeIP.Unmap().String()}}
+	if s.a.cfg.ExternalIP.IsValid() {
+		st.Addresses = append(st.Addresses, v1.NodeAddress{Type: v1.NodeExternalIP, Address: s.a.cfg.ExternalIP.Unmap().String()})
+	}
+	st.Addresses = append(st.Addresses, v1.NodeAddress{Type: v1.NodeHostName, Address: m.hostname})
+	if _, port, err := net.SplitHostPort(s.a.cfg.ListenAddr); err == nil {
+		if p, err := strconv.ParseInt(port, 10, 32); err == nil {
+			st.DaemonEndpoints.KubeletEndpoint.Port = int32(p)
+		}
+	}
+	st.Images = images
+	conds := []v1.NodeCondition{
+		condition(v1.NodeMemoryPressure, p.memory, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+		condition(v1.NodeDiskPressure, p.disk, "KubeletHasDiskPressure", "kubelet has disk pressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+		condition(v1.NodePIDPressure, p.pids, "KubeletHasInsufficientPID", "kubelet has insufficient PID available", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+	}
+	if n.Spec.PodCIDR != "" {
+		conds = append(conds, v1.NodeCondition{Type: v1.NodeReady, Status: v1.ConditionTrue, Reason: "KubeletReady", Message: "kubelet is posting ready status"})
+	} else {
+		conds = append(conds, v1.NodeCondition{Type: v1.NodeReady, Status: v1.ConditionFalse, Reason: "KubeletNotReady",
+			Message: "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:the node has no pod CIDR yet"})
+	}
+	var out []v1.NodeCondition
+	for _, c := range conds {
+		c.LastHeartbeatTime, c.LastTransitionTime = now, now
+		for _, old := range n.Status.Conditions {
+			if old.Type == c.Type && old.Status == c.Status {
+				c.LastTransitionTime = old.LastTransitionTime
+			}
+		}
+		out = append(out, c)
+	}
+	for _, old := range n.Status.Conditions {
+		if !slices.ContainsFunc(out, func(c v1.NodeCondition) bool { return c.Type == old.Type }) {
+			out = append(out, old)
+		}
+	}
+	st.Conditions = out
+	return st
+}
+
+func condition(t v1.NodeConditionType, bad bool, badReason, badMessage, reason, message string) v1.NodeCondition {
+	if bad {
+		return v1.NodeCondition{Type: t, Status: v1.ConditionTrue, Reason: badReason, Message: badMessage}
+	}
+	return v1.NodeCondition{Type: t, Status: v1.ConditionFalse, Reason: reason, Message: message}
+}
