@@ -1,3 +1,5 @@
+//go:build cgo
+
 // skiff-shim is the supervisor of one pod. It owns the pod's network, IPC and
 // UTS namespaces (it was cloned into them), runs the pod's containers with
 // libcontainer, writes their logs, keeps their standard streams open and
@@ -41,12 +43,11 @@ func main() {
 		fmt.Fprintln(os.Stderr, "skiff-shim is started by skiff, one for each pod; it has no use on its own")
 		os.Exit(2)
 	}
-	if err := run(os.Args[1]); err != nil {
-		slog.Error("shim ends", "err", err)
-		os.Exit(1)
-	}
+	slog.Error("shim ends", "err", run(os.Args[1])) // it ends in order by a request to shut down
+	os.Exit(1)
 }
 
+// run serves until it fails.
 func run(dir string) error {
 	debug.SetGCPercent(30)
 	logrus.SetLevel(logrus.WarnLevel)
