@@ -123,7 +123,7 @@ func (a *agent) run(ctx context.Context, apiReady <-chan struct{}) (err error) {
 // bad archive is reported and left; it does not keep the node down.
 func (a *agent) loadImages(ctx context.Context) error {
 	log := a.o.logger.With("component", "images")
-	if err := demo.Install(ctx, a.images); err != nil && ctx.Err() == nil {
+	if err := demo.Ensure(ctx, a.images); err != nil && ctx.Err() == nil {
 		log.Warn("the demo images are missing", "error", err)
 	}
 	if _, err := os.Stat(a.imageDir); errors.Is(err, fs.ErrNotExist) && a.o.imageDir == "" {

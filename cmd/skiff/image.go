@@ -86,7 +86,7 @@ func pullImage(c *cli.Context) (err error) {
 	if c.NArg() != 1 {
 		return usagef("name one image: skiff image pull IMAGE")
 	}
-	keys := authn.DefaultKeychain
+	var keys authn.Keychain = authn.DefaultKeychain
 	if user := c.String("username"); user != "" {
 		b, err := os.ReadFile(c.String("password-file"))
 		if err != nil {
