@@ -6,9 +6,11 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -26,6 +28,14 @@ var limitRangeKind = registry.Kind{
 	},
 	ValidateUpdate: func(_ context.Context, obj, _ runtime.Object) field.ErrorList {
 		return validateLimits(obj.(*corev1.LimitRange).Spec.Limits)
+	},
+	Columns: []metav1.TableColumnDefinition{
+		registry.Column("Name", "Name of the LimitRange"),
+		registry.Column("Created At", "When it was created"),
+	},
+	Row: func(obj runtime.Object) []any {
+		l := obj.(*corev1.LimitRange)
+		return []any{l.Name, l.CreationTimestamp.UTC().Format(time.RFC3339)}
 	},
 }
 

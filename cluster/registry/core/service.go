@@ -25,7 +25,7 @@ import (
 var serviceKind = registry.Kind{
 	Resource: gvr("services"), Singular: "service",
 	Object: &corev1.Service{}, List: &corev1.ServiceList{},
-	HasStatus: true, ShortNames: []string{"svc"}, Categories: []string{"all"},
+	HasStatus: true, ShortNames: []string{"svc"}, Categories: []string{"all"}, NoGeneration: true,
 	ValidateName: apivalidation.NameIsDNSLabel,
 	Validate: func(_ context.Context, obj runtime.Object) field.ErrorList {
 		return validateService(obj.(*corev1.Service), nil)

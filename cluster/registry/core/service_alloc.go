@@ -61,7 +61,7 @@ func (r *ServiceStore) allocate(ctx context.Context, s, was *corev1.Service, dry
 	if q == nil {
 		return apierrors.NewInternalError(errors.New("services are written only through their own store"))
 	}
-	a.made = q.names
+	a.made, q.failed = q.names, true
 	if was != nil {
 		a.owner = owner(was)
 		a.had = holdings(was)
@@ -75,7 +75,11 @@ func (r *ServiceStore) allocate(ctx context.Context, s, was *corev1.Service, dry
 	if err := a.nodePorts(); err != nil {
 		return err
 	}
-	return a.healthCheckPort()
+	if err := a.healthCheckPort(); err != nil {
+		return err
+	}
+	q.failed = false
+	return nil
 }
 
 // precheck validates as if everything that is to be allocated were there.

@@ -149,6 +149,7 @@ func (r *ServiceStore) holds(ctx context.Context, _ uint32, held allocator.Reser
 // when the request is over.
 type request struct {
 	dryRun bool
+	failed bool // the last allocation failed, so nothing was written after it
 	names  map[string]string // reservation -> owner: made, or used by the object as it was
 }
 
@@ -180,7 +181,7 @@ func (r *ServiceStore) Update(ctx context.Context, name string, info rest.Update
 // is stored now, does not need. After an error that leaves open whether the
 // write happens, everything is kept: Repair finds out later.
 func (r *ServiceStore) settle(ctx context.Context, q *request, out runtime.Object, err error) {
-	if q.dryRun || len(q.names) == 0 || err != nil && !refused(err) {
+	if q.dryRun || len(q.names) == 0 || err != nil && !q.failed && !refused(err) {
 		return
 	}
 	// The caller may be gone; the clean-up is to happen all the same.

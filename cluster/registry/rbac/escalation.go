@@ -126,15 +126,19 @@ func (g *guard) binding(ctx context.Context, kind, name string, ref rbacv1.RoleR
 }
 
 func (g *guard) rulesOf(ctx context.Context, ref rbacv1.RoleRef) ([]rbacv1.PolicyRule, error) {
+	// A missing role is reported under its own resource, not the binding's.
+	about := func(resource string) context.Context {
+		return genericapirequest.WithRequestInfo(ctx, &genericapirequest.RequestInfo{APIGroup: rbacv1.GroupName, APIVersion: "v1", Resource: resource})
+	}
 	switch ref.Kind {
 	case "Role":
-		obj, err := g.roles.Get(ctx, ref.Name, &metav1.GetOptions{})
+		obj, err := g.roles.Get(about("roles"), ref.Name, &metav1.GetOptions{})
 		if err != nil {
 			return nil, err
 		}
 		return obj.(*rbacv1.Role).Rules, nil
 	case "ClusterRole":
-		obj, err := g.clusterRoles.Get(genericapirequest.WithNamespace(ctx, metav1.NamespaceNone), ref.Name, &metav1.GetOptions{})
+		obj, err := g.clusterRoles.Get(genericapirequest.WithNamespace(about("clusterroles"), metav1.NamespaceNone), ref.Name, &metav1.GetOptions{})
 		if err != nil {
 			return nil, err
 		}
