@@ -66,7 +66,7 @@ func checkBolt(path string) (stale bool, err error) {
 	if need := int64(b.end) * b.page; st.Size() < need {
 		return false, fmt.Errorf("file has %d bytes, %d are in use: it was truncated", st.Size(), need)
 	}
-	return b.stale, b.walk(meta.root, 0)
+	return b.stale, b.walk(meta.root, bounds{}, 0)
 }
 
 // meta returns the newer valid one of the two meta pages.
@@ -111,8 +111,12 @@ func (b *boltFile) metaAt(at int64) (m boltMeta, err error) {
 	return m, nil
 }
 
+// bounds are those that the pages above set to the keys of a page: at least the
+// first, and less than the second. nil is no bound.
+type bounds struct{ least, below []byte }
+
 // walk checks a page and those below it.
-func (b *boltFile) walk(id uint64, depth int) error {
+func (b *boltFile) walk(id uint64, in bounds, depth int) error {
 	p, err := b.read(id)
 	if err != nil {
 		return err
@@ -120,7 +124,7 @@ func (b *boltFile) walk(id uint64, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("page %d: more than %d levels deep", id, maxDepth)
 	}
-	return b.elements(p, id, depth)
+	return b.elements(p, id, in, depth)
 }
 
 // read returns a page with those that follow it, and marks them as seen.
@@ -156,41 +160,41 @@ func (b *boltFile) read(id uint64) ([]byte, error) {
 }
 
 // elements checks the elements of a page, and the pages they refer to.
-func (b *boltFile) elements(p []byte, id uint64, depth int) error {
+func (b *boltFile) elements(p []byte, id uint64, in bounds, depth int) error {
 	le := binary.LittleEndian
 	branch, count := le.Uint16(p[8:]) == flagBranch, int(le.Uint16(p[10:]))
 	if branch && count == 0 {
 		return fmt.Errorf("page %d is a branch without elements", id)
 	}
-	if pageHead+16*count > len(p) {
+	if pageHead+elementHead*count > len(p) {
 		return fmt.Errorf("page %d has %d elements, more than fit", id, count)
 	}
-	var last []byte
-	for i := range count {
-		at := uint64(pageHead + 16*i)
-		e := p[at:]
-		var pos, ksize, vsize uint64
-		if branch {
-			pos, ksize = uint64(le.Uint32(e)), uint64(le.Uint32(e[4:]))
-		} else {
-			pos, ksize, vsize = uint64(le.Uint32(e[4:])), uint64(le.Uint32(e[8:])), uint64(le.Uint32(e[12:]))
-		}
-		if at+pos+ksize+vsize > uint64(len(p)) {
+	all := make([]boltElement, count)
+	for i := range all {
+		var ok bool
+		if all[i], ok = elementAt(p, i, branch); !ok {
 			return fmt.Errorf("element %d of page %d lies outside of it", i, id)
 		}
-		key := p[at+pos : at+pos+ksize]
-		if i > 0 && bytes.Compare(key, last) <= 0 {
+		key := all[i].key
+		if i > 0 && bytes.Compare(key, all[i-1].key) <= 0 ||
+			in.least != nil && bytes.Compare(key, in.least) < 0 ||
+			in.below != nil && bytes.Compare(key, in.below) >= 0 {
 			return fmt.Errorf("element %d of page %d is out of order", i, id)
 		}
-		last = key
+	}
+	for i, e := range all {
 		var err error
 		switch {
 		case branch:
-			err = b.walk(le.Uint64(e[8:]), depth+1)
-		case le.Uint32(e) == leafBucket:
-			err = b.bucket(p[at+pos+ksize:at+pos+ksize+vsize], id, depth)
-		case le.Uint32(e) != 0:
-			err = fmt.Errorf("element %d of page %d has flags %#x", i, id, le.Uint32(e))
+			child := bounds{least: e.key, below: in.below}
+			if i+1 < count {
+				child.below = all[i+1].key
+			}
+			err = b.walk(e.page, child, depth+1)
+		case e.flags == leafBucket:
+			err = b.bucket(e.value, id, depth)
+		case e.flags != 0:
+			err = fmt.Errorf("element %d of page %d has flags %#x", i, id, e.flags)
 		}
 		if err != nil {
 			return err
@@ -199,17 +203,46 @@ func (b *boltFile) elements(p []byte, id uint64, depth int) error {
 	return nil
 }
 
+// boltElement is an element of a branch (key and page) or of a leaf.
+type boltElement struct {
+	key, value []byte
+	page       uint64
+	flags      uint32
+}
+
+// elementHead is the size of what comes before keys and values: of a branch
+// position (4), key size (4) and page (8), of a leaf flags, position, key size
+// and value size (4 each). Positions count from the element's head.
+const elementHead = 16
+
+func elementAt(p []byte, i int, branch bool) (e boltElement, ok bool) {
+	le := binary.LittleEndian
+	p = p[pageHead+elementHead*i:]
+	if branch {
+		pos, n := uint64(le.Uint32(p)), uint64(le.Uint32(p[4:]))
+		if pos+n > uint64(len(p)) {
+			return e, false
+		}
+		return boltElement{key: p[pos : pos+n], page: le.Uint64(p[8:])}, true
+	}
+	pos, n, v := uint64(le.Uint32(p[4:])), uint64(le.Uint32(p[8:])), uint64(le.Uint32(p[12:]))
+	if pos+n+v > uint64(len(p)) {
+		return e, false
+	}
+	return boltElement{key: p[pos : pos+n], value: p[pos+n : pos+n+v], flags: le.Uint32(p)}, true
+}
+
 // bucket checks a bucket: its root page, or the small page within it.
 func (b *boltFile) bucket(v []byte, id uint64, depth int) error {
 	if len(v) < 16 {
 		return fmt.Errorf("a bucket in page %d is cut off", id)
 	}
 	if root := binary.LittleEndian.Uint64(v); root != 0 {
-		return b.walk(root, depth+1)
+		return b.walk(root, bounds{}, depth+1)
 	}
 	inline := v[16:]
 	if len(inline) < pageHead || binary.LittleEndian.Uint16(inline[8:]) != flagLeaf || depth > maxDepth {
 		return fmt.Errorf("a bucket in page %d is malformed", id)
 	}
-	return b.elements(inline, id, depth+1)
+	return b.elements(inline, id, bounds{}, depth+1)
 }
