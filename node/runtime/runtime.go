@@ -313,8 +313,9 @@ func (s *Sandbox) spawn(ctx context.Context) error {
 		return errors.Join(err, cmd.Process.Kill(), cmd.Wait())
 	}
 	go func() { // collect the shim when it ends while we live; no thread waits
-		_ = s.pidfd.Wait()
-		_ = cmd.Wait()
+		if s.pidfd.Wait() == nil {
+			_ = cmd.Wait() // how it ended is in its log
+		}
 	}()
 	return ctx.Err()
 }
