@@ -171,6 +171,7 @@ func gateCondition(pod *corev1.Pod) {
 	}
 	pod.Status.Conditions = append(pod.Status.Conditions, corev1.PodCondition{
 		Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonSchedulingGated, Message: gatedMessage,
+		ObservedGeneration: pod.Generation,
 	})
 }
 

@@ -127,7 +127,7 @@ func assign(pod *corev1.Pod, binding *corev1.Binding) error {
 // setPodCondition replaces the condition of the same type and dates it when its
 // status changes.
 func setPodCondition(pod *corev1.Pod, c corev1.PodCondition) {
-	c.LastTransitionTime = metav1.Now()
+	c.LastTransitionTime, c.ObservedGeneration = metav1.Now(), pod.Generation
 	for i := range pod.Status.Conditions {
 		old := &pod.Status.Conditions[i]
 		if old.Type != c.Type {
