@@ -149,7 +149,7 @@ func (r *ServiceStore) holds(ctx context.Context, _ uint32, held allocator.Reser
 // when the request is over.
 type request struct {
 	dryRun bool
-	failed bool // the last allocation failed, so nothing was written after it
+	failed bool              // the last allocation failed, so nothing was written after it
 	names  map[string]string // reservation -> owner: made, or used by the object as it was
 }
 
