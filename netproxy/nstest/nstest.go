@@ -259,12 +259,16 @@ func Dial(ns *NS, network, addr string) (net.Conn, error) {
 
 // Greeting reads the first answer on a connection; a UDP packet is sent first.
 func Greeting(c net.Conn) (Answer, error) {
+	wait := 3 * time.Second
+	if _, udp := c.(*net.UDPConn); udp {
+		wait = time.Second
+	}
+	_ = c.SetDeadline(time.Now().Add(wait))
 	if _, udp := c.(*net.UDPConn); udp {
 		if _, err := c.Write([]byte("hello")); err != nil {
 			return Answer{}, err
 		}
 	}
-	_ = c.SetDeadline(time.Now().Add(3 * time.Second))
 	buf := make([]byte, 200)
 	n, err := c.Read(buf)
 	if err != nil {
