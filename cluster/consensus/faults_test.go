@@ -389,7 +389,7 @@ func TestBackupOfAServer(t *testing.T) {
 
 	c, keys := populated(t)
 	data = filepath.Join(dir, "data2")
-	if r, err = backup.Restore(t.Context(), newestSnapshot(t, c.DataDir), data, backup.RestoreOptions{NodeID: "a"}); err != nil {
+	if _, err = backup.Restore(t.Context(), newestSnapshot(t, c.DataDir), data, backup.RestoreOptions{NodeID: "a"}); err != nil {
 		t.Fatal(err)
 	}
 	n = start(t, Config{NodeID: "a", DataDir: data})

@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 )
 
@@ -108,7 +109,7 @@ func (l *Log) open(snapshot uint64) (c Contents, err error) {
 	case err == nil:
 	case isNoSpace(err), errors.Is(err, unix.EACCES), errors.Is(err, unix.EROFS):
 		return c, fmt.Errorf("open raft log %s: %w", l.path, err)
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, berrors.ErrTimeout):
 		return c, fmt.Errorf("open raft log %s: another process uses it", l.path)
 	default:
 		return c, fmt.Errorf("%w: %s can't be opened: %w", ErrDamaged, l.path, err)
@@ -206,7 +207,7 @@ func (l *Log) writing(write func() error) error {
 		return nil
 	case isNoSpace(err):
 		return fmt.Errorf("%w: %s: %w", ErrNoSpace, l.path, err)
-	case errors.Is(err, bbolt.ErrDatabaseNotOpen):
+	case errors.Is(err, berrors.ErrDatabaseNotOpen):
 		return err
 	}
 	// After a failed fsync the kernel may call the pages clean that never

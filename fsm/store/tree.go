@@ -148,7 +148,7 @@ func (n *node) del(gen uint64, key string) (root *node, old *KeyValue) {
 	}
 	n = n.own(gen)
 	old = n.remove(gen, key)
-	for n.kids != nil && len(n.kids) == 1 {
+	for len(n.kids) == 1 {
 		n = n.kids[0]
 	}
 	if n.count == 0 {

@@ -175,3 +175,13 @@ func TestDecodedSlot(t *testing.T) {
 		t.Errorf("decoded is %v", kv.Decoded())
 	}
 }
+
+func TestPrefixEnd(t *testing.T) {
+	for prefix, want := range map[string]string{
+		"": "", "/a/": "/a0", "a\xff": "b", "\xff\xff": "", "\xfe": "\xff", "a\xc3": "a\xc4", "\xffa": "\xffb",
+	} {
+		if got := prefixEnd(prefix); got != want {
+			t.Errorf("after %q comes %q, want %q", prefix, got, want)
+		}
+	}
+}

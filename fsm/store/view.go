@@ -1,7 +1,5 @@
 package store
 
-import "strings"
-
 // View is the store at one revision. It never changes, and keeping one keeps
 // the memory of its versions.
 type View struct {
@@ -49,9 +47,10 @@ func (v *View) CountFrom(prefix, from string) int {
 // prefixEnd is the first key after all those with the prefix; "" if there is
 // none.
 func prefixEnd(prefix string) string {
-	p := strings.TrimRight(prefix, "\xff")
-	if p == "" {
-		return ""
+	for i := len(prefix) - 1; i >= 0; i-- {
+		if prefix[i] != 0xff {
+			return prefix[:i] + string([]byte{prefix[i] + 1})
+		}
 	}
-	return p[:len(p)-1] + string([]byte{p[len(p)-1] + 1})
+	return ""
 }
