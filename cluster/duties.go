@@ -7,19 +7,25 @@ import (
 	"log/slog"
 	"net/netip"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
 	"github.com/skiff-sh/skiff/cluster/controller"
 	"github.com/skiff-sh/skiff/cluster/controller/deployment"
 	"github.com/skiff-sh/skiff/cluster/controller/endpointslice"
+	"github.com/skiff-sh/skiff/cluster/controller/garbagecollector"
+	"github.com/skiff-sh/skiff/cluster/controller/namespace"
 	"github.com/skiff-sh/skiff/cluster/controller/nodeipam"
 	"github.com/skiff-sh/skiff/cluster/controller/replicaset"
 	"github.com/skiff-sh/skiff/cluster/controller/rootca"
@@ -98,6 +104,14 @@ func (t *term) duties() ([]Duty, error) {
 	add(t, "replicationcontroller", "replication-controller", replicaset.NewForReplicationControllers)
 	add(t, "deployment", "deployment-controller", deployment.New)
 	add(t, "endpointslice", "endpoint-slice-controller", endpointslice.New)
+	add(t, "namespace", "namespace-controller", func(c controller.Config) (*namespace.Controller, error) {
+		return namespace.New(namespace.Config{Config: c, Discovery: t.client.Discovery(), Metadata: t.metadata})
+	})
+	add(t, "garbagecollector", "garbage-collector-controller", func(c controller.Config) (*garbagecollector.Controller, error) {
+		return garbagecollector.New(garbagecollector.Config{
+			Config: c, Discovery: t.client.Discovery(), Metadata: t.metadata, Shared: t.sharedKinds(),
+		})
+	})
 	add(t, "serviceaccount", "serviceaccount-controller", serviceaccount.New)
 	add(t, "rootca", "root-ca-certificate-publisher-controller", func(c controller.Config) (*rootca.Controller, error) {
 		return rootca.New(rootca.Config{Config: c, CA: t.cfg.CA})
@@ -118,6 +132,25 @@ func (t *term) duties() ([]Duty, error) {
 		Duty{Name: "events", Run: t.recordEvents},
 		Duty{Name: "informers", Run: t.runInformers})
 	return t.list, nil
+}
+
+// sharedKinds are those that controllers cache in full anyway, so that the garbage
+// collector does not cache them once more.
+func (t *term) sharedKinds() map[schema.GroupVersionResource]cache.SharedIndexInformer {
+	core, apps := t.shared.Core().V1(), t.shared.Apps().V1()
+	v1 := corev1.SchemeGroupVersion
+	return map[schema.GroupVersionResource]cache.SharedIndexInformer{
+		v1.WithResource("pods"):                                       core.Pods().Informer(),
+		v1.WithResource("services"):                                   core.Services().Informer(),
+		v1.WithResource("endpoints"):                                  core.Endpoints().Informer(),
+		v1.WithResource("nodes"):                                      core.Nodes().Informer(),
+		v1.WithResource("namespaces"):                                 core.Namespaces().Informer(),
+		v1.WithResource("serviceaccounts"):                            core.ServiceAccounts().Informer(),
+		v1.WithResource("replicationcontrollers"):                     core.ReplicationControllers().Informer(),
+		appsv1.SchemeGroupVersion.WithResource("deployments"):         apps.Deployments().Informer(),
+		appsv1.SchemeGroupVersion.WithResource("replicasets"):         apps.ReplicaSets().Informer(),
+		discoveryv1.SchemeGroupVersion.WithResource("endpointslices"): t.shared.Discovery().V1().EndpointSlices().Informer(),
+	}
 }
 
 // add makes one duty; source is the component that its events name, as upstream

@@ -95,6 +95,9 @@ func (r *rollout) roll(ctx context.Context) error {
 	if err := r.ensureNew(ctx); err != nil {
 		return err
 	}
+	if r.newer == nil { // the namespace is going
+		return r.saveStatus(ctx)
+	}
 	if s, ok := growNew(r.d, r.newer, r.old); ok {
 		if err := r.take(ctx, s); err != nil {
 			return err
@@ -131,6 +134,9 @@ func (r *rollout) recreate(ctx context.Context) error {
 	}
 	if err := r.ensureNew(ctx); err != nil {
 		return err
+	}
+	if r.newer == nil { // the namespace is going
+		return r.saveStatus(ctx)
 	}
 	if size(r.newer) != wanted(r.d) {
 		if err := r.take(ctx, step{r.newer, wanted(r.d)}); err != nil {
