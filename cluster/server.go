@@ -227,11 +227,7 @@ func (s *Server) writeKubeconfig() error {
 	if err != nil {
 		return fmt.Errorf("certificate of the administrator: %w", err)
 	}
-	host := s.cfg.BindAddress.String()
-	if s.cfg.BindAddress.IsUnspecified() {
-		host = "127.0.0.1"
-	}
-	return s.pki.WriteKubeconfig(s.KubeconfigPath(), "https://"+net.JoinHostPort(host, fmt.Sprint(s.cfg.Port)), cert, key)
+	return s.pki.WriteKubeconfig(s.KubeconfigPath(), s.URL(), cert, key)
 }
 
 // awaitReady closes ready when the API serves and what every cluster has from
