@@ -163,8 +163,9 @@ func (i *scaleInfo) UpdatedObject(ctx context.Context, old runtime.Object) (runt
 		return nil, apierrors.NewInvalid(autoscalingv1.SchemeGroupVersion.WithKind("Scale").GroupKind(), i.name, errs)
 	}
 	if after.UID != "" && after.UID != m.GetUID() {
-		return nil, apierrors.NewConflict(i.rest.kind.Resource.GroupResource(), i.name,
-			fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", after.UID, m.GetUID())) //nolint:staticcheck // the API's own wording
+		//lint:ignore ST1005 these are the API's own words
+		other := fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", after.UID, m.GetUID())
+		return nil, apierrors.NewConflict(i.rest.kind.Resource.GroupResource(), i.name, other)
 	}
 	*i.rest.of.Replicas(obj) = after.Spec.Replicas
 	m.SetResourceVersion(after.ResourceVersion)

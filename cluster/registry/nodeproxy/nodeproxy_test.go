@@ -22,7 +22,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	genericrequest "k8s.io/apiserver/pkg/endpoints/request"
@@ -359,10 +358,19 @@ func TestPortForward(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, dialer := range map[string]httpstream.Dialer{"SPDY": spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", u), "WebSocket": tunnel} {
+	direct := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", u)
+	type opener func(stop, ready chan struct{}) (*portforward.PortForwarder, error)
+	for name, open := range map[string]opener{
+		"SPDY": func(stop, ready chan struct{}) (*portforward.PortForwarder, error) {
+			return portforward.NewOnAddresses(direct, []string{"127.0.0.1"}, []string{"0:80", "0:81"}, stop, ready, io.Discard, io.Discard)
+		},
+		"WebSocket": func(stop, ready chan struct{}) (*portforward.PortForwarder, error) {
+			return portforward.NewOnAddresses(tunnel, []string{"127.0.0.1"}, []string{"0:80", "0:81"}, stop, ready, io.Discard, io.Discard)
+		},
+	} {
 		t.Run(name, func(t *testing.T) {
 			stop, ready := make(chan struct{}), make(chan struct{})
-			f, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{"0:80", "0:81"}, stop, ready, io.Discard, io.Discard)
+			f, err := open(stop, ready)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -442,11 +450,11 @@ func TestLogs(t *testing.T) {
 		"container z is not valid for pod one": {"one", corev1.PodLogOptions{Container: "z"}},
 		`pods "none" not found`:                {"none", corev1.PodLogOptions{}},
 		"container is gone":                    {"gone", corev1.PodLogOptions{}},
-		`PodLogOptions "one" is invalid: tailLines: Invalid value: -1: must be greater than or equal to 0`:                  {"one", corev1.PodLogOptions{TailLines: &minus}},
-		`PodLogOptions "one" is invalid: limitBytes: Invalid value: 0: must be greater than 0`:                              {"one", corev1.PodLogOptions{LimitBytes: &zero}},
-		`PodLogOptions "one" is invalid: sinceSeconds: Invalid value: 0: must be greater than 0`:                            {"one", corev1.PodLogOptions{SinceSeconds: &zero}},
+		`PodLogOptions "one" is invalid: tailLines: Invalid value: -1: must be greater than or equal to 0`:               {"one", corev1.PodLogOptions{TailLines: &minus}},
+		`PodLogOptions "one" is invalid: limitBytes: Invalid value: 0: must be greater than 0`:                           {"one", corev1.PodLogOptions{LimitBytes: &zero}},
+		`PodLogOptions "one" is invalid: sinceSeconds: Invalid value: 0: must be greater than 0`:                         {"one", corev1.PodLogOptions{SinceSeconds: &zero}},
 		"PodLogOptions \"one\" is invalid: []: Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified": {"one", corev1.PodLogOptions{SinceSeconds: &since, SinceTime: &when}},
-		`PodLogOptions "one" is invalid: stream: Unsupported value: "Odd": supported values: "All", "Stdout", "Stderr"`:     {"one", corev1.PodLogOptions{Stream: &odd}},
+		`PodLogOptions "one" is invalid: stream: Unsupported value: "Odd": supported values: "All", "Stdout", "Stderr"`:  {"one", corev1.PodLogOptions{Stream: &odd}},
 	} {
 		if _, err := read(c.pod, &c.o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", c.pod, err, want)

@@ -120,3 +120,22 @@ func TestQOS(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkCreate is what this package costs a pod on its way in.
+func BenchmarkCreate(b *testing.B) {
+	var pod corev1.Pod
+	if err := yaml.Unmarshal([]byte(`{metadata: {name: p}, spec: {volumes: [{name: v, configMap: {name: c}}], containers: [{name: a, image: "nginx:1.2", ports: [{containerPort: 80}],
+		env: [{name: A, value: b}], volumeMounts: [{name: v, mountPath: /v}], resources: {limits: {cpu: 1, memory: 1Gi}}, livenessProbe: {httpGet: {port: 80}}}]}}`), &pod); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		p := pod.DeepCopy()
+		SetPodDefaults(p)
+		if errs := ValidatePod(p); len(errs) > 0 {
+			b.Fatal(errs)
+		}
+		QOS(p)
+		PodWarnings(p, nil)
+	}
+}
