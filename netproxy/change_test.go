@@ -253,6 +253,54 @@ func TestFlushedRuleset(t *testing.T) {
 	})
 }
 
+// The uplink goes down and up: the kernel has forgotten routes.
+func TestUplinkFlap(t *testing.T) {
+	nstest.Run(t, func(t *testing.T) {
+		n := newNode(t)
+		n.create(peerNode("n2", outsideIP, "10.42.1.0/24"))
+		route := func() error {
+			routes, err := netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Protocol: podnet.RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+			if err != nil {
+				return err
+			}
+			for _, r := range routes {
+				if r.Dst.String() == "10.42.1.0/24" {
+					return nil
+				}
+			}
+			return fmt.Errorf("no route to the peer among %v", routes)
+		}
+		eventually(t, "route", route)
+		up0, err := netlink.LinkByName("up0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.LinkSetDown(up0); err != nil {
+			t.Fatal(err)
+		}
+		if route() == nil {
+			t.Fatal("the kernel keeps routes of a link that is down")
+		}
+		if err := netlink.LinkSetUp(up0); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "route after the flap", route)
+		// Somebody takes the DNS address.
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.AddrDel(lo, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, 43, 0, 10), Mask: net.CIDRMask(32, 32)}}); err != nil {
+			t.Fatal(err)
+		}
+		a := n.pod("a")
+		eventually(t, "DNS address is back", func() error {
+			_, err := resolve(a.NS, "udp4", "ns.dns.cluster.local.")
+			return err
+		})
+	})
+}
+
 // Reset leaves the host as it was.
 func TestReset(t *testing.T) {
 	nstest.Run(t, func(t *testing.T) {

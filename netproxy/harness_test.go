@@ -83,7 +83,7 @@ func (n *node) start() {
 	case <-p.Ready():
 	case err := <-done:
 		n.t.Fatalf("Run: %v", err)
-	case <-time.After(10 * time.Second):
+	case <-time.After(20 * time.Second):
 		n.t.Fatal("proxy is not ready")
 	}
 	n.proxy = p
@@ -176,7 +176,7 @@ func epSlice(svc string, pods ...*pod) *discovery.EndpointSlice {
 func eventually(t *testing.T, what string, ok func() error) {
 	t.Helper()
 	var err error
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if err = ok(); err == nil {
 			return
 		}

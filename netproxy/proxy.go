@@ -82,11 +82,13 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("netproxy: %w", err)
 	}
+	p.warnForeignRules()
 	g, ctx := errgroup.WithContext(ctx)
 	p.caches.factory.Start(ctx.Done())
 	g.Go(func() error { return p.services.Run(ctx) })
 	g.Go(func() error { return p.dns.Run(ctx) })
 	g.Go(func() error { return p.runNodes(ctx) })
+	g.Go(func() error { return p.watchLinks(ctx) })
 	g.Go(func() error {
 		if err := await(ctx, p.services.Ready()); err != nil {
 			return err

@@ -47,6 +47,18 @@ func (n *Network) SetPeers(peers []Peer) error {
 	if slices.Equal(peers, n.peers) {
 		return nil
 	}
+	return n.applyPeers(peers)
+}
+
+// Reapply does SetPeers again with the same peers, after something else may
+// have changed routes or links.
+func (n *Network) Reapply() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.applyPeers(n.peers)
+}
+
+func (n *Network) applyPeers(peers []Peer) error {
 	var hops []hop
 	var errs []error
 	needTunnel := false
