@@ -162,7 +162,7 @@ func (c caller) PortForward(ctx context.Context, _, _ string, port int32, stream
 	defer stream.Close()
 	conn, err := c.sandbox.DialPort(ctx, port)
 	if err != nil {
-		return fmt.Errorf("failed to connect to localhost:%d inside the pod: %w", port, err)
+		return err // it says which port of which pod
 	}
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close(); stream.Close() })

@@ -165,7 +165,7 @@ func (s *Server) running(w http.ResponseWriter, r *http.Request) (t target, ok b
 		return t, false
 	}
 	if t.view.Sandbox == nil || !t.ctr.Running {
-		http.Error(w, fmt.Sprintf("container %s is not running: container not found (%q)", t.name, t.name), http.StatusNotFound)
+		http.Error(w, fmt.Sprintf("container not found (%q)", t.name), http.StatusNotFound)
 		return t, false
 	}
 	return t, true
