@@ -320,7 +320,11 @@ func runServer(ctx context.Context, o options) error {
 		o.logger.Info("stopping; pods go on running")
 	}
 	stopServer()
-	return errors.Join(err, <-ended)
+	err = errors.Join(err, <-ended)
+	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx))) {
+		return nil // we were asked to stop
+	}
+	return err
 }
 
 // explain turns what the operating system says into what to do.
