@@ -200,34 +200,39 @@ func Serve(t testing.TB, ns *NS, addr, name string) {
 		t.Fatalf("serve %s: %v", name, err)
 	}
 	t.Cleanup(func() { l.Close(); p.Close() })
-	greet := func(a net.Addr) []byte {
-		host, _, _ := net.SplitHostPort(a.String())
-		return []byte(name + " " + host + "\n")
+	go serveTCP(l, name)
+	go serveUDP(p, name)
+}
+
+func greet(name string, a net.Addr) []byte {
+	host, _, _ := net.SplitHostPort(a.String())
+	return []byte(name + " " + host + "\n")
+}
+
+func serveTCP(l net.Listener, name string) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			if _, err := c.Write(greet(name, c.RemoteAddr())); err == nil {
+				_, _ = io.Copy(c, c)
+			}
+		}()
 	}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				if _, err := c.Write(greet(c.RemoteAddr())); err == nil {
-					_, _ = io.Copy(c, c)
-				}
-			}()
+}
+
+func serveUDP(p net.PacketConn, name string) {
+	buf := make([]byte, 1500)
+	for {
+		_, from, err := p.ReadFrom(buf)
+		if err != nil {
+			return
 		}
-	}()
-	go func() {
-		buf := make([]byte, 1500)
-		for {
-			_, from, err := p.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = p.WriteTo(greet(from), from)
-		}
-	}()
+		_, _ = p.WriteTo(greet(name, from), from)
+	}
 }
 
 // Answer is what a server of Serve said.
