@@ -99,7 +99,7 @@ func (p Pool) nextIn(ctx context.Context, first, last uint32, owner string, take
 	start := rand.Uint32N(size)
 	for i := range size {
 		n := first + (start+i)%size
-		if _, held := p.Reservations.Get(p.Name(n)); held && !takeOver {
+		if held, ok := p.Reservations.Get(p.Name(n)); ok && (!takeOver || held.Owner == owner) {
 			continue
 		}
 		err := p.Take(ctx, n, owner)

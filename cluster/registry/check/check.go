@@ -62,7 +62,6 @@ func Subdomain(p *field.Path, v string) field.ErrorList {
 // QualifiedName requires a name with an optional DNS prefix, such as a label
 // key.
 func QualifiedName(p *field.Path, v string) field.ErrorList {
-	//lint:ignore SA1019 the message of this function is what the API answers
 	return Messages(p, v, validation.IsQualifiedName(v))
 }
 

@@ -1,5 +1,7 @@
 package core
 
+//lint:file-ignore SA1019 Endpoints are deprecated, and still served
+
 import (
 	"context"
 	"fmt"
@@ -23,7 +25,7 @@ const shownEndpoints = 3
 
 var endpointsKind = registry.Kind{
 	Resource: gvr("endpoints"), Singular: "endpoints",
-	Object: &corev1.Endpoints{}, List: &corev1.EndpointsList{}, //nolint:staticcheck // deprecated, and still used by everybody
+	Object: &corev1.Endpoints{}, List: &corev1.EndpointsList{},
 	ShortNames: []string{"ep"},
 	Validate: func(_ context.Context, obj runtime.Object) field.ErrorList {
 		return validateSubsets(obj.(*corev1.Endpoints).Subsets, nil)

@@ -83,7 +83,6 @@ func validateLimits(limits []corev1.LimitRangeItem) field.ErrorList {
 }
 
 func validateLimitType(t corev1.LimitType, p *field.Path) field.ErrorList {
-	//lint:ignore SA1019 the message of this function is what the API answers
 	if msgs := validation.IsQualifiedName(string(t)); len(msgs) > 0 {
 		return check.Messages(p, t, msgs)
 	}
@@ -157,7 +156,6 @@ func validateLimit(item *corev1.LimitRangeItem, p *field.Path) field.ErrorList {
 
 // validateLimitResource checks the name of a limited resource.
 func validateLimitResource(t corev1.LimitType, name string, p *field.Path) field.ErrorList {
-	//lint:ignore SA1019 the message of this function is what the API answers
 	if msgs := validation.IsQualifiedName(name); len(msgs) > 0 {
 		return check.Messages(p, name, msgs)
 	}

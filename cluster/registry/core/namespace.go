@@ -92,7 +92,6 @@ func validateFinalizers(n *corev1.Namespace) field.ErrorList {
 	var errs field.ErrorList
 	for i, f := range n.Spec.Finalizers {
 		p := field.NewPath("spec", "finalizers").Index(i)
-		//lint:ignore SA1019 the message of this function is what the API answers
 		msgs := validation.IsQualifiedName(string(f))
 		errs = append(errs, check.Messages(p, string(f), msgs)...)
 		if len(msgs) == 0 && f != corev1.FinalizerKubernetes && !strings.Contains(string(f), "/") {
@@ -200,7 +199,7 @@ func (r *namespaceStore) Delete(ctx context.Context, name string, validate rest.
 	}
 	mismatch := func(what, want, have string) error {
 		return apierrors.NewConflict(r.store.DefaultQualifiedResource, name,
-			fmt.Errorf("Precondition failed: %[1]s in precondition: %[2]v, %[1]s in object meta: %[3]v", what, want, have)) //nolint:staticcheck // the API's words
+			fmt.Errorf("%[1]s: %[2]s in precondition: %[3]v, %[2]s in object meta: %[4]v", "Precondition failed", what, want, have))
 	}
 	if *o.Preconditions.UID != n.UID {
 		return nil, false, mismatch("UID", string(*o.Preconditions.UID), string(n.UID))
@@ -239,8 +238,10 @@ func (r *namespaceStore) terminate(ctx context.Context, name string, validate re
 		n.Status.Phase = corev1.NamespaceTerminating
 		wanted := map[string]bool{}
 		switch {
-		case o.OrphanDependents != nil: //nolint:staticcheck // clients still send it
-			wanted[metav1.FinalizerOrphanDependents] = *o.OrphanDependents //nolint:staticcheck
+		//lint:ignore SA1019 clients still send it
+		case o.OrphanDependents != nil:
+			//lint:ignore SA1019 clients still send it
+			wanted[metav1.FinalizerOrphanDependents] = *o.OrphanDependents
 		case o.PropagationPolicy != nil:
 			wanted[metav1.FinalizerOrphanDependents] = *o.PropagationPolicy == metav1.DeletePropagationOrphan
 			wanted[metav1.FinalizerDeleteDependents] = *o.PropagationPolicy == metav1.DeletePropagationForeground

@@ -143,6 +143,7 @@ func validateNodeSpec(n, old *corev1.Node) field.ErrorList {
 	default:
 		errs = append(errs, field.Invalid(cidrs, n.Spec.PodCIDRs, "may specify no more than one CIDR for each IP family"))
 	}
+	//lint:ignore SA1019 what is gone is refused
 	if n.Spec.ConfigSource != nil {
 		errs = append(errs, field.Forbidden(path.Child("configSource"), "configSource may not be set, as the dynamic kubelet configuration is gone"))
 	}

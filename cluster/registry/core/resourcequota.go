@@ -75,7 +75,6 @@ func validateQuotaList(list corev1.ResourceList, path *field.Path) field.ErrorLi
 	var errs field.ErrorList
 	for name, q := range list {
 		n, p := string(name), path.Key(string(name))
-		//lint:ignore SA1019 the message of this function is what the API answers
 		if msgs := validation.IsQualifiedName(n); len(msgs) > 0 {
 			errs = append(errs, check.Messages(p, n, msgs)...)
 		} else if !strings.Contains(n, "/") && !slices.Contains(quotaResources, name) &&

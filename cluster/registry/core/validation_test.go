@@ -1,5 +1,7 @@
 package core
 
+//lint:file-ignore SA1019 Endpoints are deprecated, and still served
+
 import (
 	"testing"
 

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	rbacv1 "k8s.io/api/rbac/v1"
-	"k8s.io/apimachinery/pkg/api/validation/path"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -34,7 +33,7 @@ type Holdings interface {
 type Config struct {
 	Holdings Holdings
 	// Authorizer answers for the verbs escalate and bind.
-	Authorizer authorizer.Authorizer
+	Authorizer authorizer.UnconditionalAuthorizer
 }
 
 // AddDefaults registers the defaulting functions of the group's kinds.
@@ -91,7 +90,7 @@ func NewStorage(o registry.Options, cfg Config) (map[string]rest.Storage, error)
 
 func base(resource string) registry.Kind {
 	return registry.Kind{Resource: rbacv1.SchemeGroupVersion.WithResource(resource), Singular: strings.TrimSuffix(resource, "s"),
-		ValidateName: path.ValidatePathSegmentName}
+		ValidateName: segment}
 }
 
 var roleColumns = []metav1.TableColumnDefinition{
