@@ -27,6 +27,8 @@ import (
 	"github.com/skiff-sh/skiff/cluster/controller/garbagecollector"
 	"github.com/skiff-sh/skiff/cluster/controller/namespace"
 	"github.com/skiff-sh/skiff/cluster/controller/nodeipam"
+	"github.com/skiff-sh/skiff/cluster/controller/nodelifecycle"
+	"github.com/skiff-sh/skiff/cluster/controller/podgc"
 	"github.com/skiff-sh/skiff/cluster/controller/replicaset"
 	"github.com/skiff-sh/skiff/cluster/controller/rootca"
 	"github.com/skiff-sh/skiff/cluster/controller/serviceaccount"
@@ -115,6 +117,10 @@ func (t *term) duties() ([]Duty, error) {
 	add(t, "serviceaccount", "serviceaccount-controller", serviceaccount.New)
 	add(t, "rootca", "root-ca-certificate-publisher-controller", func(c controller.Config) (*rootca.Controller, error) {
 		return rootca.New(rootca.Config{Config: c, CA: t.cfg.CA})
+	})
+	add(t, "nodelifecycle", "node-controller", nodelifecycle.New)
+	add(t, "podgc", "pod-garbage-collector-controller", func(c controller.Config) (*podgc.Controller, error) {
+		return podgc.New(podgc.Config{Config: c})
 	})
 	add(t, "nodeipam", "cidrAllocator", func(c controller.Config) (*nodeipam.Controller, error) {
 		return nodeipam.New(nodeipam.Config{Config: c, ClusterCIDR: t.cfg.ClusterCIDR})

@@ -2,54 +2,77 @@ package controller
 
 import (
 	"cmp"
+	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 )
 
-// podsByOwner is the name of the pod index that Owned and Orphans read.
-const podsByOwner = "skiff/owner"
+// Names of the pod indexes: Owned and Orphans read the first, On the second.
+const (
+	podsByOwner = "skiff/owner"
+	podsByNode  = "skiff/node"
+)
 
 // IndexPodsByOwner adds the index that Owned and Orphans need. Several
 // controllers may ask for it on one informer, before or after it starts.
 func IndexPodsByOwner(inf cache.SharedIndexInformer) error {
-	if _, ok := inf.GetIndexer().GetIndexers()[podsByOwner]; ok {
+	return index(inf, podsByOwner, func(pod *corev1.Pod) string {
+		if ref := metav1.GetControllerOfNoCopy(pod); ref != nil {
+			return string(ref.UID)
+		}
+		return "orphans/" + pod.Namespace
+	})
+}
+
+// IndexPodsByNode adds the index that On needs, under the same terms.
+func IndexPodsByNode(inf cache.SharedIndexInformer) error {
+	return index(inf, podsByNode, func(pod *corev1.Pod) string { return pod.Spec.NodeName })
+}
+
+func index(inf cache.SharedIndexInformer, name string, value func(*corev1.Pod) string) error {
+	if _, ok := inf.GetIndexer().GetIndexers()[name]; ok {
 		return nil
 	}
-	err := inf.AddIndexers(cache.Indexers{podsByOwner: func(obj any) ([]string, error) {
+	err := inf.AddIndexers(cache.Indexers{name: func(obj any) ([]string, error) {
 		pod, ok := obj.(*corev1.Pod)
 		if !ok {
 			return nil, nil
 		}
-		if ref := metav1.GetControllerOf(pod); ref != nil {
-			return []string{string(ref.UID)}, nil
-		}
-		return []string{"orphans/" + pod.Namespace}, nil
+		return []string{value(pod)}, nil
 	}})
 	if err != nil {
-		return fmt.Errorf("index pods by owner: %w", err)
+		return fmt.Errorf("index pods by %s: %w", name, err)
 	}
 	return nil
 }
 
 // Owned returns the cached pods that uid controls.
 func Owned(inf cache.SharedIndexInformer, uid types.UID) []*corev1.Pod {
-	return podsAt(inf, string(uid))
+	return podsAt(inf, podsByOwner, string(uid))
 }
 
 // Orphans returns the cached pods of a namespace that nothing controls.
 func Orphans(inf cache.SharedIndexInformer, namespace string) []*corev1.Pod {
-	return podsAt(inf, "orphans/"+namespace)
+	return podsAt(inf, podsByOwner, "orphans/"+namespace)
 }
 
-func podsAt(inf cache.SharedIndexInformer, value string) []*corev1.Pod {
-	objs, err := inf.GetIndexer().ByIndex(podsByOwner, value)
+// On returns the cached pods of a node; of none, for "".
+func On(inf cache.SharedIndexInformer, node string) []*corev1.Pod {
+	return podsAt(inf, podsByNode, node)
+}
+
+func podsAt(inf cache.SharedIndexInformer, index, value string) []*corev1.Pod {
+	objs, err := inf.GetIndexer().ByIndex(index, value)
 	if err != nil {
 		return nil
 	}
@@ -102,6 +125,27 @@ func Available(pod *corev1.Pod, minReadySeconds int32, now time.Time) (ok bool, 
 	}
 	missing = c.LastTransitionTime.Add(time.Duration(minReadySeconds) * time.Second).Sub(now)
 	return missing <= 0, max(missing, 0)
+}
+
+// Disrupt records in a pod's status that it is about to be deleted, and why, for
+// those who watch it.
+func Disrupt(ctx context.Context, client kubernetes.Interface, pod *corev1.Pod, phase corev1.PodPhase, reason, message string) error {
+	status := map[string]any{"conditions": []corev1.PodCondition{{
+		Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: reason, Message: message,
+		LastTransitionTime: metav1.Now(), ObservedGeneration: pod.Generation,
+	}}}
+	if phase != "" {
+		status["phase"] = phase
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": pod.UID}, "status": status})
+	if err != nil {
+		return fmt.Errorf("encode condition of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	_, err = client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("mark pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	return nil
 }
 
 // deletionCost is the annotation by which users rank pods for deletion.
