@@ -18,14 +18,14 @@ type loopback struct {
 	handler http.Handler
 }
 
-// serve sets the handler; requests before that fail.
+// serve sets the handler; without one requests fail at once.
 func (l *loopback) serve(h http.Handler) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.handler = h
 }
 
-var errNotServing = errors.New("the API is not assembled yet")
+var errNotServing = errors.New("the API of this server is not running")
 
 // RoundTrip implements http.RoundTripper.
 func (l *loopback) RoundTrip(req *http.Request) (*http.Response, error) {

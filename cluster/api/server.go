@@ -271,6 +271,7 @@ const (
 	idleTimeout   = 3 * time.Minute
 	headerTimeout = 32 * time.Second // upstream's
 	shutdownGrace = 2 * time.Second
+	flushTime     = 50 * time.Millisecond
 )
 
 func (s *Server) serve(ctx context.Context) error {
@@ -289,11 +290,39 @@ func (s *Server) serve(ctx context.Context) error {
 		return fmt.Errorf("serve the API on %s: %w", s.cfg.Listener.Addr(), err)
 	case <-ctx.Done():
 	}
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
-	defer cancel()
-	if err := server.Shutdown(grace); err != nil {
-		_ = server.Close() // watches do not end by themselves
-	}
+	// Who works for this server in its process is asked to stop too; a client that
+	// was told to come back later would make it wait.
+	s.local.serve(nil)
+	s.drain(server)
 	<-done
 	return nil
+}
+
+// drain lets requests under way finish, but for watches and other long ones,
+// which would never; they go on at another server or after the restart.
+func (s *Server) drain(server *http.Server) {
+	grace, cancel := context.WithTimeout(context.Background(), shutdownGrace)
+	defer cancel()
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		s.generic.NonLongRunningRequestWaitGroup.Wait()
+	}()
+	idle := make(chan struct{})
+	go func() {
+		defer close(idle)
+		_ = server.Shutdown(grace) // tells clients to go away
+	}()
+	select {
+	case <-idle:
+	case <-grace.Done():
+	case <-drained:
+		select { // what the last handlers have written is still on its way
+		case <-idle:
+		case <-time.After(flushTime):
+		}
+	}
+	_ = server.Close()
+	cancel()
+	<-idle
 }
