@@ -17,6 +17,8 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/skiff-sh/skiff/cluster/auth"
+	"github.com/skiff-sh/skiff/cluster/registry/allocator"
+	"github.com/skiff-sh/skiff/cluster/registry/core"
 	"github.com/skiff-sh/skiff/cluster/storage"
 	"github.com/skiff-sh/skiff/fsm"
 	"github.com/skiff-sh/skiff/fsm/store"
@@ -63,6 +65,15 @@ func (s *Server) duties() ([]Duty, error) {
 // other duties.
 func (s *Server) layFoundation(ctx context.Context, client kubernetes.Interface) error {
 	s.untilDone(ctx, "identity in the replicated state", s.replicateIdentity)
+	s.untilDone(ctx, "reservations of services", func(ctx context.Context) error {
+		return core.RepairServices(ctx, func(ctx context.Context) ([]corev1.Service, error) {
+			list, err := client.CoreV1().Services(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
+			if err != nil {
+				return nil, err
+			}
+			return list.Items, nil
+		}, allocator.New(s.node, s.state), s.cfg.Logger)
+	})
 	s.untilDone(ctx, "namespaces", func(ctx context.Context) error {
 		for _, name := range namespaces {
 			if err := ensure(ctx, client.CoreV1().Namespaces(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {

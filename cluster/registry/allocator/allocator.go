@@ -5,7 +5,7 @@
 //
 // A reservation is made before its owner is written and released after the
 // owner is gone. A crash in between leaves a reservation nobody uses: it costs
-// one address until somebody asks for it or Repair runs.
+// one address until somebody asks for it or the owners' repair runs.
 package allocator
 
 import (

@@ -14,7 +14,7 @@ var ErrFull = errors.New("range is full")
 // InFlight is how long a reservation whose owner does not exist is respected:
 // its owner may be about to be written by another server. It is longer than
 // any API request may take.
-const InFlight = 2 * time.Minute
+const InFlight = 75 * time.Second
 
 // Pool hands out the numbers First to Last (inclusive), such as ports or
 // addresses as integers, each held by at most one owner.

@@ -1,8 +1,10 @@
 package core
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -43,15 +45,24 @@ func (f *fixture) reserved() []string {
 	return out
 }
 
+// services lists all there are.
+func (f *fixture) services(ctx context.Context) ([]corev1.Service, error) {
+	list, err := f.storage["services"].(rest.Lister).List(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	return list.(*corev1.ServiceList).Items, nil
+}
+
 // used lists what the stored services need, which must be what is held.
 func (f *fixture) used() []string {
 	f.t.Helper()
-	list, err := f.storage["services"].(rest.Lister).List(f.ctx("services"), nil)
+	services, err := f.services(f.ctx("services"))
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	var out []string
-	for _, s := range list.(*corev1.ServiceList).Items {
+	for _, s := range services {
 		for name := range holdings(&s) {
 			if slices.Contains(out, name) {
 				f.t.Fatalf("%s is used by two services", name)
@@ -333,6 +344,10 @@ func (o old) Each(prefix string, fn func(allocator.Reservation) bool) {
 	})
 }
 
+func (f *fixture) repair(r allocator.Reservations) error {
+	return RepairServices(f.ctx("services"), f.services, r, slog.New(slog.DiscardHandler))
+}
+
 func isService(c fsm.Command) bool {
 	return strings.HasPrefix(c.Ops[0].Key, "/registry/services")
 }
@@ -373,7 +388,7 @@ func TestServiceRepair(t *testing.T) {
 	// Fresh ones may belong to a request of another server.
 	_, err := f.Create(ctx, services, service("x", clusterIP("10.43.0.22")))
 	refusal(t, err, "already allocated")
-	if err := services.(*ServiceStore).Repair(ctx); err != nil {
+	if err := f.repair(allocator.New(f.Log, f.DB)); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Contains(f.reserved(), "clusterip/10.43.0.22") {
@@ -386,7 +401,7 @@ func TestServiceRepair(t *testing.T) {
 	}
 	_, err = f.Create(ctx, later, service("y", clusterIP("10.43.0.20")))
 	refusal(t, err, "already allocated")
-	if err := later.Repair(ctx); err != nil {
+	if err := f.repair(old{allocator.New(f.Log, f.DB)}); err != nil {
 		t.Fatal(err)
 	}
 	f.checkBalance()
@@ -397,7 +412,7 @@ func TestServiceRepair(t *testing.T) {
 	if err := r.Release(ctx, held.Name, held.Owner); err != nil {
 		t.Fatal(err)
 	}
-	if err := later.Repair(ctx); err != nil {
+	if err := f.repair(old{allocator.New(f.Log, f.DB)}); err != nil {
 		t.Fatal(err)
 	}
 	f.checkBalance()

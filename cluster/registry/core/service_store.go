@@ -35,7 +35,7 @@ const (
 //
 // A crash or a lost connection in between never lets two Services hold the
 // same address; it may leave a reservation without a Service, which ends when
-// somebody asks for it or Repair runs.
+// somebody asks for it or RepairServices runs.
 type ServiceStore struct {
 	*registry.Store
 	reserved   allocator.Reservations
@@ -179,7 +179,7 @@ func (r *ServiceStore) Update(ctx context.Context, name string, info rest.Update
 
 // settle gives up what the request reserved or replaced and the Service, as it
 // is stored now, does not need. After an error that leaves open whether the
-// write happens, everything is kept: Repair finds out later.
+// write happens, everything is kept: RepairServices finds out later.
 func (r *ServiceStore) settle(ctx context.Context, q *request, out runtime.Object, err error) {
 	if q.dryRun || len(q.names) == 0 || err != nil && !q.failed && !refused(err) {
 		return
@@ -229,54 +229,4 @@ func (r *ServiceStore) afterDelete(obj runtime.Object, o *metav1.DeleteOptions) 
 	for name := range holdings(s) {
 		r.release(ctx, name, owner(s))
 	}
-}
-
-// Repair makes reservations and Services agree: it reserves what a Service uses
-// and nobody holds, and gives up what no Service uses. The leader calls it once
-// at the start of its term.
-func (r *ServiceStore) Repair(ctx context.Context) error {
-	list, err := r.Store.List(ctx, nil)
-	if err != nil {
-		return fmt.Errorf("repair service reservations: list services: %w", err)
-	}
-	inUse := map[string]string{}
-	for i := range list.(*corev1.ServiceList).Items {
-		s := &list.(*corev1.ServiceList).Items[i]
-		for name := range holdings(s) {
-			held, ok := r.reserved.Get(name)
-			switch other, twice := inUse[name]; {
-			case twice:
-				r.log.Error("two services use the same address or port: delete one of them", "name", name, "services", []string{other, owner(s)})
-				continue
-			case ok && held.Owner == owner(s):
-			case ok:
-				err = r.reserved.Reserve(ctx, name, owner(s), &held)
-			default:
-				err = r.reserved.Reserve(ctx, name, owner(s), nil)
-			}
-			if err != nil {
-				return fmt.Errorf("repair service reservations: %w", err)
-			}
-			inUse[name] = owner(s)
-		}
-	}
-	var unused []allocator.Reservation
-	for _, prefix := range []string{ipPrefix, portPrefix} {
-		r.reserved.Each(prefix, func(held allocator.Reservation) bool {
-			if inUse[held.Name] == "" && time.Since(held.Since) >= allocator.InFlight {
-				unused = append(unused, held)
-			}
-			return true
-		})
-	}
-	for _, held := range unused {
-		// It may have come into use since the list was made.
-		if live, err := r.holds(ctx, 0, held); err != nil || live {
-			continue
-		}
-		if err := r.reserved.Release(ctx, held.Name, held.Owner); err != nil {
-			return fmt.Errorf("repair service reservations: %w", err)
-		}
-	}
-	return nil
 }
