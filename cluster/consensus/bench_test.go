@@ -124,3 +124,35 @@ func startEtcd(b *testing.B, path string) string {
 	})
 	return client
 }
+
+// BenchmarkRestart starts a server on 100,000 objects of 1 KiB until it is ready.
+func BenchmarkRestart(b *testing.B) {
+	m := single(b, b.TempDir())
+	m.awaitReady(b)
+	var wg sync.WaitGroup
+	for w := range 100 {
+		wg.Go(func() {
+			for i := range 100 {
+				var ops []fsm.Op
+				for j := range 10 {
+					ops = append(ops, fsm.Op{Type: fsm.Put, Key: fmt.Sprintf("/registry/bench/%d/%d", w, i*10+j), Value: benchValue})
+				}
+				if _, err := m.Propose(b.Context(), fsm.Batch(ops...)); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	m.stop(b)
+	for b.Loop() {
+		m = m.restart(b)
+		m.awaitReady(b)
+		b.StopTimer()
+		if n := m.config.FSM.Store().View().Len(); n != 100_000 {
+			b.Fatal(n)
+		}
+		m.stop(b)
+		b.StartTimer()
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,8 +16,14 @@ import (
 	"github.com/skiff-sh/skiff/fsm/store"
 )
 
-// cluster starts n new members.
-func cluster(t testing.TB, n int) []*member {
+const (
+	hasty  = 200 * time.Millisecond
+	steady = time.Second
+)
+
+// cluster starts n new members. Where leaders get lost on purpose the heartbeat
+// timeout is short, elsewhere it is one that a busy machine does not exceed.
+func cluster(t testing.TB, n int, heartbeat time.Duration) []*member {
 	t.Helper()
 	var configs []Config
 	var servers []Server
@@ -24,7 +31,7 @@ func cluster(t testing.TB, n int) []*member {
 		l := listen(t, "127.0.0.1:0")
 		id := string(rune('a' + i))
 		servers = append(servers, Server{ID: id, Addr: l.Addr().String()})
-		configs = append(configs, Config{NodeID: id, DataDir: t.TempDir(), Listener: l, HeartbeatTimeout: 200 * time.Millisecond})
+		configs = append(configs, Config{NodeID: id, DataDir: t.TempDir(), Listener: l, HeartbeatTimeout: heartbeat})
 	}
 	var members []*member
 	for _, c := range configs {
@@ -55,7 +62,7 @@ func leaderOf(t testing.TB, members []*member) (leader *member, others []*member
 }
 
 func TestFollowersForward(t *testing.T) {
-	members := cluster(t, 3)
+	members := cluster(t, 3, steady)
 	leader, followers := leaderOf(t, members)
 	f := followers[0]
 
@@ -103,7 +110,7 @@ func TestFollowersForward(t *testing.T) {
 // TestLeaderLoss stops leaders under load: no acknowledged write may be lost,
 // and no read may miss one.
 func TestLeaderLoss(t *testing.T) {
-	members := cluster(t, 3)
+	members := cluster(t, 3, hasty)
 	var mu sync.Mutex // guards members
 	pick := func(i int) *member {
 		mu.Lock()
@@ -174,7 +181,7 @@ func TestLeaderLoss(t *testing.T) {
 }
 
 func TestWithoutQuorum(t *testing.T) {
-	members := cluster(t, 3)
+	members := cluster(t, 3, hasty)
 	members[0].put(t, "/a", "1", 0)
 	for _, m := range members {
 		if err := m.ReadIndex(t.Context()); err != nil {
@@ -215,7 +222,7 @@ func TestWithoutQuorum(t *testing.T) {
 func TestRunEndsEverything(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	func() {
-		members := cluster(t, 3)
+		members := cluster(t, 3, steady)
 		for _, m := range members {
 			m.put(t, "/"+m.c.NodeID, "x", -1)
 		}
@@ -231,4 +238,53 @@ func TestRunEndsEverything(t *testing.T) {
 		}
 	}()
 	goleak.VerifyNone(t, before)
+}
+
+// TestFarBehind brings back a member that needs entries which the others have
+// dropped: it gets a snapshot, and starts again on the gap that leaves in its log.
+func TestFarBehind(t *testing.T) {
+	members := cluster(t, 3, steady)
+	members[0].put(t, "/first", "1", 0)
+	_, followers := leaderOf(t, members)
+	late := followers[0]
+	late.stop(t)
+	rest := []*member{}
+	for _, m := range members {
+		if m != late {
+			m.compact.mu.Lock()
+			m.c.SnapshotEntries, m.c.SnapshotBytes = 100, 1<<20
+			m.compact.mu.Unlock()
+			rest = append(rest, m)
+		}
+	}
+	value := strings.Repeat("v", 100<<10)
+	leader, _ := leaderOf(t, rest)
+	for i := range 400 {
+		leader.put(t, fmt.Sprintf("/k%d", i%10), value, -1)
+	}
+	eventually(t, "the log of the leader is shortened", func() bool {
+		first, _ := leader.log.FirstIndex()
+		if first > 50 {
+			return true
+		}
+		leader.put(t, "/more", value, -1)
+		return false
+	})
+	late = late.restart(t)
+	late.awaitReady(t)
+	if err := late.ReadIndex(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := late.Stats(), rest[0].Stats(); got.Revision != want.Revision || got.ClusterID != want.ClusterID {
+		t.Errorf("the late member is at %+v, the others at %+v", got, want)
+	}
+	if len(late.snaps.Files()) == 0 {
+		t.Error("it caught up without a snapshot: the test tests nothing")
+	}
+	late.put(t, "/last", "x", 0)
+	late = late.restart(t)
+	late.awaitReady(t)
+	if late.get("/last") != "x" || late.get("/first") != "1" {
+		t.Errorf("after another restart: %q, %q", late.get("/last"), late.get("/first"))
+	}
 }

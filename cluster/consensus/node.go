@@ -180,6 +180,9 @@ func (n *Node) start(trans *raft.NetworkTransport) (*raft.Raft, error) {
 	rc.HeartbeatTimeout = n.c.HeartbeatTimeout + time.Millisecond // see hasten
 	rc.ElectionTimeout = n.c.HeartbeatTimeout + time.Millisecond
 	rc.LeaderLeaseTimeout = n.c.HeartbeatTimeout / 2
+	// Followers learn this late that an entry is committed when no other follows;
+	// those who wrote or read through them wait for it.
+	rc.CommitTimeout = 20 * time.Millisecond
 	rc.SnapshotInterval = 24 * time.Hour // the compactor decides
 	rc.SnapshotThreshold = 1 << 62
 	rc.MaxAppendEntries = 64

@@ -175,13 +175,13 @@ func TestSetWaitsForSpace(t *testing.T) {
 	for _, how := range []string{"space comes", "it is interrupted"} {
 		t.Run(how, func(t *testing.T) {
 			dir := t.TempDir()
-			if err := syscall.Mount("skiff-test", dir, "tmpfs", 0, "size=4194304"); err != nil {
+			if err := syscall.Mount("skiff-test", dir, "tmpfs", 0, "size=8388608"); err != nil {
 				t.Skipf("can't mount a tmpfs here: %v", err)
 			}
 			t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
 			l, _ := mustOpen(t, dir)
 			ballast := filepath.Join(dir, "ballast")
-			if err := os.WriteFile(ballast, make([]byte, 512<<10), 0o600); err != nil {
+			if err := os.WriteFile(ballast, make([]byte, 3<<20), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			var err error
@@ -203,7 +203,7 @@ func TestSetWaitsForSpace(t *testing.T) {
 			done, set := make(chan struct{}), false
 			go func() {
 				defer close(done)
-				err := l.Set([]byte("key"), make([]byte, 64<<10)) // too much for what pages bolt has left
+				err := l.Set([]byte("key"), make([]byte, 5<<19)) // too much for what pages bolt has left
 				set = err == nil
 			}()
 			select {
