@@ -83,12 +83,6 @@ func (c *container) next() uint32 {
 	return c.attempt + 1
 }
 
-// done says that the container, an init container or one that is not
-// restarted, needs to run no more, given the pod's restartPolicy.
-func (c *container) done(policy v1.RestartPolicy) bool {
-	return c.ended != nil && !c.restarts(policy)
-}
-
 // restarts says whether an attempt that has ended is followed by another.
 func (c *container) restarts(policy v1.RestartPolicy) bool {
 	if c.ended == nil {

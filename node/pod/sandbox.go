@@ -24,6 +24,7 @@ func (w *worker) prepare(ctx context.Context) error {
 	w.takeDirty()
 	var wg sync.WaitGroup
 	var volErr, boxErr error
+	fields := w.fields() // without the addresses, which volumes may not ask for
 	adopted := w.sandbox != nil && w.vols == nil && len(w.ips) == 0
 	wg.Go(func() {
 		if adopted { // its volumes are there; they are brought up to date next
@@ -34,7 +35,7 @@ func (w *worker) prepare(ctx context.Context) error {
 			return
 		}
 		var vols *volume.Pod
-		if vols, volErr = w.m.cfg.Volumes.Setup(ctx, w.pod, w.fields()); volErr == nil {
+		if vols, volErr = w.m.cfg.Volumes.Setup(ctx, w.pod, fields); volErr == nil {
 			w.vols = vols
 		}
 	})
@@ -44,11 +45,11 @@ func (w *worker) prepare(ctx context.Context) error {
 		return ctx.Err()
 	}
 	if boxErr != nil {
-		w.fault("FailedCreatePodSandBox", fmt.Errorf("Failed to create pod sandbox: %w", boxErr)) //nolint:staticcheck // kubelet's words
+		w.fault("FailedCreatePodSandBox", "Failed to create pod sandbox: ", boxErr)
 	}
 	if volErr != nil {
 		for _, err := range split(volErr) {
-			w.fault("FailedMount", err)
+			w.fault("FailedMount", "", err)
 		}
 	}
 	return errors.Join(boxErr, volErr)

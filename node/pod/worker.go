@@ -464,8 +464,8 @@ func (w *worker) listen(base context.Context) {
 }
 
 // fault tells of a failure to prepare the pod, once for each different one.
-func (w *worker) fault(reason string, err error) {
-	msg := err.Error()
+func (w *worker) fault(reason, prefix string, err error) {
+	msg := prefix + err.Error()
 	if reason+msg == w.lastErr {
 		return
 	}

@@ -67,9 +67,9 @@ func TestHTTPGet(t *testing.T) {
 	})
 	mux.HandleFunc("/304", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(304) })
 	mux.HandleFunc("/500", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(500) })
-	mux.HandleFunc("/here", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/500", 302) })
+	mux.HandleFunc("/here", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/500", http.StatusFound) })
 	mux.HandleFunc("/away", func(w http.ResponseWriter, r *http.Request) {
-		http.Redirect(w, r, "http://elsewhere.example/", 302)
+		http.Redirect(w, r, "http://elsewhere.example/", http.StatusFound)
 	})
 	for _, scheme := range []string{"http", "https"} {
 		srv := httptest.NewUnstartedServer(mux)
