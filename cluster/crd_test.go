@@ -83,8 +83,18 @@ func defineWidgets(t testing.TB, d dynamic.Interface) {
 		t.Fatal(err)
 	}
 	eventually(t, "widgets are served", func() (bool, error) {
-		_, err := d.Resource(widgetGVR).List(t.Context(), metav1.ListOptions{})
-		return err == nil, err
+		crd, err := d.Resource(crdGVR).Get(t.Context(), "widgets.example.com", metav1.GetOptions{})
+		if err != nil {
+			return false, err
+		}
+		conditions, _, err := unstructured.NestedSlice(crd.Object, "status", "conditions")
+		for _, c := range conditions {
+			if c, ok := c.(map[string]any); ok && c["type"] == "Established" && c["status"] == "True" {
+				_, err := d.Resource(widgetGVR).List(t.Context(), metav1.ListOptions{})
+				return err == nil, err
+			}
+		}
+		return false, err
 	})
 }
 
