@@ -33,7 +33,7 @@ var claimKind = registry.Kind{
 		syncDataSource(&obj.(*corev1.PersistentVolumeClaim).Spec)
 	},
 	Validate: func(_ context.Context, obj runtime.Object) field.ErrorList {
-		return ValidateClaimSpec(&obj.(*corev1.PersistentVolumeClaim).Spec, field.NewPath("spec"))
+		return validateClaim(&obj.(*corev1.PersistentVolumeClaim).Spec, field.NewPath("spec"))
 	},
 	ValidateUpdate: func(_ context.Context, obj, old runtime.Object) field.ErrorList {
 		return validateClaimUpdate(obj.(*corev1.PersistentVolumeClaim), old.(*corev1.PersistentVolumeClaim))
@@ -135,30 +135,11 @@ func validateAccessModes(modes []corev1.PersistentVolumeAccessMode, p *field.Pat
 	return errs
 }
 
-// ValidateClaimSpec checks the spec of a claim, which also stands in templates
-// of other kinds.
-func ValidateClaimSpec(s *corev1.PersistentVolumeClaimSpec, p *field.Path) field.ErrorList {
-	var errs field.ErrorList
-	if len(s.AccessModes) == 0 {
-		errs = append(errs, field.Required(p.Child("accessModes"), "at least 1 access mode is required"))
-	}
+// validateClaim checks the spec, beyond what templates of claims have.
+func validateClaim(s *corev1.PersistentVolumeClaimSpec, p *field.Path) field.ErrorList {
+	errs := podspec.ValidateClaimSpec(s, p)
 	if s.Selector != nil {
 		errs = append(errs, metav1validation.ValidateLabelSelector(s.Selector, metav1validation.LabelSelectorValidationOptions{}, p.Child("selector"))...)
-	}
-	errs = append(errs, validateAccessModes(s.AccessModes, p.Child("accessModes"))...)
-	storage := p.Child("resources").Key(string(corev1.ResourceStorage))
-	if q, ok := s.Resources.Requests[corev1.ResourceStorage]; !ok {
-		errs = append(errs, field.Required(storage, ""))
-	} else if e := check.NonNegativeQuantity(storage, q); len(e) > 0 {
-		errs = append(errs, e...)
-	} else {
-		errs = append(errs, check.PositiveQuantity(storage, q)...)
-	}
-	if c := s.StorageClassName; c != nil && *c != "" {
-		errs = append(errs, check.Messages(p.Child("storageClassName"), *c, apivalidation.NameIsDNSSubdomain(*c, false))...)
-	}
-	if m := s.VolumeMode; m != nil {
-		errs = append(errs, check.OptionalOneOf(p.Child("volumeMode"), *m, corev1.PersistentVolumeBlock, corev1.PersistentVolumeFilesystem)...)
 	}
 	if c := s.VolumeAttributesClassName; c != nil && *c != "" {
 		errs = append(errs, check.Messages(p.Child("volumeAttributesClassName"), *c, apivalidation.NameIsDNSSubdomain(*c, false))...)
@@ -200,7 +181,7 @@ func sameSource(a *corev1.TypedLocalObjectReference, b *corev1.TypedObjectRefere
 
 func validateClaimUpdate(c, old *corev1.PersistentVolumeClaim) field.ErrorList {
 	path := field.NewPath("spec")
-	errs := ValidateClaimSpec(&c.Spec, path)
+	errs := validateClaim(&c.Spec, path)
 	now, was := c.Spec.DeepCopy(), old.Spec.DeepCopy()
 	if was.VolumeName == "" {
 		was.VolumeName = now.VolumeName // it is being bound
