@@ -147,8 +147,15 @@ func (w *worker) resume(c *container) {
 	} else if before != nil {
 		c.last = before
 	}
-	if c.cur.State == runtime.Running {
-		w.startProbes(c, true)
+}
+
+// resumeProbes begins to probe adopted containers, once the pod's address is
+// known again.
+func (w *worker) resumeProbes() {
+	for _, c := range w.ctrs {
+		if c.running() && c.unprobe == nil && c.role != roleInit {
+			w.startProbes(c, true)
+		}
 	}
 }
 

@@ -303,6 +303,7 @@ func (w *worker) advance(ctx context.Context, alarm *time.Time) {
 			return
 		}
 		w.retry, w.retryAt, w.lastErr = 0, time.Time{}, ""
+		w.resumeProbes()
 		w.move(Initializing)
 	}
 	w.refreshVolumes(ctx, alarm)

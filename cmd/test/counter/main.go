@@ -22,7 +22,7 @@ import (
 )
 
 func main() {
-	redis := net.JoinHostPort(getenv("REDIS_HOST", "redis"), getenv("REDIS_PORT", "6379"))
+	redis := net.JoinHostPort(getenv("REDIS_HOST", "redis"), "6379")
 	release := getenv("RELEASE", "v1")
 	host, err := os.Hostname()
 	if err != nil {
@@ -59,7 +59,8 @@ func main() {
 
 // increment sends INCR in the redis protocol (RESP) and gives the new value.
 func increment(ctx context.Context, addr string) (int64, error) {
-	d := net.Dialer{Timeout: 3 * time.Second}
+	// A resolver asks again after five seconds when its question was lost.
+	d := net.Dialer{Timeout: 12 * time.Second}
 	c, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return 0, err
