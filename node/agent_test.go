@@ -65,8 +65,7 @@ func api(objs ...apiruntime.Object) (*fake.Clientset, func() int) {
 		mu.Lock()
 		defer mu.Unlock()
 		rv++
-		var obj apiruntime.Object
-		obj = a.(clienttest.CreateAction).GetObject() // an update has it too
+		obj := a.(clienttest.CreateAction).GetObject() // an update has it too
 		if a.GetSubresource() == "status" {
 			writes++
 		}

@@ -330,6 +330,8 @@ type world struct {
 	objects *objects.Source
 	events  *record.FakeRecorder
 	m       *Manager
+	runtime Runtime // rt, unless the test runs real containers
+	store   Images
 	dir     string
 	cancel  context.CancelFunc
 
@@ -348,6 +350,7 @@ func newWorld(t *testing.T) *world {
 			"app": {ID: "sha256:1", RepoDigests: []string{"docker.io/library/app@sha256:2"}, Config: ocispec.ImageConfig{Entrypoint: []string{"/app"}, Cmd: []string{"run"}, Env: []string{"A=image"}}}},
 			pull: func(ref string) (*image.Image, error) { return nil, image.ErrNotFound }},
 		client: fake.NewSimpleClientset()}
+	w.runtime, w.store = w.rt, w.images
 	// The fake API does not count versions; the worker wants them.
 	w.client.PrependReactor("update", "pods", func(a clienttest.Action) (bool, apiruntime.Object, error) {
 		p := a.(clienttest.UpdateAction).GetObject().(*v1.Pod)
@@ -372,7 +375,7 @@ func (w *world) start(pods []*v1.Pod) {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.cancel = cancel
 	w.events = record.NewFakeRecorder(1000)
-	w.m = NewManager(Config{NodeName: "n1", HostIPs: []string{"192.0.2.1"}, Client: w.client, Runtime: w.rt, Images: w.images, Network: w.network,
+	w.m = NewManager(Config{NodeName: "n1", HostIPs: []string{"192.0.2.1"}, Client: w.client, Runtime: w.runtime, Images: w.store, Network: w.network,
 		Volumes: volume.New(volume.Config{Root: filepath.Join(w.dir, "pods"), MemRoot: filepath.Join(w.dir, "mem"), Objects: w.objects, Logger: slog.New(slog.DiscardHandler)}),
 		Objects: w.objects, Services: func(context.Context) ([]*v1.Service, error) { return nil, nil }, Node: func() *v1.Node { return w.node },
 		Recorder: w.events, DataDir: w.dir, LogDir: filepath.Join(w.dir, "logs"), ResolvConf: "/dev/null",

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -23,9 +24,9 @@ func (w *worker) startHook(c *container) {
 		return
 	}
 	c.hook = hookRunning
-	id, handler := c.cur.ID, *lc.PostStart
+	id, handler, at := c.cur.ID, *lc.PostStart, w.inside(c)
 	w.m.wg.Go(func() {
-		err := w.runHook(w.m.ctx, c.spec, id, handler)
+		err := at.runHook(w.m.ctx, handler)
 		w.post(func() {
 			if c.cur == nil || c.cur.ID != id || !c.running() {
 				return
@@ -40,11 +41,24 @@ func (w *worker) startHook(c *container) {
 	})
 }
 
+// inside is where hooks and probes of one attempt run. They run beside the
+// worker's goroutine, so they get what they need of its fields here.
+type inside struct {
+	sandbox Sandbox
+	id      string
+	host    string // the pod's address
+	ports   []v1.ContainerPort
+}
+
+func (w *worker) inside(c *container) inside {
+	return inside{sandbox: w.sandbox, id: c.cur.ID, host: first(w.ips), ports: c.spec.Ports}
+}
+
 // runHook runs one lifecycle handler.
-func (w *worker) runHook(ctx context.Context, c *v1.Container, id string, h v1.LifecycleHandler) error {
+func (in inside) runHook(ctx context.Context, h v1.LifecycleHandler) error {
 	switch {
 	case h.Exec != nil:
-		out, code, err := w.exec(ctx, id, h.Exec.Command)
+		out, code, err := in.exec(ctx, h.Exec.Command)
 		if err != nil {
 			return err
 		}
@@ -55,7 +69,7 @@ func (w *worker) runHook(ctx context.Context, c *v1.Container, id string, h v1.L
 	case h.HTTPGet != nil:
 		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 		defer cancel()
-		if ok, msg := probe.HTTPGet(ctx, h.HTTPGet, w.probeHost(), c.Ports); !ok {
+		if ok, msg := probe.HTTPGet(ctx, h.HTTPGet, in.host, in.ports); !ok {
 			return errors.New(msg)
 		}
 		return nil
@@ -72,39 +86,35 @@ func (w *worker) runHook(ctx context.Context, c *v1.Container, id string, h v1.L
 	return errors.New("the hook has no handler that skiff knows")
 }
 
-// exec runs a command in a container and returns the beginning of its output.
-func (w *worker) exec(ctx context.Context, id string, args []string) (string, int, error) {
-	v := w.view.Load()
-	if v == nil || v.Sandbox == nil {
-		return "", 0, errors.New("the pod has no sandbox")
-	}
+// exec runs a command in the container and returns the beginning of its output.
+func (in inside) exec(ctx context.Context, args []string) (string, int, error) {
 	var out limitedBuffer
-	code, err := v.Sandbox.Exec(ctx, id, runtime.ExecConfig{Args: args}, nil, &out, &out, nil)
+	code, err := in.sandbox.Exec(ctx, in.id, runtime.ExecConfig{Args: args}, nil, &out, &out, nil)
 	return out.b.String(), code, err
 }
 
 // limitedBuffer keeps the first 10 KiB of what is written.
-type limitedBuffer struct{ b bytes.Buffer }
+type limitedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
 
 func (l *limitedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if room := 10<<10 - l.b.Len(); room > 0 {
 		l.b.Write(p[:min(room, len(p))])
 	}
 	return len(p), nil
 }
 
-func (w *worker) probeHost() string {
-	if v := w.view.Load(); v != nil && v.Pod.Status.PodIP != "" {
-		return v.Pod.Status.PodIP
-	}
-	return ""
-}
-
 // startProbes begins to probe the newest attempt. An adopted container keeps
 // what the agent before knew of it.
 func (w *worker) startProbes(c *container, adopted bool) {
-	if !adopted {
+	if !adopted || c.spec.StartupProbe == nil {
 		c.started = c.spec.StartupProbe == nil
+	}
+	if !adopted || c.spec.ReadinessProbe == nil {
 		c.ready = c.spec.ReadinessProbe == nil
 	}
 	if c.role == roleInit {
@@ -133,7 +143,7 @@ func (w *worker) probeOn(ctx context.Context, c *container) {
 }
 
 func (w *worker) probe(ctx context.Context, c *container, kind probe.Kind, p *v1.Probe, initially bool) {
-	id := c.cur.ID
+	id, at := c.cur.ID, w.inside(c)
 	mine := func(f func()) {
 		w.post(func() {
 			if c.cur != nil && c.cur.ID == id && c.running() && ctx.Err() == nil {
@@ -141,8 +151,7 @@ func (w *worker) probe(ctx context.Context, c *container, kind probe.Kind, p *v1
 			}
 		})
 	}
-	cfg := probe.Config{Kind: kind, Probe: p, Host: first(w.ips), Ports: c.spec.Ports, StartedAt: c.cur.StartedAt, Initially: initially}
-	cfg.Exec = func(ctx context.Context, args []string) (string, int, error) { return w.exec(ctx, id, args) }
+	cfg := probe.Config{Kind: kind, Probe: p, Host: at.host, Ports: at.ports, StartedAt: c.cur.StartedAt, Initially: initially, Exec: at.exec}
 	cfg.Failed = func(msg string) {
 		mine(func() { w.event(c, v1.EventTypeWarning, "Unhealthy", "%s", msg) })
 	}

@@ -76,9 +76,9 @@ func (w *worker) killBy(ctx context.Context, c *container, deadline time.Time, w
 	k := c.kill
 	hookCtx, cancel := context.WithDeadline(w.m.ctx, time.Now().Add(deadline.Sub(w.now())))
 	k.hook = cancel
-	id, handler := c.cur.ID, *lc.PreStop
+	handler, at := *lc.PreStop, w.inside(c)
 	w.m.wg.Go(func() {
-		err := w.runHook(hookCtx, c.spec, id, handler)
+		err := at.runHook(hookCtx, handler)
 		cancel()
 		w.post(func() {
 			k.hook = nil

@@ -97,7 +97,28 @@ func (w *worker) status(now time.Time) v1.PodStatus {
 	if w.end.disruption {
 		o.extra = append(o.extra, v1.PodCondition{Type: v1.DisruptionTarget, Status: v1.ConditionTrue, Reason: v1.PodReasonTerminationByKubelet, Message: w.end.message})
 	}
-	return compute(o, now)
+	st := compute(o, now)
+	st.EphemeralContainerStatuses = w.ephemeral()
+	return st
+}
+
+// ephemeral says of ephemeral containers, which may come at any time, that
+// they are not run.
+func (w *worker) ephemeral() (out []v1.ContainerStatus) {
+	const why = "spec.ephemeralContainers: Forbidden: ephemeral containers are not supported"
+	for i := range w.pod.Spec.EphemeralContainers {
+		c := &w.pod.Spec.EphemeralContainers[i]
+		if !w.warnedDebug[c.Name] {
+			if w.warnedDebug == nil {
+				w.warnedDebug = map[string]bool{}
+			}
+			w.warnedDebug[c.Name] = true
+			w.eventPod(v1.EventTypeWarning, "UnsupportedField", "Container %s is not started: %s", c.Name, why)
+		}
+		out = append(out, v1.ContainerStatus{Name: c.Name, Image: c.Image,
+			State: v1.ContainerState{Waiting: &v1.ContainerStateWaiting{Reason: "CreateContainerConfigError", Message: why}}})
+	}
+	return out
 }
 
 // write hands a status to the writer, unless it is what the API has.
@@ -213,7 +234,6 @@ func mergeStatus(base, st v1.PodStatus) v1.PodStatus {
 	}
 	st.Conditions = conds
 	st.NominatedNodeName, st.Resize = base.NominatedNodeName, base.Resize
-	st.EphemeralContainerStatuses = base.EphemeralContainerStatuses
 	st.ResourceClaimStatuses = base.ResourceClaimStatuses
 	return st
 }

@@ -37,28 +37,29 @@ type worker struct {
 	written bool            // want is what the API has
 	dirty   map[string]bool // "volumes": sources changed
 
-	pod       *v1.Pod // latest, as of this pass
-	state     State
-	accepted  time.Time
-	start     time.Time // status.startTime
-	refused   string    // fields that are not supported
-	end       ending    // in force
-	endedBy   time.Time // when stopping began
-	sandbox   Sandbox
-	unlisten  context.CancelFunc
-	ips       []string
-	vols      *volume.Pod
-	ctrs      []*container
-	release   func() // of held objects
-	attempts  uint32 // sandboxes made
-	retryAt   time.Time
-	retry     time.Duration
-	retrySeen int64
-	lastErr   string
-	frozen    bool // was over before this agent saw it: its status stays
-	deleteAt  time.Time
-	deleted   bool
-	warnedDNS bool
+	pod         *v1.Pod // latest, as of this pass
+	state       State
+	accepted    time.Time
+	start       time.Time // status.startTime
+	refused     string    // fields that are not supported
+	end         ending    // in force
+	endedBy     time.Time // when stopping began
+	sandbox     Sandbox
+	unlisten    context.CancelFunc
+	ips         []string
+	vols        *volume.Pod
+	ctrs        []*container
+	release     func() // of held objects
+	attempts    uint32 // sandboxes made
+	retryAt     time.Time
+	retry       time.Duration
+	retrySeen   int64
+	lastErr     string
+	frozen      bool // was over before this agent saw it: its status stays
+	deleteAt    time.Time
+	deleted     bool
+	warnedDNS   bool
+	warnedDebug map[string]bool
 }
 
 // ending says why and how a pod is ended from outside its containers.
