@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/skiff-sh/skiff/cluster/controller"
+	"github.com/skiff-sh/skiff/cluster/controller/daemonset"
 	"github.com/skiff-sh/skiff/cluster/controller/deployment"
 	"github.com/skiff-sh/skiff/cluster/controller/endpointslice"
 	"github.com/skiff-sh/skiff/cluster/controller/garbagecollector"
@@ -105,6 +106,7 @@ func (t *term) duties() ([]Duty, error) {
 	add(t, "replicaset", "replicaset-controller", replicaset.New)
 	add(t, "replicationcontroller", "replication-controller", replicaset.NewForReplicationControllers)
 	add(t, "deployment", "deployment-controller", deployment.New)
+	add(t, "daemonset", "daemonset-controller", daemonset.New)
 	add(t, "endpointslice", "endpoint-slice-controller", endpointslice.New)
 	add(t, "namespace", "namespace-controller", func(c controller.Config) (*namespace.Controller, error) {
 		return namespace.New(namespace.Config{Config: c, Discovery: t.client.Discovery(), Metadata: t.metadata})
@@ -155,6 +157,8 @@ func (t *term) sharedKinds() map[schema.GroupVersionResource]cache.SharedIndexIn
 		v1.WithResource("replicationcontrollers"):                     core.ReplicationControllers().Informer(),
 		appsv1.SchemeGroupVersion.WithResource("deployments"):         apps.Deployments().Informer(),
 		appsv1.SchemeGroupVersion.WithResource("replicasets"):         apps.ReplicaSets().Informer(),
+		appsv1.SchemeGroupVersion.WithResource("daemonsets"):          apps.DaemonSets().Informer(),
+		appsv1.SchemeGroupVersion.WithResource("controllerrevisions"): apps.ControllerRevisions().Informer(),
 		discoveryv1.SchemeGroupVersion.WithResource("endpointslices"): t.shared.Discovery().V1().EndpointSlices().Informer(),
 	}
 }

@@ -21,7 +21,7 @@ func (c *Cluster) RunPods(t *testing.T, delay time.Duration, good func(*corev1.P
 		}
 		time.AfterFunc(delay, func() {
 			p := pod.DeepCopy()
-			p.Spec.NodeName = "node"
+			p.Spec.NodeName = nodeFor(p)
 			p.Status.Phase = corev1.PodRunning
 			p.Status.Conditions = []corev1.PodCondition{{
 				Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now(),
@@ -37,4 +37,18 @@ func (c *Cluster) RunPods(t *testing.T, delay time.Duration, good func(*corev1.P
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// nodeFor is the node that a pod's affinity names, or any.
+func nodeFor(pod *corev1.Pod) string {
+	if a := pod.Spec.Affinity; a != nil && a.NodeAffinity != nil && a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution != nil {
+		for _, term := range a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms {
+			for _, f := range term.MatchFields {
+				if f.Key == "metadata.name" && len(f.Values) == 1 {
+					return f.Values[0]
+				}
+			}
+		}
+	}
+	return "node"
 }
