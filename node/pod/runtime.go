@@ -24,8 +24,20 @@ type Network interface {
 	// Adopt tells which pods are still alive after a restart; what belongs to
 	// others is released.
 	Adopt(ctx context.Context, alive []string) error
+	// HostPorts publishes ports of an attached pod on the node, in place of
+	// those it published before. A port that another pod holds is an error.
+	// Detach withdraws them.
+	HostPorts(ctx context.Context, podUID string, ports []HostPort) error
 	// DNS returns the cluster's name server and domain, as pods see them.
 	DNS() (server netip.Addr, domain string)
+}
+
+// HostPort is one port of a container that is reached on the node.
+type HostPort struct {
+	HostIP        netip.Addr // zero: every address of the node
+	HostPort      uint16
+	ContainerPort uint16
+	Protocol      v1.Protocol
 }
 
 // Runtime starts and adopts sandboxes. Wrap makes one of a *runtime.Runtime.

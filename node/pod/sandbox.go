@@ -227,11 +227,39 @@ func (w *worker) ensureSandbox(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("attaching the pod to its network: %w", err)
 	}
-	w.ips = addrStrings(addrs)
-	if len(w.ips) == 0 {
+	if len(addrs) == 0 {
 		return errors.New("attaching the pod to its network: it got no address")
 	}
+	if ports := hostPorts(w.pod); len(ports) > 0 {
+		if err := w.m.cfg.Network.HostPorts(ctx, string(w.uid), ports); err != nil {
+			return fmt.Errorf("publishing the pod's host ports: %w", err)
+		}
+	}
+	w.ips = addrStrings(addrs)
 	return nil
+}
+
+// hostPorts are the ports that containers publish on the node.
+func hostPorts(p *v1.Pod) []HostPort {
+	var out []HostPort
+	add := func(c v1.Container) {
+		for _, port := range c.Ports {
+			if port.HostPort == 0 {
+				continue
+			}
+			ip, _ := netip.ParseAddr(port.HostIP) // validated by the API; empty is every address
+			out = append(out, HostPort{HostIP: ip, HostPort: uint16(port.HostPort), ContainerPort: uint16(port.ContainerPort), Protocol: port.Protocol})
+		}
+	}
+	for _, c := range p.Spec.InitContainers {
+		if c.RestartPolicy != nil && *c.RestartPolicy == v1.ContainerRestartPolicyAlways {
+			add(c)
+		}
+	}
+	for _, c := range p.Spec.Containers {
+		add(c)
+	}
+	return out
 }
 
 func addrStrings(addrs []netip.Addr) []string {
