@@ -27,6 +27,7 @@ import (
 
 type nothing struct{}
 
+func (nothing) HostPorts(context.Context, string, []pod.HostPort) error      { return nil }
 func (nothing) Attach(context.Context, string, string) ([]netip.Addr, error) { return nil, nil }
 func (nothing) Detach(context.Context, string) error                         { return nil }
 func (nothing) Adopt(context.Context, []string) error                        { return nil }

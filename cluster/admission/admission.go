@@ -3,7 +3,7 @@
 // default tolerations, priorities, limit ranges and Pod Security.
 //
 // Limits: no webhooks and no admission policies; their API group is not
-// served. ResourceQuota is neither served nor enforced.
+// served. ResourceQuotas are refused, since nothing enforces them.
 package admission
 
 import (
@@ -40,6 +40,7 @@ func New(objects Objects) (admission.Interface, error) {
 		&priority{create},
 		&limitRanger{create, objects},
 		&tolerations{create},
+		&unsupported{create},
 		security,
 	), nil
 }

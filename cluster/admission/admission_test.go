@@ -169,6 +169,7 @@ func TestRefusals(t *testing.T) {
 		{"pod security", `violates PodSecurity "restricted:latest"`, restricted, admin, admission.Create, "pods", "", "p", pod(), nil},
 		{"bad pod security label", "pod-security.kubernetes.io/enforce", usual(), admin, admission.Create, "namespaces", "", "x",
 			&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "x", Labels: map[string]string{"pod-security.kubernetes.io/enforce": "harsh"}}}, nil},
+		{"resource quota", "resource quotas are not enforced", usual(), admin, admission.Create, "resourcequotas", "", "q", &corev1.ResourceQuota{}, nil},
 		{"node creates a plain pod", "can only create mirror pods", usual(), node, admission.Create, "pods", "", "p", pod(), nil},
 		{"node deletes another's pod", "can only delete pods with spec.nodeName set to itself", foreign, node, admission.Delete, "pods", "", "p", nil, nil},
 		{"node writes another's pod status", "can only update pod status", usual(), node, admission.Update, "pods", "status", "p", elsewhere, elsewhere},

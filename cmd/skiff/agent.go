@@ -17,6 +17,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster"
 	"github.com/skiff-sh/skiff/cluster/pki"
 	"github.com/skiff-sh/skiff/netproxy"
+	"github.com/skiff-sh/skiff/netproxy/podnet"
 	"github.com/skiff-sh/skiff/node"
 	"github.com/skiff-sh/skiff/node/image"
 	"github.com/skiff-sh/skiff/node/image/demo"
@@ -92,13 +93,24 @@ func newAgent(server *cluster.Server, o options) (_ *agent, err error) {
 		Name: c.Name, RESTConfig: api, ServingCert: serving.ServerTLS().GetCertificate, ClientCAs: server.PKI().Pool(),
 		ListenAddr: fmt.Sprintf(":%d", o.nodePort), DataDir: nodeDir, StateDir: state, NodeIP: c.AdvertiseAddress,
 		ClusterDomain: c.ClusterDomain, ResolvConf: o.resolvConf, Labels: o.labels, Taints: o.taints, MaxPods: o.maxPods,
-		Network: a.proxy.Network(), Runtime: pod.Wrap(containers), Images: a.images,
+		Network: podNetwork{a.proxy.Network()}, Runtime: pod.Wrap(containers), Images: a.images,
 		Version: componentversion.Get().GitVersion, RuntimeVersion: version, Logger: o.logger.With("component", "node"),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return a, nil
+}
+
+// podNetwork fits netproxy's pod network to what the agent asks for.
+type podNetwork struct{ *podnet.Network }
+
+func (n podNetwork) HostPorts(ctx context.Context, podUID string, ports []pod.HostPort) error {
+	out := make([]podnet.PortMapping, len(ports))
+	for i, p := range ports {
+		out[i] = podnet.PortMapping(p)
+	}
+	return n.Network.HostPorts(ctx, podUID, out)
 }
 
 // cgroupRoot keeps the cgroups of several instances on one machine apart.

@@ -293,6 +293,8 @@ type fakeNetwork struct {
 	addrs map[string]netip.Addr
 	n     byte
 	alive []string
+	// hostPorts by pod UID.
+	hostPorts map[string][]HostPort
 }
 
 func (f *fakeNetwork) Attach(_ context.Context, uid, _ string) ([]netip.Addr, error) {
@@ -303,6 +305,15 @@ func (f *fakeNetwork) Attach(_ context.Context, uid, _ string) ([]netip.Addr, er
 		f.addrs[uid] = netip.AddrFrom4([4]byte{10, 42, 0, f.n})
 	}
 	return []netip.Addr{f.addrs[uid]}, nil
+}
+func (f *fakeNetwork) HostPorts(_ context.Context, uid string, ports []HostPort) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.hostPorts == nil {
+		f.hostPorts = map[string][]HostPort{}
+	}
+	f.hostPorts[uid] = ports
+	return nil
 }
 func (f *fakeNetwork) Detach(_ context.Context, uid string) error {
 	f.mu.Lock()

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 
+	v1 "k8s.io/api/core/v1"
+
 	"github.com/skiff-sh/skiff/node/image"
 	"github.com/skiff-sh/skiff/node/runtime"
 )

@@ -2,6 +2,7 @@ package pod
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -469,6 +470,20 @@ func TestAdoption(t *testing.T) {
 	}
 	if w.rt.made != 3 {
 		t.Errorf("%d sandboxes were made, want 3", w.rt.made)
+	}
+}
+
+func TestHostPorts(t *testing.T) {
+	w := newWorld(t)
+	w.add(w.pod("a", func(p *v1.Pod) {
+		p.Spec.Containers[0].Ports = []v1.ContainerPort{{ContainerPort: 80}, {ContainerPort: 53, HostPort: 5353, HostIP: "127.0.0.1", Protocol: v1.ProtocolUDP}}
+	}))
+	w.await("a", "running", isRunning)
+	w.network.mu.Lock()
+	defer w.network.mu.Unlock()
+	want := HostPort{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 5353, ContainerPort: 53, Protocol: v1.ProtocolUDP}
+	if got := w.network.hostPorts["uid-a"]; len(got) != 1 || got[0] != want {
+		t.Errorf("published %+v, want %+v", got, want)
 	}
 }
 
