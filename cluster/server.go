@@ -124,7 +124,7 @@ func (s *Server) openAPI(port net.Listener) error {
 	s.api, err = api.New(api.Config{
 		Backend: s.backend, Reservations: allocator.New(s.node, s.state),
 		Listener: port, ServingTLS: serving.ServerTLS(), ExternalAddress: hostPort(s.cfg.AdvertiseAddress, s.cfg.Port),
-		ClientCA: s.pki.Pool(), TokenKey: s.pki.ServiceAccountKey(), NodeTLS: nodeTLS(toNodes),
+		TokenKey: s.pki.ServiceAccountKey(), NodeTLS: nodeTLS(toNodes),
 		ServiceCIDR: s.cfg.ServiceCIDR, ClusterDomain: s.cfg.ClusterDomain,
 		Handlers:  operatorHandlers(s.Status, s.Snapshot, s.cfg.Logger),
 		Profiling: s.cfg.Profiling, Logger: s.cfg.Logger.With("component", "api"),

@@ -3,7 +3,6 @@ package api
 import (
 	"crypto/ecdsa"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
@@ -25,13 +24,12 @@ type Config struct {
 
 	// Listener is the API port, without TLS; Run closes it.
 	Listener net.Listener
-	// ServingTLS must ask for client certificates and verify those it gets.
+	// ServingTLS must verify the client certificates it gets
+	// (tls.VerifyClientCertIfGiven): whoever shows one is its subject.
 	ServingTLS *tls.Config
 	// ExternalAddress is host:port under which clients reach Listener.
 	ExternalAddress string
 
-	// ClientCA verifies client certificates.
-	ClientCA *x509.CertPool
 	// TokenKey signs and verifies service-account tokens.
 	TokenKey *ecdsa.PrivateKey
 	// NodeTLS shows the API server's client certificate to nodes.
@@ -76,8 +74,10 @@ func (c *Config) complete() error {
 		return errors.New("api: Listener is missing")
 	case c.ServingTLS == nil || c.NodeTLS == nil:
 		return errors.New("api: ServingTLS and NodeTLS are needed")
-	case c.ClientCA == nil || c.TokenKey == nil:
-		return errors.New("api: ClientCA and TokenKey are needed")
+	case c.ServingTLS.ClientAuth != tls.VerifyClientCertIfGiven && c.ServingTLS.ClientAuth != tls.RequireAndVerifyClientCert:
+		return errors.New("api: ServingTLS does not verify client certificates")
+	case c.TokenKey == nil:
+		return errors.New("api: TokenKey is missing")
 	case !c.ServiceCIDR.IsValid():
 		return errors.New("api: ServiceCIDR is missing")
 	case c.Logger == nil:

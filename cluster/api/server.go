@@ -167,7 +167,7 @@ func (s *Server) access(objects *auth.StorageObjects) (access, error) {
 	if err != nil {
 		return access{}, fmt.Errorf("authorizer: %w", err)
 	}
-	return access{tokens: tokens, authenticators: auth.NewAuthenticators(s.cfg.ClientCA, tokens),
+	return access{tokens: tokens, authenticators: auth.NewAuthenticators(tokens),
 		authorizer: authorizerAndRules{authz, rbac}, holdings: rbac}, nil
 }
 
