@@ -67,7 +67,6 @@ func (s *Server) WaitAPI(ctx context.Context) (time.Duration, error) {
 		DisableKeepAlives: true,
 		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, // only to see whether it is up
 	}}
-	last := errors.New("no answer yet")
 	for {
 		resp, err := client.Get("https://" + s.Host.Addr + ":6443/readyz")
 		if err == nil {
@@ -77,12 +76,11 @@ func (s *Server) WaitAPI(ctx context.Context) (time.Duration, error) {
 			}
 			err = fmt.Errorf("readyz: %s", resp.Status)
 		}
-		last = err
 		select {
 		case <-s.exited:
 			return 0, fmt.Errorf("skiff server ended: %v", s.err)
 		case <-ctx.Done():
-			return 0, fmt.Errorf("API not ready: %w", last)
+			return 0, fmt.Errorf("API not ready: %w", err)
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
