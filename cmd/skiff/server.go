@@ -19,7 +19,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/skiff-sh/skiff/cluster"
-	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/node/image"
 )
 
@@ -257,6 +256,7 @@ func (a atLeast) WithGroup(name string) slog.Handler {
 // leave pods and rules as they are, then the cluster server.
 func runServer(ctx context.Context, o options) error {
 	started := time.Now()
+	keepHeadroom()
 	if err := needRoot("skiff server"); err != nil && !o.disableAgent {
 		return fmt.Errorf("%w, or --disable-agent to run no pods", err)
 	}
@@ -284,6 +284,7 @@ func runServer(ctx context.Context, o options) error {
 	go func() { ended <- server.Run(serverCtx) }()
 
 	g, agentCtx := errgroup.WithContext(ctx)
+	g.Go(func() error { settleMemory(agentCtx); return nil })
 	g.Go(func() error {
 		select {
 		case err := <-ended:
@@ -334,8 +335,6 @@ func explain(err error, o options) error {
 		return fmt.Errorf("%w: another program has the port; choose others with --api-port and --raft-port, or stop it", err)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return fmt.Errorf("%w: --bind-address %s is no address of this host", err, o.cluster.BindAddress)
-	case errors.Is(err, consensus.ErrLocked):
-		return fmt.Errorf("%w: another skiff server runs on %s; stop it or use another --data-dir", err, o.cluster.DataDir)
 	}
 	return err
 }
