@@ -32,14 +32,14 @@ func New(objects Objects) (admission.Interface, error) {
 	if err != nil {
 		return nil, err
 	}
-	create := admission.NewHandler(admission.Create)
+	create, change := admission.NewHandler(admission.Create), admission.NewHandler(admission.Create, admission.Update)
 	return admission.NewChainHandler(
 		&lifecycle{admission.NewHandler(admission.Create, admission.Update, admission.Delete), objects},
 		&nodeRestriction{admission.NewHandler(admission.Create, admission.Update, admission.Delete), objects},
 		&serviceAccount{create, objects},
-		&priority{create},
+		&priority{change},
 		&limitRanger{create, objects},
-		&tolerations{create},
+		&tolerations{change},
 		&unsupported{create},
 		security,
 	), nil
@@ -54,6 +54,15 @@ var (
 // newPod gives the pod of a request that creates one, else nil.
 func newPod(a admission.Attributes) (*corev1.Pod, error) {
 	if a.GetResource().GroupResource() != podsResource || a.GetSubresource() != "" || a.GetOperation() != admission.Create {
+		return nil, nil
+	}
+	return as[*corev1.Pod](a.GetObject())
+}
+
+// podSpec gives the pod of a request that creates one or updates more of it
+// than a subresource, else nil.
+func podSpec(a admission.Attributes) (*corev1.Pod, error) {
+	if a.GetResource().GroupResource() != podsResource || a.GetSubresource() != "" || (a.GetOperation() != admission.Create && a.GetOperation() != admission.Update) {
 		return nil, nil
 	}
 	return as[*corev1.Pod](a.GetObject())

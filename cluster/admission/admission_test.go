@@ -123,6 +123,25 @@ func TestPodGetsAccountTokenAndTolerations(t *testing.T) {
 	}
 }
 
+func TestUpdatedPodKeepsDefaults(t *testing.T) {
+	old := pod()
+	if err := createPod(t, usual(), old); err != nil {
+		t.Fatal(err)
+	}
+	p := old.DeepCopy()
+	p.Spec.Priority, p.Spec.PreemptionPolicy = nil, nil
+	p.Spec.Tolerations = []corev1.Toleration{{Key: "mine", Operator: corev1.TolerationOpExists}}
+	if err := run(t, usual(), admin, admission.Update, "pods", "", "ns", p.Name, p, old); err != nil {
+		t.Fatal(err)
+	}
+	if s := p.Spec; len(s.Tolerations) != 3 || s.Priority == nil || s.PreemptionPolicy == nil {
+		t.Errorf("spec %+v", s)
+	}
+	if err := run(t, usual(), admin, admission.Update, "pods", "status", "ns", p.Name, pod(), old); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestNoTokenWhereRefused(t *testing.T) {
 	p := pod(func(p *corev1.Pod) { p.Spec.AutomountServiceAccountToken = ptr.To(false) })
 	if err := createPod(t, usual(), p); err != nil || len(p.Spec.Volumes) != 0 {

@@ -21,9 +21,12 @@ type priority struct{ *admission.Handler }
 
 // Admit implements admission.MutationInterface.
 func (p *priority) Admit(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
-	pod, err := newPod(a)
+	pod, err := podSpec(a)
 	if pod == nil || err != nil {
 		return err
+	}
+	if a.GetOperation() == admission.Update {
+		return keepPriority(pod, a)
 	}
 	value := int32(0)
 	if name := pod.Spec.PriorityClassName; name != "" {
@@ -41,5 +44,21 @@ func (p *priority) Admit(_ context.Context, a admission.Attributes, _ admission.
 	}
 	pod.Spec.Priority = ptr.To(value)
 	pod.Spec.PreemptionPolicy = ptr.To(corev1.PreemptLowerPriority)
+	return nil
+}
+
+// keepPriority fills in what an update left out; what it says otherwise is for
+// validation to refuse.
+func keepPriority(pod *corev1.Pod, a admission.Attributes) error {
+	old, err := as[*corev1.Pod](a.GetOldObject())
+	if err != nil {
+		return err
+	}
+	if pod.Spec.Priority == nil {
+		pod.Spec.Priority = old.Spec.Priority
+	}
+	if pod.Spec.PreemptionPolicy == nil {
+		pod.Spec.PreemptionPolicy = old.Spec.PreemptionPolicy
+	}
 	return nil
 }

@@ -14,12 +14,13 @@ import (
 const defaultTolerationSeconds = 300
 
 // tolerations adds the two default NoExecute tolerations where a pod does not
-// say otherwise.
+// say otherwise, also when it is updated: a client may replace the whole list
+// with its own, while validation lets tolerations only be added.
 type tolerations struct{ *admission.Handler }
 
 // Admit implements admission.MutationInterface.
 func (t *tolerations) Admit(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
-	pod, err := newPod(a)
+	pod, err := podSpec(a)
 	if pod == nil || err != nil {
 		return err
 	}
