@@ -33,6 +33,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/controller/replicaset"
 	"github.com/skiff-sh/skiff/cluster/controller/rootca"
 	"github.com/skiff-sh/skiff/cluster/controller/serviceaccount"
+	"github.com/skiff-sh/skiff/cluster/controller/statefulset"
 	"github.com/skiff-sh/skiff/cluster/scheduler"
 )
 
@@ -107,6 +108,7 @@ func (t *term) duties() ([]Duty, error) {
 	add(t, "replicationcontroller", "replication-controller", replicaset.NewForReplicationControllers)
 	add(t, "deployment", "deployment-controller", deployment.New)
 	add(t, "daemonset", "daemonset-controller", daemonset.New)
+	add(t, "statefulset", "statefulset-controller", statefulset.New)
 	add(t, "endpointslice", "endpoint-slice-controller", endpointslice.New)
 	add(t, "namespace", "namespace-controller", func(c controller.Config) (*namespace.Controller, error) {
 		return namespace.New(namespace.Config{Config: c, Discovery: t.client.Discovery(), Metadata: t.metadata})
@@ -159,6 +161,7 @@ func (t *term) sharedKinds() map[schema.GroupVersionResource]cache.SharedIndexIn
 		appsv1.SchemeGroupVersion.WithResource("replicasets"):         apps.ReplicaSets().Informer(),
 		appsv1.SchemeGroupVersion.WithResource("daemonsets"):          apps.DaemonSets().Informer(),
 		appsv1.SchemeGroupVersion.WithResource("controllerrevisions"): apps.ControllerRevisions().Informer(),
+		appsv1.SchemeGroupVersion.WithResource("statefulsets"):        apps.StatefulSets().Informer(),
 		discoveryv1.SchemeGroupVersion.WithResource("endpointslices"): t.shared.Discovery().V1().EndpointSlices().Informer(),
 	}
 }

@@ -294,3 +294,46 @@ func TestNamespaceGoesWithItsContent(t *testing.T) {
 	})
 	t.Logf("namespace with 3 pods gone after %v", time.Since(began).Round(time.Millisecond))
 }
+
+const daemonsAndPeers = `
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: log}
+spec:
+  selector: {matchLabels: {app: log}}
+  template:
+    metadata: {labels: {app: log}}
+    spec: {containers: [{name: c, image: v1}]}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db}
+spec:
+  replicas: 3
+  serviceName: db
+  selector: {matchLabels: {app: db}}
+  template:
+    metadata: {labels: {app: db}}
+    spec: {containers: [{name: c, image: v1}]}
+`
+
+// kubectl's own idea of a finished rollout and of history decides.
+func TestDaemonSetAndStatefulSetOnTheRealAPI(t *testing.T) {
+	s := newServer(t)
+	s.addNode(t, "n1")
+	s.addNode(t, "n2")
+	s.playNode(t)
+	ns := s.newNamespace(t)
+	s.mustKubectl(t, daemonsAndPeers, "-n", ns, "apply", "-f", "-")
+	for _, name := range []string{"daemonset/log", "statefulset/db"} {
+		s.mustKubectl(t, "", "-n", ns, "rollout", "status", name, "--timeout=20s")
+		s.mustKubectl(t, "", "-n", ns, "set", "image", name, "c=v2")
+		s.mustKubectl(t, "", "-n", ns, "rollout", "status", name, "--timeout=20s")
+		s.mustKubectl(t, "", "-n", ns, "rollout", "undo", name)
+		s.mustKubectl(t, "", "-n", ns, "rollout", "status", name, "--timeout=20s")
+		if out := s.mustKubectl(t, "", "-n", ns, "get", name, "-o", "jsonpath={.spec.template.spec.containers[0].image}"); out != "v1" {
+			t.Errorf("%s has image %s after undo", name, out)
+		}
+	}
+	eventually(t, "nothing written when done", quiet(s))
+}

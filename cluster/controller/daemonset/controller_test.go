@@ -205,7 +205,7 @@ func TestRollsAndGoesBack(t *testing.T) {
 	}
 	controllertest.Eventually(t, func() string {
 		ds, err := c.Client.AppsV1().DaemonSets("default").Get(ctx, "log", metav1.GetOptions{})
-		if err != nil || ds.Status.DesiredNumberScheduled != 4 || ds.Status.CurrentNumberScheduled != 4 {
+		if err != nil || ds.Status.DesiredNumberScheduled != 4 || ds.Status.NumberAvailable != 4 {
 			return fmt.Sprintf("%v, %v", err, ds)
 		}
 		return ""
