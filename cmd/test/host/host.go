@@ -16,6 +16,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // Host is a network namespace with one address of its own.
@@ -134,7 +135,9 @@ func (h *Host) Close() error {
 	// The pair goes when the last process of the namespace does; what is left
 	// of it on our side need not wait.
 	if l, err := netlink.LinkByName(h.Name + "-o"); err == nil {
-		errs = append(errs, netlink.LinkDel(l))
+		if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, fmt.Errorf("remove link %s-o: %w", h.Name, err))
+		}
 	}
 	return errors.Join(errs...)
 }
