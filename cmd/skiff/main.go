@@ -50,7 +50,7 @@ func run(ctx context.Context, args []string) error {
 }
 
 func newApp() *cli.App {
-	return &cli.App{
+	app := &cli.App{
 		Name:                   "skiff",
 		Usage:                  "a whole Kubernetes cluster in one binary",
 		HideVersion:            true,
@@ -72,6 +72,16 @@ func newApp() *cli.App {
 		},
 		OnUsageError:   usageError,
 		ExitErrHandler: func(*cli.Context, error) {}, // main prints once
+	}
+	refuseWrongUse(app.Commands)
+	return app
+}
+
+// refuseWrongUse makes every command answer a wrong flag in one line.
+func refuseWrongUse(commands []*cli.Command) {
+	for _, c := range commands {
+		c.OnUsageError = usageError
+		refuseWrongUse(c.Subcommands)
 	}
 }
 

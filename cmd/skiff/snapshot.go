@@ -64,7 +64,7 @@ func snapshotCommand() *cli.Command {
 				Name: "restore", Usage: "make a data directory from FILE", ArgsUsage: "FILE",
 				Description: "The directory must not exist. A server started on it is the single member of the same cluster.",
 				Flags: []cli.Flag{
-					&cli.StringFlag{Name: "data-dir", Usage: "directory to make", Required: true, EnvVars: env("data-dir")},
+					&cli.StringFlag{Name: "data-dir", Usage: "directory to make", EnvVars: env("data-dir")},
 					outputFlag(),
 				},
 				Action: restoreSnapshot,
@@ -111,6 +111,9 @@ func restoreSnapshot(c *cli.Context) error {
 	path, err := oneFile(c)
 	if err != nil {
 		return err
+	}
+	if c.String("data-dir") == "" {
+		return usagef("name the directory to make with --data-dir")
 	}
 	asJSON, err := wantJSON(c)
 	if err != nil {
