@@ -255,6 +255,9 @@ func TestPlainDiscoveryHasCustomGroups(t *testing.T) {
 		return string(body)
 	}
 	d := s.dynamic(t)
+	if !strings.Contains(groups(), `"apiextensions.k8s.io/v1"`) {
+		t.Error("the definitions' own group is missing in /apis")
+	}
 	defineWidgets(t, d)
 	eventually(t, "group in /apis", func() (bool, error) { return strings.Contains(groups(), `"example.com/v1beta1"`), nil })
 	if at, beta := strings.Index(groups(), `"example.com/v1"`), strings.Index(groups(), `"example.com/v1beta1"`); at > beta {

@@ -76,9 +76,12 @@ func (c *crds) run(ctx context.Context) error {
 	return nil
 }
 
-// publishGroups keeps the groups of custom resources in the plain form of
-// /apis; the library does so only for the aggregated form.
+// publishGroups keeps the groups of custom resources, and that of their
+// definitions, in the plain form of /apis; the library does so only for the
+// aggregated form.
 func (c *crds) publishGroups(m discovery.GroupManager) error {
+	own := metav1.GroupVersionForDiscovery{GroupVersion: apiextensionsv1.SchemeGroupVersion.String(), Version: apiextensionsv1.SchemeGroupVersion.Version}
+	m.AddGroup(metav1.APIGroup{Name: apiextensionsv1.GroupName, Versions: []metav1.GroupVersionForDiscovery{own}, PreferredVersion: own})
 	p := &groupPublisher{lister: c.lister, manager: m, known: map[string]bool{}}
 	_, err := c.Informers.Apiextensions().V1().CustomResourceDefinitions().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { p.update(obj) },

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/request/websocket"
 	x509request "k8s.io/apiserver/pkg/authentication/request/x509"
 	"k8s.io/apiserver/pkg/authentication/token/cache"
+	"k8s.io/apiserver/pkg/authentication/user"
 )
 
 // tokenCacheTTL bounds how long a token is still accepted after the object it
@@ -40,7 +41,7 @@ func NewAuthenticators(tokens *Tokens) Authenticators {
 	))
 	return Authenticators{
 		Request: union.NewFailOnError(chain, anonymous.NewAuthenticator(nil)),
-		Token:   cached,
+		Token:   group.NewTokenGroupAdder(cached, []string{user.AllAuthenticated}),
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -194,12 +195,14 @@ func TestTokenReviewAnswersForAudience(t *testing.T) {
 	}
 	for audience, want := range map[string]bool{"vault": true, "other": false} {
 		r := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{audience}}}
-		obj, err := reviewToken(context.Background(), tokens, authenticator.Audiences{"skiff"}, r)
+		obj, err := reviewToken(context.Background(), NewAuthenticators(tokens).Token, authenticator.Audiences{"skiff"}, r)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got := obj.(*authenticationv1.TokenReview).Status; got.Authenticated != want {
 			t.Errorf("%s: %+v", audience, got)
+		} else if want && !slices.Contains(got.User.Groups, "system:authenticated") {
+			t.Errorf("groups %v", got.User.Groups)
 		}
 	}
 }
