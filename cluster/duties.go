@@ -183,7 +183,7 @@ func (t *term) with(source string) controller.Config {
 		Client:    t.client,
 		Informers: t.shared,
 		Events:    t.events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: source}),
-		Logger:    t.cfg.Logger.With("controller", source),
+		Logger:    t.cfg.Logger.With("source", source),
 	}
 }
 
