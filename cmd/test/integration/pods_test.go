@@ -118,6 +118,13 @@ func TestExecLogsCopyForward(t *testing.T) {
 			t.Errorf("a missing program gave %v", err)
 		}
 	})
+	t.Run("exec over SPDY", func(t *testing.T) {
+		t.Setenv("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")
+		out, err := s.try("hello\n", "-n", "streams", "exec", "-i", "talks", "--", "cat")
+		if err != nil || out != "hello\n" {
+			t.Errorf("cat gave %q, %v", out, err)
+		}
+	})
 	t.Run("logs", func(t *testing.T) {
 		if got := k("logs", "talks", "--tail=1"); got != "up\n" {
 			t.Errorf("logs %q", got)
