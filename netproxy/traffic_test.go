@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/skiff-sh/skiff/netproxy/nstest"
+	"github.com/skiff-sh/skiff/netproxy/podnet"
 	v1 "k8s.io/api/core/v1"
 )
 
@@ -263,6 +265,27 @@ func TestSessionAffinity(t *testing.T) {
 			}
 			return err
 		})
+	})
+}
+
+func TestHostPortsOnOneAddress(t *testing.T) {
+	nstest.Run(t, func(t *testing.T) {
+		n := newNode(t)
+		a, b := n.pod("a"), n.pod("b")
+		for p, addr := range map[*pod]string{a: "127.0.0.1", b: nodeIP} {
+			m := []podnet.PortMapping{{HostIP: netip.MustParseAddr(addr), HostPort: 18080, ContainerPort: 8080}}
+			if err := n.proxy.Network().HostPorts(t.Context(), "uid-"+p.name, m); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for addr, want := range map[string]string{"127.0.0.1": "a", nodeIP: "b"} {
+			if got, err := nstest.Ask(nil, "tcp4", addr+":18080"); err != nil || got.Server != want {
+				t.Errorf("%s: %v, %v", addr, got, err)
+			}
+		}
+		if got, err := nstest.Ask(n.outside, "tcp4", nodeIP+":18080"); err != nil || got.Server != "b" {
+			t.Errorf("from outside: %v, %v", got, err)
+		}
 	})
 }
 
