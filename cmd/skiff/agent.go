@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -31,8 +32,31 @@ type agent struct {
 	node     *node.Agent
 	proxy    *netproxy.Proxy
 	images   *image.Store
+	loaded   chan struct{} // closed when the built-in images and those of imageDir are in the store
 	imageDir string
 	o        options
+}
+
+// images makes pods wait for images that are just being loaded, in place of
+// asking a registry for them.
+type images struct {
+	*image.Store
+	loaded <-chan struct{}
+}
+
+// Pull fetches ref, unless it was missing and has come with the images that
+// are loaded at start.
+func (s images) Pull(ctx context.Context, ref string, auth authn.Keychain, progress image.ProgressFunc) (*image.Image, error) {
+	_, had := s.Get(ref)
+	select {
+	case <-s.loaded:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if i, ok := s.Get(ref); ok && !had {
+		return i, nil
+	}
+	return s.Store.Pull(ctx, ref, auth, progress)
 }
 
 // nodeClient reaches the API of server in this process, as the node: it may do
@@ -56,7 +80,7 @@ func newAgent(server *cluster.Server, o options) (_ *agent, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &agent{o: o, imageDir: o.imageDir}
+	a := &agent{o: o, imageDir: o.imageDir, loaded: make(chan struct{})}
 	if a.imageDir == "" {
 		a.imageDir = filepath.Join(c.DataDir, "images")
 	}
@@ -93,7 +117,7 @@ func newAgent(server *cluster.Server, o options) (_ *agent, err error) {
 		Name: c.Name, RESTConfig: api, ServingCert: serving.ServerTLS().GetCertificate, ClientCAs: server.PKI().Pool(),
 		ListenAddr: fmt.Sprintf(":%d", o.nodePort), DataDir: nodeDir, StateDir: state, NodeIP: c.AdvertiseAddress,
 		ClusterDomain: c.ClusterDomain, ResolvConf: o.resolvConf, Labels: o.labels, Taints: o.taints, MaxPods: o.maxPods,
-		Network: podNetwork{a.proxy.Network()}, Runtime: pod.Wrap(containers), Images: a.images,
+		Network: podNetwork{a.proxy.Network()}, Runtime: pod.Wrap(containers), Images: images{a.images, a.loaded},
 		Version: componentversion.Get().GitVersion, RuntimeVersion: version, Logger: o.logger.With("component", "node"),
 	})
 	if err != nil {
@@ -134,6 +158,7 @@ func (a *agent) run(ctx context.Context, apiReady <-chan struct{}) (err error) {
 // loadImages brings in the demo images and the archives in the image folder. A
 // bad archive is reported and left; it does not keep the node down.
 func (a *agent) loadImages(ctx context.Context) error {
+	defer close(a.loaded)
 	log := a.o.logger.With("component", "images")
 	if err := demo.Ensure(ctx, a.images); err != nil && ctx.Err() == nil {
 		log.Warn("the demo images are missing", "error", err)
