@@ -2,8 +2,10 @@ package pod
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -18,9 +20,18 @@ var safeSysctls = []string{
 	"net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl", "net.ipv4.tcp_keepalive_probes", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem",
 }
 
+// selinux tells whether the kernel labels processes. Where it does not, the
+// labels that a pod asks for mean nothing, as on every other container runtime.
+var selinux = sync.OnceValue(func() bool {
+	_, err := os.Stat("/sys/fs/selinux/enforce")
+	return err == nil
+})
+
 // Refused names each field of a pod that this node can't honour. A pod that
 // has one is not started: no field is ignored in silence.
-func Refused(p *v1.Pod) field.ErrorList {
+func Refused(p *v1.Pod) field.ErrorList { return refused(p, selinux()) }
+
+func refused(p *v1.Pod, selinux bool) field.ErrorList {
 	errs := volume.Refused(p)
 	spec := field.NewPath("spec")
 	no := func(bad bool, path *field.Path, why string) {
@@ -36,8 +47,8 @@ func Refused(p *v1.Pod) field.ErrorList {
 	no(s.OS != nil && s.OS.Name != "" && s.OS.Name != v1.Linux, spec.Child("os", "name"), "this node runs linux")
 	if sc := s.SecurityContext; sc != nil {
 		path := spec.Child("securityContext")
-		no(sc.SELinuxOptions != nil && *sc.SELinuxOptions != v1.SELinuxOptions{}, path.Child("seLinuxOptions"), unsupported)
-		no(sc.SELinuxChangePolicy != nil, path.Child("seLinuxChangePolicy"), unsupported)
+		no(selinux && sc.SELinuxOptions != nil && *sc.SELinuxOptions != v1.SELinuxOptions{}, path.Child("seLinuxOptions"), unsupported)
+		no(selinux && sc.SELinuxChangePolicy != nil, path.Child("seLinuxChangePolicy"), unsupported)
 		no(sc.WindowsOptions != nil, path.Child("windowsOptions"), "this node runs linux")
 		no(confined(sc.AppArmorProfile), path.Child("appArmorProfile"), "AppArmor is not supported")
 		for i, sys := range sc.Sysctls {
@@ -45,10 +56,10 @@ func Refused(p *v1.Pod) field.ErrorList {
 		}
 	}
 	for i := range s.InitContainers {
-		errs = append(errs, refusedContainer(&s.InitContainers[i], spec.Child("initContainers").Index(i))...)
+		errs = append(errs, refusedContainer(&s.InitContainers[i], selinux, spec.Child("initContainers").Index(i))...)
 	}
 	for i := range s.Containers {
-		errs = append(errs, refusedContainer(&s.Containers[i], spec.Child("containers").Index(i))...)
+		errs = append(errs, refusedContainer(&s.Containers[i], selinux, spec.Child("containers").Index(i))...)
 	}
 	return errs
 }
@@ -57,7 +68,7 @@ func confined(p *v1.AppArmorProfile) bool {
 	return p != nil && p.Type != v1.AppArmorProfileTypeUnconfined
 }
 
-func refusedContainer(c *v1.Container, path *field.Path) (errs field.ErrorList) {
+func refusedContainer(c *v1.Container, selinux bool, path *field.Path) (errs field.ErrorList) {
 	no := func(bad bool, path *field.Path, why string) {
 		if bad {
 			errs = append(errs, field.Forbidden(path, why))
@@ -88,7 +99,7 @@ func refusedContainer(c *v1.Container, path *field.Path) (errs field.ErrorList) 
 	}
 	if sc := c.SecurityContext; sc != nil {
 		path := path.Child("securityContext")
-		no(sc.SELinuxOptions != nil && *sc.SELinuxOptions != v1.SELinuxOptions{}, path.Child("seLinuxOptions"), unsupported)
+		no(selinux && sc.SELinuxOptions != nil && *sc.SELinuxOptions != v1.SELinuxOptions{}, path.Child("seLinuxOptions"), unsupported)
 		no(sc.WindowsOptions != nil, path.Child("windowsOptions"), "this node runs linux")
 		no(confined(sc.AppArmorProfile), path.Child("appArmorProfile"), "AppArmor is not supported")
 	}
