@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -93,8 +94,30 @@ func (s *Server) layFoundation(ctx context.Context, client kubernetes.Interface)
 		})
 	}
 	parts.Wait()
-	<-ctx.Done()
-	return nil
+	return s.keepServices(ctx, client)
+}
+
+// keepServices makes the built-in services anew when somebody deletes one.
+func (s *Server) keepServices(ctx context.Context, client kubernetes.Interface) error {
+	w := s.state.Watch(servicesPrefix, s.state.Revision())
+	for {
+		events, _, err := w.Next(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil: // fell behind: what was deleted meanwhile is unknown
+			w = s.state.Watch(servicesPrefix, s.state.Revision())
+		case !slices.ContainsFunc(events, deletesBuiltIn):
+			continue
+		}
+		s.untilDone(ctx, "built-in services", func(ctx context.Context) error { return s.ensureServices(ctx, client) })
+	}
+}
+
+const servicesPrefix = storage.KeyPrefix + "/services/"
+
+func deletesBuiltIn(e *store.Event) bool {
+	return e.KV == nil && (e.Key == servicesPrefix+"default/kubernetes" || e.Key == servicesPrefix+"kube-system/kube-dns")
 }
 
 const (
