@@ -94,7 +94,7 @@ func print(rows []row) {
 	for _, r := range rows {
 		budget := ""
 		if r.Budget > 0 || r.Unit == "appends" {
-			budget = fmt.Sprintf("%g %s", r.Budget, r.Unit)
+			budget = fmt.Sprintf("%.4g %s", r.Budget, r.Unit)
 		}
 		fmt.Fprintf(w, "%s\t%.4g %s\t%s\t%s\t%s\n", r.What, r.Value, r.Unit, budget, r.verdict(), r.Upstream)
 	}
