@@ -83,6 +83,7 @@ func (s *Server) layFoundation(ctx context.Context, client kubernetes.Interface)
 		}
 		return nil
 	})
+	after := s.state.Revision() // what is deleted from now on is noticed
 	var parts sync.WaitGroup
 	for name, part := range map[string]func(context.Context, kubernetes.Interface) error{
 		"default roles":        auth.Reconcile,
@@ -94,12 +95,13 @@ func (s *Server) layFoundation(ctx context.Context, client kubernetes.Interface)
 		})
 	}
 	parts.Wait()
-	return s.keepServices(ctx, client)
+	return s.keepServices(ctx, client, after)
 }
 
-// keepServices makes the built-in services anew when somebody deletes one.
-func (s *Server) keepServices(ctx context.Context, client kubernetes.Interface) error {
-	w := s.state.Watch(servicesPrefix, s.state.Revision())
+// keepServices makes the built-in services anew when somebody deletes one after
+// the given revision.
+func (s *Server) keepServices(ctx context.Context, client kubernetes.Interface, after int64) error {
+	w := s.state.Watch(servicesPrefix, after)
 	for {
 		events, _, err := w.Next(ctx)
 		switch {

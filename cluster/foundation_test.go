@@ -4,6 +4,8 @@ import (
 	"context"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -13,10 +15,14 @@ func TestBuiltInServicesComeBack(t *testing.T) {
 	ctx := context.Background()
 	for ns, name := range map[string]string{"default": "kubernetes", "kube-system": "kube-dns"} {
 		services := s.client.CoreV1().Services(ns)
-		before, err := services.Get(ctx, name, metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		var before *corev1.Service
+		eventually(t, name+" exists", func() (_ bool, err error) {
+			before, err = services.Get(ctx, name, metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				return false, nil
+			}
+			return err == nil, err
+		})
 		if err := services.Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}

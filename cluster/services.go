@@ -16,11 +16,8 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// LocalDNSLabel marks the Service that every node answers itself: it has no
-// endpoints, and a service proxy must neither reject nor forward its traffic.
-const LocalDNSLabel = "skiff.sh/local-dns"
-
-// ensureServices makes the services of the API and of DNS and brings the API's
+// ensureServices makes the services of the API and of DNS (which has no
+// endpoints: every node answers its address itself) and brings the API's
 // endpoints up to date.
 func (s *Server) ensureServices(ctx context.Context, client kubernetes.Interface) error {
 	api := &corev1.Service{
@@ -33,7 +30,7 @@ func (s *Server) ensureServices(ctx context.Context, client kubernetes.Interface
 	}
 	dns := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: "kube-dns", Namespace: "kube-system",
-			Labels: map[string]string{"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS", LocalDNSLabel: "true"}},
+			Labels: map[string]string{"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"}},
 		Spec: corev1.ServiceSpec{
 			ClusterIP: s.cfg.serviceAddress(10).String(), Type: corev1.ServiceTypeClusterIP, SessionAffinity: corev1.ServiceAffinityNone,
 			Ports: []corev1.ServicePort{

@@ -74,7 +74,6 @@ func New(c Config) (*Server, error) {
 	}
 	codecs := serializer.NewCodecFactory(internal,
 		serializer.WithStreamingCollectionEncodingToJSON(), serializer.WithStreamingCollectionEncodingToProtobuf())
-
 	client, err := s.client()
 	if err != nil {
 		return nil, err
@@ -85,59 +84,77 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	admit, err := admission.New(objects)
-	if err != nil {
-		return nil, fmt.Errorf("admission: %w", err)
-	}
 	g, err := s.genericConfig(codecs, a)
 	if err != nil {
 		return nil, err
 	}
-	g.AdmissionControl = admit
-	options := protobufOptions(c.Backend, internal, codecs)
-	g.RESTOptionsGetter = options
+	if g.AdmissionControl, err = admission.New(objects); err != nil {
+		return nil, fmt.Errorf("admission: %w", err)
+	}
+	options := registry.Options{Scheme: internal, RESTOptions: protobufOptions(c.Backend, internal, codecs)}
+	g.RESTOptionsGetter = options.RESTOptions
 	if s.crds, err = newCRDs(g, c.Backend); err != nil {
 		return nil, err
 	}
 	if s.generic, err = g.Complete().New("skiff", s.crds.GenericAPIServer); err != nil {
 		return nil, fmt.Errorf("generic API server: %w", err)
 	}
-	nodes, err := nodeproxy.NewAccess(nodeproxy.AccessConfig{Node: objects.Node, TLS: c.NodeTLS})
-	if err != nil {
+	if err := s.installGroups(options, codecs, g, a, objects, client); err != nil {
 		return nil, err
 	}
-	served, err := groups(registry.Options{Scheme: internal, RESTOptions: options},
-		core.Config{ServiceCIDR: c.ServiceCIDR, Reservations: c.Reservations, Logger: c.Logger, Pods: core.PodConfig{Nodes: nodes, Client: client, Authorizer: a.authorizer}}, a)
-	if err != nil {
+	if err := s.installPaths(g, a); err != nil {
 		return nil, err
+	}
+	s.generic.PrepareRun()
+	s.local.serve(s.generic.Handler)
+	return s, nil
+}
+
+// installGroups builds the storage of every built-in kind and serves it.
+func (s *Server) installGroups(o registry.Options, codecs serializer.CodecFactory, g *genericapiserver.RecommendedConfig,
+	a access, objects *auth.StorageObjects, client kubernetes.Interface) error {
+	nodes, err := nodeproxy.NewAccess(nodeproxy.AccessConfig{Node: objects.Node, TLS: s.cfg.NodeTLS})
+	if err != nil {
+		return err
+	}
+	served, err := groups(o, core.Config{
+		ServiceCIDR: s.cfg.ServiceCIDR, Reservations: s.cfg.Reservations, Logger: s.cfg.Logger,
+		Pods: core.PodConfig{Nodes: nodes, Client: client, Authorizer: a.authorizer},
+	}, a)
+	if err != nil {
+		return err
 	}
 	s.models = &lazyTypes{config: g.OpenAPIV3Config}
-	in := installer{server: s.generic, scheme: internal, codecs: codecs, admit: admit, models: s.models, limit: maxBodyBytes}
+	in := installer{server: s.generic, scheme: o.Scheme, codecs: codecs, admit: g.AdmissionControl, models: s.models, limit: maxBodyBytes}
 	for _, group := range served {
 		if group.Group == "" {
 			objects.Bind(group.Storage)
 		}
 		if err := in.install(group); err != nil {
-			return nil, err
+			return err
 		}
 	}
+	return nil
+}
+
+// installPaths serves what is no group: OpenAPI, the plain list of groups, the
+// documents of the token issuer, and the paths of the Config.
+func (s *Server) installPaths(g *genericapiserver.RecommendedConfig, a access) error {
 	s.documents = &lazyOpenAPI{server: s.generic, v2: g.OpenAPIConfig, v3: g.OpenAPIV3Config, crds: s.crds}
 	s.documents.install(s.generic.Handler.NonGoRestfulMux)
 	if err := s.crds.publishGroups(s.generic.DiscoveryGroupManager); err != nil {
-		return nil, err
+		return err
 	}
-	issuer, err := a.tokens.IssuerDiscovery("https://" + c.ExternalAddress)
+	issuer, err := a.tokens.IssuerDiscovery("https://" + s.cfg.ExternalAddress)
 	if err != nil {
-		return nil, fmt.Errorf("token issuer documents: %w", err)
+		return fmt.Errorf("token issuer documents: %w", err)
 	}
-	for _, handlers := range []map[string]http.Handler{issuer, c.Handlers} {
+	for _, handlers := range []map[string]http.Handler{issuer, s.cfg.Handlers} {
 		for path, h := range handlers {
 			s.generic.Handler.NonGoRestfulMux.Handle(path, h)
 		}
 	}
-	s.generic.PrepareRun()
-	s.local.serve(s.generic.Handler)
-	return s, nil
+	return nil
 }
 
 // client is a client of this server, in this process.
