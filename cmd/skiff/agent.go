@@ -80,6 +80,9 @@ func newAgent(server *cluster.Server, o options) (_ *agent, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := makeStateDir(state); err != nil {
+		return nil, err
+	}
 	a := &agent{o: o, imageDir: o.imageDir, loaded: make(chan struct{})}
 	if a.imageDir == "" {
 		a.imageDir = filepath.Join(c.DataDir, "images")

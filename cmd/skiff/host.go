@@ -70,6 +70,30 @@ func stateDir(dataDir string) (string, error) {
 	return filepath.Join("/run/skiff", hex.EncodeToString(sum[:4])), nil
 }
 
+// makeStateDir makes the state directory. It is to be in memory, where secrets
+// and tokens may lie: where /run is on a disk it becomes a tmpfs of its own. A
+// directory that holds something already is left as it is.
+func makeStateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return fmt.Errorf("state directory %s: %w", dir, err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	if fs.Type == unix.TMPFS_MAGIC || len(entries) > 0 {
+		return nil
+	}
+	if err := unix.Mount("skiff", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
+		return fmt.Errorf("mount a tmpfs at %s: %w", dir, err)
+	}
+	return nil
+}
+
 // hostAddress finds the address other hosts reach this one by: that of the
 // default route, else of the first interface that is up, else loopback.
 func hostAddress() (netip.Addr, error) {

@@ -114,7 +114,7 @@ func (r *reset) look(ctx context.Context) (err error) {
 			return fmt.Errorf("list pods: %w", err)
 		}
 	}
-	if r.mounts, err = mountsBelow(r.dataDir, r.stateDir); err != nil {
+	if r.mounts, err = r.findMounts(); err != nil {
 		return err
 	}
 	r.cgroups, err = cgroupsOf(cgroupRoot(r.stateDir))
@@ -151,7 +151,7 @@ func (r *reset) run(ctx context.Context, deleteData bool) error {
 		errs = append(errs, fmt.Errorf("network: %w", err))
 	}
 	// Removing the pods has removed most of these.
-	mounts, err := mountsBelow(r.dataDir, r.stateDir)
+	mounts, err := r.findMounts()
 	if err != nil {
 		errs = append(errs, err)
 	}
@@ -180,6 +180,24 @@ func (r *reset) run(ctx context.Context, deleteData bool) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// findMounts lists the instance's mount points, the innermost first, and last
+// the state directory where it is one itself, see makeStateDir. The data
+// directory may be one too, but then it is not ours.
+func (r *reset) findMounts() ([]string, error) {
+	mounts, err := mountsBelow(r.dataDir, r.stateDir)
+	if err != nil {
+		return nil, err
+	}
+	own, err := mountinfo.Mounted(r.stateDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("state directory %s: %w", r.stateDir, err)
+	}
+	if own {
+		mounts = append(mounts, r.stateDir)
+	}
+	return mounts, nil
 }
 
 // mountsBelow lists mount points below the folders, the innermost first.
