@@ -63,7 +63,7 @@ func putRate(ctx context.Context, binary, name, clients string) (float64, error)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
 	if err := cmd.Run(); err != nil {
-		return 0, fmt.Errorf("Benchmark%s with %s clients: %w\n%s", name, clients, err, out.String())
+		return 0, fmt.Errorf("benchmark %s with %s clients: %w\n%s", name, clients, err, out.String())
 	}
 	for line := range strings.Lines(out.String()) {
 		f := strings.Fields(line)
@@ -71,7 +71,7 @@ func putRate(ctx context.Context, binary, name, clients string) (float64, error)
 			return strconv.ParseFloat(f[i-1], 64)
 		}
 	}
-	return 0, fmt.Errorf("Benchmark%s with %s clients gave no puts/s; is etcd installed?\n%s", name, clients, out.String())
+	return 0, fmt.Errorf("benchmark %s with %s clients gave no puts/s; is etcd installed?\n%s", name, clients, out.String())
 }
 
 func median(v []float64) float64 {
