@@ -138,14 +138,15 @@ func (h History) create(ctx context.Context, owner metav1.Object, template *core
 	return nil, fmt.Errorf("revision %s/%s: %w", r.Namespace, r.Name, ErrCollision)
 }
 
-// Prune deletes the oldest of more than limit revisions that are not in use.
+// Prune deletes the oldest of more than limit revisions that are not in use;
+// inUse holds their hashes or names.
 func (h History) Prune(ctx context.Context, history []*appsv1.ControllerRevision, limit *int32, inUse map[string]bool) error {
 	if limit == nil {
 		return nil
 	}
 	var unused []*appsv1.ControllerRevision
 	for _, r := range history {
-		if !inUse[r.Labels[RevisionLabel]] {
+		if !inUse[r.Labels[RevisionLabel]] && !inUse[r.Name] {
 			unused = append(unused, r)
 		}
 	}

@@ -146,7 +146,7 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 		c.loop.AddAfter(key, wait)
 	}
 	if failed == nil {
-		inUse := map[string]bool{in.current.Labels[controller.RevisionLabel]: true, in.update.Labels[controller.RevisionLabel]: true}
+		inUse := map[string]bool{in.current.Name: true, in.update.Name: true}
 		for _, pod := range in.pods {
 			inUse[revisionOf(pod)] = true
 		}

@@ -53,7 +53,7 @@ func pods(text string) []*corev1.Pod {
 	for _, f := range strings.Fields(text) {
 		n, rest, _ := strings.Cut(f, ":")
 		hash := strings.TrimRight(rest, "!~#")
-		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "db-" + n, Labels: map[string]string{controller.RevisionLabel: hash}},
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "db-" + n, Labels: map[string]string{controller.RevisionLabel: "db-" + hash}},
 			Status: corev1.PodStatus{Phase: corev1.PodRunning}}
 		if !strings.Contains(rest, "!") {
 			p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}

@@ -90,6 +90,8 @@ func (in input) revisionFor(ordinal int) *appsv1.ControllerRevision {
 	return in.update
 }
 
+// revisionOf is the name of the revision that a pod comes from. (The pods of a
+// DaemonSet bear only its hash.)
 func revisionOf(pod *corev1.Pod) string {
 	return pod.Labels[controller.RevisionLabel]
 }
@@ -156,14 +158,13 @@ func (p *plan) condemn(pods []*corev1.Pod, ordered bool) bool {
 // anew. Pods that are not available use up the allowance.
 func (p *plan) replace(in input, there map[int]*corev1.Pod, end int) {
 	allowed := maxUnavailable(in.set)
-	hash := in.update.Labels[controller.RevisionLabel]
 	for n := end - 1; n >= in.partition() && allowed > 0; n-- {
 		pod := there[n]
 		if pod == nil || pod.DeletionTimestamp != nil || controller.Finished(pod) {
 			allowed--
 			continue
 		}
-		old := revisionOf(pod) != hash
+		old := revisionOf(pod) != in.update.Name
 		if old {
 			p.remove = append(p.remove, pod)
 		}
@@ -192,7 +193,7 @@ func decideStatus(in input) (s appsv1.StatefulSetStatus, wait time.Duration) {
 		ObservedGeneration: in.set.Generation, CollisionCount: before.CollisionCount, Conditions: before.Conditions,
 		CurrentRevision: in.current.Name, UpdateRevision: in.update.Name,
 	}
-	current, update := in.current.Labels[controller.RevisionLabel], in.update.Labels[controller.RevisionLabel]
+	current, update := in.current.Name, in.update.Name
 	for _, pod := range in.pods {
 		if pod.Status.Phase != "" {
 			s.Replicas++

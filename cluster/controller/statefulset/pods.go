@@ -99,7 +99,7 @@ func podFor(set *appsv1.StatefulSet, ordinal int, revision *appsv1.ControllerRev
 	}
 	pod.Labels[appsv1.StatefulSetPodNameLabel] = name
 	pod.Labels[appsv1.PodIndexLabel] = strconv.Itoa(ordinal)
-	pod.Labels[controller.RevisionLabel] = revision.Labels[controller.RevisionLabel]
+	pod.Labels[controller.RevisionLabel] = revision.Name
 	pod.Spec.Hostname = name
 	pod.Spec.Subdomain = set.Spec.ServiceName
 	for _, template := range set.Spec.VolumeClaimTemplates {
