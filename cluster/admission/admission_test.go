@@ -183,6 +183,8 @@ func TestRefusals(t *testing.T) {
 			pod(func(p *corev1.Pod) { p.Spec.ServiceAccountName = "x" }), nil},
 		{"unknown priority class", "no PriorityClass with name gold was found", usual(), admin, admission.Create, "pods", "", "p",
 			pod(func(p *corev1.Pod) { p.Spec.PriorityClassName = "gold" }), nil},
+		{"unknown runtime class", `pod rejected: RuntimeClass "gvisor" not found`, usual(), admin, admission.Create, "pods", "", "p",
+			pod(func(p *corev1.Pod) { p.Spec.RuntimeClassName = ptr.To("gvisor") }), nil},
 		{"over the limit", "maximum memory usage per Container is 1Gi, but limit is 2Gi", limited, admin, admission.Create, "pods", "", "p", big, nil},
 		{"no limit given", "No limit is specified", limited, admin, admission.Create, "pods", "", "p", pod(), nil},
 		{"pod security", `violates PodSecurity "restricted:latest"`, restricted, admin, admission.Create, "pods", "", "p", pod(), nil},
