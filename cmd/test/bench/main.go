@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/skiff-sh/skiff/cmd/test/host"
@@ -104,6 +105,7 @@ func print(rows []row) {
 // instance is a server under measurement.
 type instance struct {
 	*host.Server
+	config *rest.Config
 	client kubernetes.Interface
 	log    *bytes.Buffer
 }
@@ -164,6 +166,7 @@ func (s *instance) startUp(ctx context.Context) ([]row, error) {
 	}
 	cfg.Host, cfg.QPS = "https://"+s.Host.Addr+":6443", -1
 	cfg.ContentType = "application/vnd.kubernetes.protobuf"
+	s.config = cfg
 	if s.client, err = kubernetes.NewForConfig(cfg); err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -17,6 +18,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
 
 	"github.com/skiff-sh/skiff/cluster"
@@ -232,22 +235,35 @@ func (s *instance) hundredReplicas(ctx context.Context) ([]row, error) {
 	return []row{{What: "100-replica Deployment -> all Ready", Value: took.Seconds(), Unit: "s", Budget: 4, Upstream: "17-19 s"}}, nil
 }
 
-// creates counts durable creates by 16 clients.
+// creates counts durable creates by 16 clients, each with its own connection.
 func (s *instance) creates(ctx context.Context) ([]row, error) {
-	const clients, d = 16, 5 * time.Second
-	maps, err := rate(ctx, clients, d, func(ctx context.Context, name string) error {
-		_, err := s.client.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{
+	const d = 5 * time.Second
+	clients := make([]kubernetes.Interface, 16)
+	for i := range clients {
+		cfg := rest.CopyConfig(s.config)
+		cfg.Dial = (&net.Dialer{}).DialContext // configs that share it share connections
+		c, err := kubernetes.NewForConfig(cfg)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := c.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}); err != nil {
+			return nil, err
+		}
+		clients[i] = c
+	}
+	maps, err := rate(ctx, clients, d, func(ctx context.Context, c kubernetes.Interface, name string) error {
+		_, err := c.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string]string{"key": strings.Repeat("x", 256)}}, metav1.CreateOptions{})
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	pods, err := rate(ctx, clients, d, func(ctx context.Context, name string) error {
+	pods, err := rate(ctx, clients, d, func(ctx context.Context, c kubernetes.Interface, name string) error {
 		p := helloPod(name)
 		p.Labels = map[string]string{"bench": "creates"}
 		p.Spec.SchedulerName = "nobody" // they are only stored
-		_, err := s.client.CoreV1().Pods(namespace).Create(ctx, p, metav1.CreateOptions{})
+		_, err := c.CoreV1().Pods(namespace).Create(ctx, p, metav1.CreateOptions{})
 		return err
 	})
 	if err != nil {
@@ -259,19 +275,19 @@ func (s *instance) creates(ctx context.Context) ([]row, error) {
 	}, nil
 }
 
-func rate(ctx context.Context, clients int, d time.Duration, do func(ctx context.Context, name string) error) (float64, error) {
-	var n atomic.Int64
+func rate(ctx context.Context, clients []kubernetes.Interface, d time.Duration, do func(ctx context.Context, c kubernetes.Interface, name string) error) (float64, error) {
+	var done atomic.Int64
 	var failed atomic.Pointer[error]
 	var wg sync.WaitGroup
 	begin := time.Now()
-	for c := range clients {
+	for n, c := range clients {
 		wg.Go(func() {
 			for i := 0; time.Since(begin) < d && ctx.Err() == nil && failed.Load() == nil; i++ {
-				if err := do(ctx, fmt.Sprintf("bench-%d-%d", c, i)); err != nil {
+				if err := do(ctx, c, fmt.Sprintf("bench-%d-%d", n, i)); err != nil {
 					failed.Store(&err)
 					return
 				}
-				n.Add(1)
+				done.Add(1)
 			}
 		})
 	}
@@ -279,5 +295,5 @@ func rate(ctx context.Context, clients int, d time.Duration, do func(ctx context
 	if e := failed.Load(); e != nil {
 		return 0, *e
 	}
-	return float64(n.Load()) / time.Since(begin).Seconds(), ctx.Err()
+	return float64(done.Load()) / time.Since(begin).Seconds(), ctx.Err()
 }

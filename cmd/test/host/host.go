@@ -13,6 +13,8 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -73,7 +75,27 @@ func (h *Host) connect() error {
 	if err := up(inside, far, h.Addr); err != nil {
 		return err
 	}
-	return inside.RouteAdd(&netlink.Route{Gw: net.ParseIP(h.Outside)})
+	if err := inside.RouteAdd(&netlink.Route{Gw: net.ParseIP(h.Outside)}); err != nil {
+		return fmt.Errorf("default route of %s: %w", h.Name, err)
+	}
+	return h.awaitPath()
+}
+
+// awaitPath returns when packets get through. The kernel drops the first ones
+// on a new link now and then, and tries again only after a second.
+func (h *Host) awaitPath() error {
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		c, err := net.DialTimeout("tcp", net.JoinHostPort(h.Addr, "1"), 100*time.Millisecond)
+		if err == nil {
+			return c.Close()
+		}
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s cannot be reached: %w", h.Name, err)
+		}
+	}
 }
 
 // up brings a link up and gives it an address in a /24. A nil handle means the
