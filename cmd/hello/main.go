@@ -1,4 +1,4 @@
-// hello is skiff's own demonstration program, built into skiff as the images
+// Command hello is skiff's own demonstration program, built into skiff as the images
 // skiff.local/hello:v1 and :v2. It answers every HTTP request with who it is
 // and how many requests it has answered, so that one can see load balancing,
 // rolling updates and restarts happen.

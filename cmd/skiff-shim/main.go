@@ -1,6 +1,6 @@
 //go:build cgo
 
-// skiff-shim is the supervisor of one pod. It owns the pod's network, IPC and
+// Command skiff-shim is the supervisor of one pod. It owns the pod's network, IPC and
 // UTS namespaces (it was cloned into them), runs the pod's containers with
 // libcontainer, writes their logs, keeps their standard streams open and
 // records how they ended. It answers skiff on a Unix socket and does not care
