@@ -42,7 +42,7 @@ const killWriters = 16
 func TestKillChild(t *testing.T) {
 	dir := os.Getenv(killDirEnv)
 	if dir == "" {
-		t.Skip("runs only as a child of TestKill")
+		return // it is the body of TestKill's child process, and nothing by itself
 	}
 	signal.Ignore(syscall.SIGPIPE)
 	l := listen(t, "127.0.0.1:0")
