@@ -144,6 +144,9 @@ func (c *container) status(defaultWait v1.ContainerStateWaiting) v1.ContainerSta
 	}
 	if c.cur != nil {
 		s.ContainerID = containerID(c.cur.ID)
+		// What a container was given does not change while it lives: there is
+		// no pods/resize yet.
+		s.Resources, s.AllocatedResources = c.spec.Resources.DeepCopy(), c.spec.Resources.Requests.DeepCopy()
 	}
 	if c.last != nil {
 		s.LastTerminationState.Terminated = c.last

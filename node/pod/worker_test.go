@@ -10,6 +10,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
@@ -30,6 +31,16 @@ func TestStatesMoveOneWay(t *testing.T) {
 		if s, err := m[0].Move(m[1]); err == nil || s != m[0] {
 			t.Errorf("%s may move to %s", m[0], m[1])
 		}
+	}
+}
+
+func TestStatusSaysWhatAContainerWasGiven(t *testing.T) {
+	w := newWorld(t)
+	given := v1.ResourceRequirements{Requests: v1.ResourceList{v1.ResourceCPU: resource.MustParse("100m")}, Limits: v1.ResourceList{v1.ResourceMemory: resource.MustParse("64Mi")}}
+	w.add(w.pod("a", func(p *v1.Pod) { p.Spec.Containers[0].Resources = given }))
+	cs := w.await("a", "runs", isRunning).Status.ContainerStatuses[0]
+	if cs.Resources == nil || !equality.Semantic.DeepEqual(*cs.Resources, given) || !equality.Semantic.DeepEqual(cs.AllocatedResources, given.Requests) {
+		t.Errorf("resources %v, allocated %v", cs.Resources, cs.AllocatedResources)
 	}
 }
 
