@@ -63,15 +63,25 @@ func TestSignalDispositions(t *testing.T) {
 		}
 	}
 	show := []string{"grep", "-E", "SigBlk|SigIgn", "/proc/self/status"} // no shell: it ignores some itself
-	want := "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"
-	if got := e.output(s, e.container(show...)); got != want {
+	if got := e.output(s, e.container(show...)); !usualSignals(got) {
 		t.Errorf("container: %q", got)
 	}
 	c := e.start(s, e.container("sleep", "100"))
 	var out buffer
-	if _, err := s.Exec(context.Background(), c.ID, ExecConfig{Args: show}, nil, &out, nil, nil); err != nil || out.String() != want {
+	if _, err := s.Exec(context.Background(), c.ID, ExecConfig{Args: show}, nil, &out, nil, nil); err != nil || !usualSignals(out.String()) {
 		t.Errorf("exec: %q %v", out.String(), err)
 	}
+}
+
+// usualSignals tells whether no signal is blocked or ignored, but for 32 to 34:
+// they belong to the C library, and some parents of a test run leave them so.
+func usualSignals(status string) bool {
+	var blocked, ignored uint64
+	if _, err := fmt.Sscanf(status, "SigBlk:\t%x\nSigIgn:\t%x\n", &blocked, &ignored); err != nil {
+		return false
+	}
+	const libc = 7 << 31
+	return blocked&^libc == 0 && ignored&^libc == 0
 }
 
 func TestStartErrors(t *testing.T) {
