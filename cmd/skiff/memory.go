@@ -24,7 +24,7 @@ const (
 	settleQuiet = 0.05
 	// settleWorth is how much must have been allocated since the last time for
 	// another collection to be worth its while.
-	settleWorth = 32 << 20
+	settleWorth = 8 << 20
 )
 
 // keepHeadroom sets the collector's percentage after each collection so that
