@@ -10,6 +10,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/informers"
@@ -24,6 +25,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/controller"
 	"github.com/skiff-sh/skiff/cluster/controller/daemonset"
 	"github.com/skiff-sh/skiff/cluster/controller/deployment"
+	"github.com/skiff-sh/skiff/cluster/controller/disruption"
 	"github.com/skiff-sh/skiff/cluster/controller/endpointslice"
 	"github.com/skiff-sh/skiff/cluster/controller/garbagecollector"
 	"github.com/skiff-sh/skiff/cluster/controller/namespace"
@@ -109,6 +111,7 @@ func (t *term) duties() ([]Duty, error) {
 	add(t, "deployment", "deployment-controller", deployment.New)
 	add(t, "daemonset", "daemonset-controller", daemonset.New)
 	add(t, "statefulset", "statefulset-controller", statefulset.New)
+	add(t, "disruption", "controllermanager", disruption.New)
 	add(t, "endpointslice", "endpoint-slice-controller", endpointslice.New)
 	add(t, "namespace", "namespace-controller", func(c controller.Config) (*namespace.Controller, error) {
 		return namespace.New(namespace.Config{Config: c, Discovery: t.client.Discovery(), Metadata: t.metadata})
@@ -150,19 +153,20 @@ func (t *term) sharedKinds() map[schema.GroupVersionResource]cache.SharedIndexIn
 	core, apps := t.shared.Core().V1(), t.shared.Apps().V1()
 	v1 := corev1.SchemeGroupVersion
 	return map[schema.GroupVersionResource]cache.SharedIndexInformer{
-		v1.WithResource("pods"):                                       core.Pods().Informer(),
-		v1.WithResource("services"):                                   core.Services().Informer(),
-		v1.WithResource("endpoints"):                                  core.Endpoints().Informer(),
-		v1.WithResource("nodes"):                                      core.Nodes().Informer(),
-		v1.WithResource("namespaces"):                                 core.Namespaces().Informer(),
-		v1.WithResource("serviceaccounts"):                            core.ServiceAccounts().Informer(),
-		v1.WithResource("replicationcontrollers"):                     core.ReplicationControllers().Informer(),
-		appsv1.SchemeGroupVersion.WithResource("deployments"):         apps.Deployments().Informer(),
-		appsv1.SchemeGroupVersion.WithResource("replicasets"):         apps.ReplicaSets().Informer(),
-		appsv1.SchemeGroupVersion.WithResource("daemonsets"):          apps.DaemonSets().Informer(),
-		appsv1.SchemeGroupVersion.WithResource("controllerrevisions"): apps.ControllerRevisions().Informer(),
-		appsv1.SchemeGroupVersion.WithResource("statefulsets"):        apps.StatefulSets().Informer(),
-		discoveryv1.SchemeGroupVersion.WithResource("endpointslices"): t.shared.Discovery().V1().EndpointSlices().Informer(),
+		v1.WithResource("pods"):                                          core.Pods().Informer(),
+		v1.WithResource("services"):                                      core.Services().Informer(),
+		v1.WithResource("endpoints"):                                     core.Endpoints().Informer(),
+		v1.WithResource("nodes"):                                         core.Nodes().Informer(),
+		v1.WithResource("namespaces"):                                    core.Namespaces().Informer(),
+		v1.WithResource("serviceaccounts"):                               core.ServiceAccounts().Informer(),
+		v1.WithResource("replicationcontrollers"):                        core.ReplicationControllers().Informer(),
+		appsv1.SchemeGroupVersion.WithResource("deployments"):            apps.Deployments().Informer(),
+		appsv1.SchemeGroupVersion.WithResource("replicasets"):            apps.ReplicaSets().Informer(),
+		appsv1.SchemeGroupVersion.WithResource("daemonsets"):             apps.DaemonSets().Informer(),
+		appsv1.SchemeGroupVersion.WithResource("controllerrevisions"):    apps.ControllerRevisions().Informer(),
+		appsv1.SchemeGroupVersion.WithResource("statefulsets"):           apps.StatefulSets().Informer(),
+		policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets"): t.shared.Policy().V1().PodDisruptionBudgets().Informer(),
+		discoveryv1.SchemeGroupVersion.WithResource("endpointslices"):    t.shared.Discovery().V1().EndpointSlices().Informer(),
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -335,5 +336,45 @@ func TestDaemonSetAndStatefulSetOnTheRealAPI(t *testing.T) {
 			t.Errorf("%s has image %s after undo", name, out)
 		}
 	}
+	eventually(t, "nothing written when done", quiet(s))
+}
+
+func TestEvictionWithinABudgetOnTheRealAPI(t *testing.T) {
+	s := newServer(t)
+	ctx := context.Background()
+	s.addNode(t, "n1") // nobody plays it: an evicted pod goes on ending
+	ns := s.newNamespace(t)
+	pods := s.client.CoreV1().Pods(ns)
+	for _, name := range []string{"a", "b"} {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": "web"}},
+			Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
+		made, err := pods.Create(ctx, pod, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		made.Status.Phase = corev1.PodRunning
+		made.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+		if _, err := pods.UpdateStatus(ctx, made, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.mustKubectl(t, "", "-n", ns, "create", "pdb", "web", "--selector=app=web", "--min-available=1")
+	allowed := func(want int32) func() (bool, error) {
+		return func() (bool, error) {
+			b, err := s.client.PolicyV1().PodDisruptionBudgets(ns).Get(ctx, "web", metav1.GetOptions{})
+			return err == nil && b.Status.ObservedGeneration == b.Generation && b.Status.DisruptionsAllowed == want, err
+		}
+	}
+	eventually(t, "one eviction allowed", allowed(1))
+	evict := func(name string) error {
+		return pods.EvictV1(ctx, &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: name}})
+	}
+	if err := evict("a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := evict("b"); !apierrors.IsTooManyRequests(err) {
+		t.Errorf("second eviction: %v", err)
+	}
+	eventually(t, "no eviction allowed", allowed(0))
 	eventually(t, "nothing written when done", quiet(s))
 }
