@@ -19,25 +19,25 @@ import (
 	openapicommon "k8s.io/kube-openapi/pkg/common"
 )
 
-// lazyOpenAPI serves /openapi/v2 and /openapi/v3. The documents are built, and
-// those of custom resources joined, when somebody asks for the first time: that
-// takes time and memory which many servers never need.
+// lazyOpenAPI serves /openapi/v2 and /openapi/v3. The documents of each are
+// built, and those of custom resources joined, when somebody asks for the first
+// time: that takes time and memory which many servers never need.
 type lazyOpenAPI struct {
 	server *genericapiserver.GenericAPIServer
 	v2     *openapicommon.Config
 	v3     *openapicommon.OpenAPIV3Config
 	crds   *crds
 
-	once    sync.Once
-	handler http.Handler
-	mu      sync.Mutex
-	ctx     context.Context // of Run; set before the first request
+	mu  sync.Mutex
+	ctx context.Context // of Run; set before the first request
 }
 
 func (l *lazyOpenAPI) install(m *mux.PathRecorderMux) {
-	m.Handle("/openapi/v2", l)
-	m.Handle("/openapi/v3", l)
-	m.HandlePrefix("/openapi/v3/", l)
+	v2 := &lazyHandler{owner: l, build: l.buildV2}
+	v3 := &lazyHandler{owner: l, build: l.buildV3}
+	m.Handle("/openapi/v2", v2)
+	m.Handle("/openapi/v3", v3)
+	m.HandlePrefix("/openapi/v3/", v3)
 }
 
 // run sets the life of what is started for the documents.
@@ -47,27 +47,38 @@ func (l *lazyOpenAPI) run(ctx context.Context) {
 	l.ctx = ctx
 }
 
+// lazyHandler is built by its first request.
+type lazyHandler struct {
+	owner   *lazyOpenAPI
+	build   func(context.Context) http.Handler
+	once    sync.Once
+	handler http.Handler
+}
+
 // ServeHTTP implements http.Handler.
-func (l *lazyOpenAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	l.mu.Lock()
-	ctx := l.ctx
-	l.mu.Unlock()
+func (h *lazyHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h.owner.mu.Lock()
+	ctx := h.owner.ctx
+	h.owner.mu.Unlock()
 	if ctx == nil {
 		http.Error(w, "the API is still starting", http.StatusServiceUnavailable)
 		return
 	}
-	l.once.Do(func() { l.handler = l.build(ctx) })
-	l.handler.ServeHTTP(w, r)
+	h.once.Do(func() { h.handler = h.build(ctx) })
+	h.handler.ServeHTTP(w, r)
 }
 
-func (l *lazyOpenAPI) build(ctx context.Context) http.Handler {
+func (l *lazyOpenAPI) buildV2(ctx context.Context) http.Handler {
 	m := mux.NewPathRecorderMux("openapi")
-	container := l.server.Handler.GoRestfulContainer
-	v2, static := routes.OpenAPI{Config: l.v2}.InstallV2(container, m)
-	v3 := routes.OpenAPI{V3Config: l.v3}.InstallV3(container, m)
-	definitions := l.crds.Informers.Apiextensions().V1().CustomResourceDefinitions()
-	go openapiv2.NewController(definitions).Run(static, v2, ctx.Done())
-	go openapiv3.NewController(definitions).Run(v3, ctx.Done())
+	v2, static := routes.OpenAPI{Config: l.v2}.InstallV2(l.server.Handler.GoRestfulContainer, m)
+	go openapiv2.NewController(l.crds.Informers.Apiextensions().V1().CustomResourceDefinitions()).Run(static, v2, ctx.Done())
+	return m
+}
+
+func (l *lazyOpenAPI) buildV3(ctx context.Context) http.Handler {
+	m := mux.NewPathRecorderMux("openapi")
+	v3 := routes.OpenAPI{V3Config: l.v3}.InstallV3(l.server.Handler.GoRestfulContainer, m)
+	go openapiv3.NewController(l.crds.Informers.Apiextensions().V1().CustomResourceDefinitions()).Run(v3, ctx.Done())
 	l.awaitCRDs(ctx, m)
 	return m
 }

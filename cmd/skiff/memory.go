@@ -22,9 +22,9 @@ const (
 	settleStep = 5 * time.Second
 	// settleQuiet is the share of a core below which it is.
 	settleQuiet = 0.05
-	// settleWorth is how much must have been allocated since the last time for
-	// another collection to be worth its while.
-	settleWorth = 8 << 20
+	// settleWorth is how much must have come in since the last time for settling
+	// again to be worth its while.
+	settleWorth = 24 << 20
 )
 
 // keepHeadroom sets the collector's percentage after each collection so that
@@ -65,7 +65,7 @@ func readMetric(name string) uint64 {
 func settleMemory(ctx context.Context) {
 	tick := time.NewTicker(settleStep)
 	defer tick.Stop()
-	var settled uint64 // bytes ever allocated, when last settled
+	var settled uint64 // resident bytes after the last time
 	for last := cpuTime(); ; {
 		select {
 		case <-tick.C:
@@ -75,12 +75,25 @@ func settleMemory(ctx context.Context) {
 		now := cpuTime()
 		quiet := float64(now-last) < settleQuiet*float64(settleStep)
 		last = now
-		if total := readMetric("/gc/heap/allocs:bytes"); quiet && (settled == 0 || total-settled > settleWorth) {
+		if quiet && resident() > settled+settleWorth {
 			debug.FreeOSMemory()
 			_ = dropText() // only memory is lost if it fails
-			settled, last = total, cpuTime()
+			settled, last = resident(), cpuTime()
 		}
 	}
+}
+
+// resident is how many bytes of this process are in memory.
+func resident() uint64 {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	var size, pages uint64
+	if _, err := fmt.Sscan(string(b), &size, &pages); err != nil {
+		return 0
+	}
+	return pages * uint64(os.Getpagesize())
 }
 
 // cpuTime is what this process has used of the processors.

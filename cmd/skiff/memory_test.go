@@ -53,3 +53,17 @@ func TestGCPercent(t *testing.T) {
 		}
 	}
 }
+
+func TestResident(t *testing.T) {
+	before := resident()
+	b := make([]byte, 64<<20)
+	for i := 0; i < len(b); i += 4096 {
+		b[i] = 1
+	}
+	if after := resident(); before == 0 || after < before+48<<20 {
+		t.Errorf("64 MiB more were %d, then %d bytes", before, after)
+	}
+	if b[0] != 1 {
+		t.Error("lost")
+	}
+}
