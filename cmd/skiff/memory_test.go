@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"runtime/debug"
 	"strings"
 	"testing"
 )
@@ -65,5 +66,15 @@ func TestResident(t *testing.T) {
 	}
 	if b[0] != 1 {
 		t.Error("lost")
+	}
+}
+
+// BenchmarkSettle is what a quiet server pays for giving memory back.
+func BenchmarkSettle(b *testing.B) {
+	for b.Loop() {
+		debug.FreeOSMemory()
+		if err := dropText(); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
