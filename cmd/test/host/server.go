@@ -34,15 +34,16 @@ type Server struct {
 // Start starts the server and does not wait for it.
 func (s *Server) Start() error {
 	args := append([]string{"server", "--data-dir", s.DataDir, "--advertise-address", s.Host.Addr, "--config", os.DevNull, "--name", s.Host.Name}, s.Args...)
-	s.cmd = exec.Command(s.Binary, args...)
-	s.cmd.Stdout, s.cmd.Stderr = s.Log, s.Log
+	cmd := exec.Command(s.Binary, args...)
+	cmd.Stdout, cmd.Stderr = s.Log, s.Log
 	// Pods outlive the server and may hold on to its output.
-	s.cmd.WaitDelay = time.Second
+	cmd.WaitDelay = time.Second
 	// A Ctrl-C at the terminal is for the test or demo; it stops the server.
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := s.Host.Start(s.cmd); err != nil {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := s.Host.Start(cmd); err != nil {
 		return fmt.Errorf("start skiff: %w", err)
 	}
+	s.cmd = cmd
 	s.exited = make(chan struct{})
 	go func(cmd *exec.Cmd, exited chan struct{}) {
 		s.err = cmd.Wait()
