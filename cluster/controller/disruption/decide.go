@@ -38,14 +38,12 @@ type outcome struct {
 // decide computes a budget's status. An error comes with a status that allows
 // nothing.
 func decide(in input) (outcome, error) {
-	out := outcome{status: *in.budget.Status.DeepCopy()}
-	s := &out.status
 	expected, desired, err := in.goal()
 	if err != nil {
-		s.DisruptionsAllowed = 0
-		setAllowed(s, metav1.ConditionFalse, policyv1.SyncFailedReason, err.Error())
-		return out, err
+		return refuse(in.budget, err), err
 	}
+	out := outcome{status: *in.budget.Status.DeepCopy()}
+	s := &out.status
 	s.ObservedGeneration = in.budget.Generation
 	s.ExpectedPods, s.DesiredHealthy = expected, desired
 	s.DisruptedPods, s.CurrentHealthy = nil, 0
@@ -80,6 +78,21 @@ func decide(in input) (outcome, error) {
 		setAllowed(s, metav1.ConditionFalse, policyv1.InsufficientPodsReason, "")
 	}
 	return out, nil
+}
+
+// refuse allows nothing and says why. The generation stays unobserved: the other
+// numbers are not about it.
+func refuse(b *policyv1.PodDisruptionBudget, why error) outcome {
+	out := outcome{status: *b.Status.DeepCopy()}
+	out.status.DisruptionsAllowed = 0
+	setAllowed(&out.status, metav1.ConditionFalse, policyv1.SyncFailedReason, why.Error())
+	return out
+}
+
+// relative reports whether a budget counts from what the owners of its pods ask
+// for, instead of the pods that there are.
+func relative(spec *policyv1.PodDisruptionBudgetSpec) bool {
+	return spec.MaxUnavailable != nil || spec.MinAvailable != nil && spec.MinAvailable.Type == intstr.String
 }
 
 func setAllowed(s *policyv1.PodDisruptionBudgetStatus, is metav1.ConditionStatus, reason, message string) {

@@ -4,8 +4,10 @@ import (
 	"fmt"
 
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -28,7 +30,7 @@ func (c *Controller) scale(pods []*corev1.Pod) (int32, error) {
 			return 0, fmt.Errorf("found no controllers for pod %q", pod.Name)
 		}
 		if err != nil {
-			return 0, fmt.Errorf("scale of the owner of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+			return 0, err // worded as upstream does, for the condition and the event
 		}
 		owners[uid] = n
 	}
@@ -40,7 +42,7 @@ func (c *Controller) scale(pods []*corev1.Pod) (int32, error) {
 }
 
 // owner follows a reference to the object whose replicas a user sets: for a
-// ReplicaSet of a Deployment, the Deployment.
+// ReplicaSet of a Deployment that exists, the Deployment.
 func (c *Controller) owner(namespace string, ref metav1.OwnerReference) (types.UID, int32, error) {
 	var owner metav1.Object
 	var replicas *int32
@@ -59,7 +61,9 @@ func (c *Controller) owner(namespace string, ref metav1.OwnerReference) (types.U
 			return "", 0, err
 		}
 		if up := metav1.GetControllerOfNoCopy(rs); up != nil && up.Kind == "Deployment" && rs.UID == ref.UID {
-			return c.owner(namespace, *up)
+			if uid, n, err := c.owner(namespace, *up); err == nil {
+				return uid, n, nil
+			}
 		}
 		owner, replicas = rs, rs.Spec.Replicas
 	case schema.GroupKind{Group: appsv1.GroupName, Kind: "Deployment"}:
@@ -75,7 +79,11 @@ func (c *Controller) owner(namespace string, ref metav1.OwnerReference) (types.U
 		}
 		owner, replicas = s, s.Spec.Replicas
 	default:
-		return "", 0, fmt.Errorf("%s does not implement the scale subresource, or is not supported here: use an integer minAvailable", group)
+		resource, _ := meta.UnsafeGuessKindToResource(schema.FromAPIVersionAndKind(ref.APIVersion, ref.Kind))
+		if group.Group == "" || group.Group == appsv1.GroupName || group.Group == batchv1.GroupName {
+			return "", 0, fmt.Errorf("%s does not implement the scale subresource", resource.GroupResource())
+		}
+		return "", 0, fmt.Errorf("the scale of %s is not supported in disruption budgets: use an integer minAvailable", resource.GroupResource())
 	}
 	if owner.GetUID() != ref.UID {
 		return "", 0, gone
