@@ -2,8 +2,10 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -376,5 +378,56 @@ func TestEvictionWithinABudgetOnTheRealAPI(t *testing.T) {
 		t.Errorf("second eviction: %v", err)
 	}
 	eventually(t, "no eviction allowed", allowed(0))
+	eventually(t, "nothing written when done", quiet(s))
+}
+
+// A drain takes what the budget allows, waits while the replacements have no
+// place, and goes on when they are ready on another node.
+func TestDrainWaitsForTheBudgetOnTheRealAPI(t *testing.T) {
+	s := newServer(t)
+	ctx := context.Background()
+	s.addNode(t, "n1")
+	s.playNode(t)
+	ns := s.newNamespace(t)
+	if _, err := s.client.AppsV1().Deployments(ns).Create(ctx, webDeployment("web", 3), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s.mustKubectl(t, "", "-n", ns, "create", "pdb", "web", "--selector=app=web", "--min-available=2")
+	budget := func(what, want string) {
+		t.Helper()
+		eventually(t, what, func() (bool, error) {
+			b, err := s.client.PolicyV1().PodDisruptionBudgets(ns).Get(ctx, "web", metav1.GetOptions{})
+			if err != nil || len(b.Status.Conditions) != 1 || len(b.Status.DisruptedPods) > 0 {
+				return false, err
+			}
+			st := b.Status
+			got := fmt.Sprintf("%d of %d, %d, %d %s", st.DisruptionsAllowed, st.CurrentHealthy, st.DesiredHealthy, st.ExpectedPods, st.Conditions[0].Reason)
+			if got != want {
+				return false, fmt.Errorf("status is %s, want %s", got, want)
+			}
+			return true, nil
+		})
+	}
+	budget("one may go", "1 of 3, 2, 3 SufficientPods")
+	_, errs, err := s.kubectl(t, "", "drain", "n1", "--timeout=3s")
+	if err == nil || !strings.Contains(errs, "Cannot evict pod as it would violate the pod's disruption budget.") {
+		t.Fatalf("drain over the budget: %v\n%s", err, errs)
+	}
+	budget("none may go", "0 of 2, 2, 3 InsufficientPods")
+	pods, err := s.client.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=n1"})
+	if err != nil || len(pods.Items) != 2 {
+		t.Fatalf("%d pods left on the drained node, error %v", len(pods.Items), err)
+	}
+	err = s.client.CoreV1().Pods(ns).EvictV1(ctx, &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: pods.Items[0].Name}})
+	var status apierrors.APIStatus
+	if !apierrors.IsTooManyRequests(err) || !errors.As(err, &status) || len(status.Status().Details.Causes) != 1 ||
+		status.Status().Details.Causes[0].Message != "The disruption budget web needs 2 healthy pods and has 2 currently" {
+		t.Fatalf("eviction at the budget: %#v", err)
+	}
+
+	s.addNode(t, "n2")
+	budget("one may go again", "1 of 3, 2, 3 SufficientPods")
+	s.mustKubectl(t, "", "drain", "n1", "--timeout=60s")
+	budget("all are ready elsewhere", "1 of 3, 2, 3 SufficientPods")
 	eventually(t, "nothing written when done", quiet(s))
 }
