@@ -1,9 +1,11 @@
 package netproxy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
 
@@ -36,6 +38,10 @@ type Config struct {
 	// UpstreamResolvConf names the resolvers for names outside of the
 	// cluster; default /etc/resolv.conf.
 	UpstreamResolvConf string
+
+	// ListenDNS opens the UDP and the TCP socket of cluster DNS, for sockets
+	// that outlive this process; nil opens plain ones.
+	ListenDNS func(ctx context.Context, addr string) (net.PacketConn, net.Listener, error)
 
 	// DataDir is skiff's data directory; leases are kept in
 	// DataDir/node/network.

@@ -52,7 +52,7 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p.dns, err = dns.New(dns.Config{
 		Addr: cfg.DNSAddr, Domain: cfg.ClusterDomain, Ranges: []netip.Prefix{cfg.ClusterCIDR, cfg.ServiceCIDR},
-		Services: p.caches.services, Slices: p.caches.slices, ResolvConf: cfg.UpstreamResolvConf, Logger: cfg.Logger,
+		Services: p.caches.services, Slices: p.caches.slices, ResolvConf: cfg.UpstreamResolvConf, Listen: cfg.ListenDNS, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("netproxy: %w", err)
@@ -86,7 +86,17 @@ func (p *Proxy) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	p.caches.factory.Start(ctx.Done())
 	g.Go(func() error { return p.services.Run(ctx) })
-	g.Go(func() error { return p.dns.Run(ctx) })
+	g.Go(func() error {
+		// Questions that waited in the socket for our return deserve an answer
+		// from full caches.
+		select {
+		case <-p.services.Ready():
+		case <-time.After(dnsPatience):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		return p.dns.Run(ctx)
+	})
 	g.Go(func() error { return p.runNodes(ctx) })
 	g.Go(func() error { return p.watchLinks(ctx) })
 	g.Go(func() error {
@@ -114,6 +124,10 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	return err
 }
+
+// dnsPatience is how long DNS waits for the first Services before it answers
+// without them: with no API server, names outside of the cluster still resolve.
+const dnsPatience = 2 * time.Second
 
 func await(ctx context.Context, chans ...<-chan struct{}) error {
 	for _, ch := range chans {

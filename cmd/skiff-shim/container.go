@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -39,22 +40,29 @@ type container struct {
 	pidfd      *shimproto.Pidfd
 	streams    *streams
 
-	done chan struct{} // closed when exited, recorded, and its cgroup is gone
+	settled chan struct{} // closed when its start has succeeded or failed
+	done    chan struct{} // closed when exited, recorded, and its cgroup is gone
 }
 
 func (s *supervisor) runcRoot() string { return filepath.Join(s.dir, shimproto.RuncStateName) }
 
-// start creates and runs a container. When it fails nothing is left of it.
-func (s *supervisor) start(req *shimproto.Start) (*shimproto.ContainerStatus, error) {
+// start creates and runs a container. When it fails nothing is left of it. For
+// a client that has left nothing is started: the next one may be there already,
+// and has not been told of it.
+func (s *supervisor) start(conn net.Conn, req *shimproto.Start) (*shimproto.ContainerStatus, error) {
 	if req == nil || req.Spec == nil || req.Spec.Process == nil || req.Spec.Linux == nil || req.Status.ID == "" {
 		return nil, errors.New("start: the request is incomplete")
 	}
-	c := &container{status: req.Status, done: make(chan struct{})}
+	c := &container{status: req.Status, settled: make(chan struct{}), done: make(chan struct{})}
 	id := req.Status.ID
 	c.status.State = shimproto.Created
 	c.status.CreatedAt = time.Now()
 
 	s.mu.Lock()
+	if abandoned(conn) {
+		s.mu.Unlock()
+		return nil, errors.New("start: nobody waits for it any more")
+	}
 	if s.containers[id] != nil {
 		s.mu.Unlock()
 		return nil, refuse(shimproto.CodeExists, "container %s exists already", id)
@@ -65,6 +73,7 @@ func (s *supervisor) start(req *shimproto.Start) (*shimproto.ContainerStatus, er
 	err := s.run(c, req)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer close(c.settled)
 	if err != nil {
 		delete(s.containers, id)
 		close(c.done)

@@ -28,6 +28,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // enters namespaces before Go starts
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"github.com/skiff-sh/skiff/node/runtime/shimproto"
 )
@@ -43,23 +44,38 @@ func main() {
 		fmt.Fprintln(os.Stderr, "skiff-shim is started by skiff, one for each pod; it has no use on its own")
 		os.Exit(2)
 	}
+	if os.Args[1] == shimproto.HoldCommand {
+		hold()
+	}
 	slog.Error("shim ends", "err", run(os.Args[1])) // it ends in order by a request to shut down
 	os.Exit(1)
 }
 
-// run serves until it fails.
-func run(dir string) error {
-	debug.SetGCPercent(30)
-	logrus.SetLevel(logrus.WarnLevel)
-	// Whoever stops skiff (a terminal, a service manager) does not mean its
-	// pods. The signals are caught and dropped, not ignored: containers would
-	// inherit that.
+// hold keeps the descriptors that it was started with open until it is killed.
+func hold() {
+	dropSignals()
+	debug.FreeOSMemory()
+	for {
+		_ = unix.Pause()
+	}
+}
+
+// dropSignals outlives whoever stops skiff (a terminal, a service manager). The
+// signals are caught and dropped, not ignored: containers would inherit that.
+func dropSignals() {
 	dropped := make(chan os.Signal, 1)
 	signal.Notify(dropped, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE)
 	go func() {
 		for range dropped {
 		}
 	}()
+}
+
+// run serves until it fails.
+func run(dir string) error {
+	debug.SetGCPercent(30)
+	logrus.SetLevel(logrus.WarnLevel)
+	dropSignals()
 
 	f := os.NewFile(shimproto.ListenFD, "listener")
 	l, err := net.FileListener(f)

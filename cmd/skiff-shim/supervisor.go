@@ -13,7 +13,10 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/skiff-sh/skiff/node/runtime/shimproto"
 )
@@ -22,6 +25,7 @@ const (
 	requestTimeout = 30 * time.Second // to receive a whole request
 	writeTimeout   = 10 * time.Second // for a client that does not read
 	idleAfter      = 300 * time.Millisecond
+	startWait      = 5 * time.Second // for starts that are under way when somebody comes to watch
 )
 
 // supervisor is the whole shim.
@@ -132,7 +136,7 @@ func (s *supervisor) dispatch(conn net.Conn, req *shimproto.Request) error {
 	case shimproto.OpWatch:
 		return s.watch(conn)
 	case shimproto.OpStart:
-		st, err := s.start(req.Start)
+		st, err := s.start(conn, req.Start)
 		return respond(conn, st, err)
 	case shimproto.OpSignal:
 		return respond(conn, nil, s.signal(req.ID, req.Signal))
@@ -170,9 +174,12 @@ func (s *supervisor) get(id string, running bool) (*container, error) {
 	return c, nil
 }
 
-// watch sends every status and then all changes, until the client leaves.
+// watch sends every status and then all changes, until the client leaves. What
+// a client before it began to start it sees at once, not as a surprise when it
+// has begun to start the same.
 func (s *supervisor) watch(conn net.Conn) error {
 	s.mu.Lock()
+	s.awaitStarts()
 	for _, c := range s.containers {
 		if c.status.State != shimproto.Created {
 			s.tell(conn, shimproto.Event{Status: &c.status})
@@ -188,6 +195,50 @@ func (s *supervisor) watch(conn net.Conn) error {
 	delete(s.watchers, conn)
 	s.mu.Unlock()
 	return err
+}
+
+// awaitStarts returns when no container is being started; mu is held, but not
+// meanwhile. A start that hangs is not waited for.
+func (s *supervisor) awaitStarts() {
+	limit := time.After(startWait)
+	for {
+		var next chan struct{}
+		for _, c := range s.containers {
+			if c.status.State == shimproto.Created {
+				next = c.settled
+			}
+		}
+		if next == nil {
+			return
+		}
+		s.mu.Unlock()
+		select {
+		case <-next:
+			s.mu.Lock()
+		case <-limit:
+			s.mu.Lock()
+			return
+		}
+	}
+}
+
+// abandoned says that the client has left and will not read a response.
+func abandoned(conn net.Conn) bool {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return true
+	}
+	gone := false
+	err = raw.Control(func(fd uintptr) {
+		var b [1]byte
+		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		gone = n == 0 && err == nil || errors.Is(err, unix.ECONNRESET)
+	})
+	return gone || err != nil
 }
 
 // tell writes an event; a client that does not read is dropped.

@@ -106,7 +106,7 @@ func newAgent(server *cluster.Server, o options) (_ *agent, err error) {
 	}
 	a.proxy, err = netproxy.New(netproxy.Config{
 		Client: client, NodeName: c.Name, NodeIP: c.AdvertiseAddress, ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR,
-		ClusterDomain: c.ClusterDomain, UpstreamResolvConf: o.resolvConf, DataDir: c.DataDir, Logger: o.logger.With("component", "network"),
+		ClusterDomain: c.ClusterDomain, UpstreamResolvConf: o.resolvConf, ListenDNS: containers.Listen, DataDir: c.DataDir, Logger: o.logger.With("component", "network"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("network: %w", err)

@@ -147,6 +147,11 @@ func (r *reset) run(ctx context.Context, deleteData bool) error {
 			errs = append(errs, fmt.Errorf("stop pod %s: %w", s.PodUID(), err))
 		}
 	}
+	if r.containers != nil {
+		if err := r.containers.DropSockets(); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	if err := netproxy.Reset(netproxy.Config{}); err != nil {
 		errs = append(errs, fmt.Errorf("network: %w", err))
 	}

@@ -32,7 +32,9 @@ type Config struct {
 	Slices   cache.SharedIndexInformer
 
 	ResolvConf string
-	Logger     *slog.Logger
+	// Listen opens the two sockets of an address; nil opens plain ones.
+	Listen func(ctx context.Context, addr string) (net.PacketConn, net.Listener, error)
+	Logger *slog.Logger
 }
 
 // Stats are counters since the start.
@@ -85,6 +87,9 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Listen == nil {
+		cfg.Listen = listen
+	}
 	s := &Server{cfg: cfg, ready: make(chan struct{})}
 	s.zone = &zone{domain: strings.ToLower(dns.Fqdn(cfg.Domain)), dns: cfg.Addr, serial: uint32(time.Now().Unix()),
 		source: source{services: cfg.Services.GetIndexer(), slices: cfg.Slices.GetIndexer()}}
@@ -107,7 +112,7 @@ func (s *Server) Run(ctx context.Context) error {
 	var tcp net.Listener
 	for delay := time.Second; ; delay = min(2*delay, 30*time.Second) {
 		var err error
-		if udp, tcp, err = listen(ctx, addr); err == nil {
+		if udp, tcp, err = s.cfg.Listen(ctx, addr); err == nil {
 			break
 		}
 		s.cfg.Logger.Error("cluster DNS cannot listen", "address", addr, "error", err, "retryAfter", delay)

@@ -172,6 +172,11 @@ func (r *Runtime) CreateSandbox(ctx context.Context, c SandboxConfig) (_ *Sandbo
 	}
 	defer func() {
 		if err != nil {
+			if s.pidfd != nil { // the shim runs, and nobody would know it any more
+				if kerr := s.pidfd.Signal(unix.SIGKILL); kerr == nil {
+					_ = s.pidfd.Wait()
+				}
+			}
 			if cerr := s.cleanUp(); cerr != nil {
 				r.log.Error("clean up a sandbox that did not start", "pod", c.PodUID, "err", cerr)
 			}
@@ -189,9 +194,6 @@ func (r *Runtime) CreateSandbox(ctx context.Context, c SandboxConfig) (_ *Sandbo
 		return nil, fmt.Errorf("create sandbox: %w", err)
 	}
 	if err := s.connect(ctx); err != nil {
-		if kerr := s.pidfd.Signal(unix.SIGKILL); kerr == nil {
-			_ = s.pidfd.Wait()
-		}
 		return nil, fmt.Errorf("create sandbox: %w%s", err, s.shimLog())
 	}
 	r.mu.Lock()

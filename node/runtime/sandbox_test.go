@@ -295,6 +295,71 @@ func TestKilledClient(t *testing.T) {
 	}
 }
 
+// A pod that is deleted while its shim is being spawned leaves no shim.
+func TestCreateInterrupted(t *testing.T) {
+	e := newEnv(t)
+	for i := range 20 {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(i)*time.Millisecond)
+		s, err := e.r.CreateSandbox(ctx, SandboxConfig{PodUID: fmt.Sprintf("interrupted-%d", i)})
+		cancel()
+		if err == nil {
+			if err := s.Remove(context.Background()); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for _, d := range e.r.cgroups.dirs("/" + e.cfg.CgroupRoot + "/shims") {
+		b, err := os.ReadFile(filepath.Join(d, "cgroup.procs"))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if pids := strings.Fields(string(b)); len(pids) > 0 {
+			t.Errorf("shims are left in %s: %v", d, pids)
+		}
+	}
+}
+
+// Who adopts a sandbox sees at once what the client before it, which was killed
+// meanwhile, had begun to start; nothing more starts later.
+func TestKilledDuringStart(t *testing.T) {
+	e := newEnv(t)
+	e.sandbox()
+	list := func() map[string]bool {
+		e.r.Close()
+		e.open()
+		all, err := e.r.Sandboxes(context.Background())
+		if err != nil || len(all) != 1 || !all[0].Alive() {
+			t.Fatal(all, err)
+		}
+		out := map[string]bool{}
+		for _, c := range all[0].Containers() {
+			out[c.ID] = true
+		}
+		return out
+	}
+	started := 0
+	for i := range 12 {
+		e.r.mu.Lock()
+		var s *Sandbox
+		for _, s = range e.r.sandboxes {
+		}
+		e.r.mu.Unlock()
+		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(i)*2*time.Millisecond)
+		c := e.sh("while :; do sleep 0.1; done")
+		c.ID = fmt.Sprintf("%s-%d", c.ID, i)
+		_ = s.StartContainer(ctx, c)
+		cancel()
+		first := list()
+		time.Sleep(100 * time.Millisecond) // for a late start to show itself
+		second := list()
+		if len(first) != len(second) {
+			t.Errorf("interrupted after %d ms: adopted with %v, and later there were %v", i*2, first, second)
+		}
+		started = len(second)
+	}
+	t.Logf("%d of 12 interrupted starts had begun", started)
+}
+
 // On a machine with cgroup version 1 the tests run once more with version 2,
 // in a mount namespace of their own. Its controllers are usually taken.
 func TestCgroupV2(t *testing.T) {

@@ -26,6 +26,13 @@ const (
 
 	// ListenFD is the file descriptor at which the shim finds its listening socket.
 	ListenFD = 3
+
+	// HoldCommand makes the binary hold two sockets open and do nothing else;
+	// HeldUDP and HeldTCP are their descriptors, from which pidfd_getfd(2)
+	// takes them back.
+	HoldCommand = "hold"
+	HeldUDP     = 3
+	HeldTCP     = 4
 	// SocketName, ConfigName and so on are files in a sandbox's directory.
 	SocketName    = "s"
 	ConfigName    = "sandbox.json"
