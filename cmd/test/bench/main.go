@@ -89,15 +89,23 @@ func bench(ctx context.Context, binary, out string, idle time.Duration, quick bo
 	return os.WriteFile(out, append(b, '\n'), 0o644)
 }
 
+// figure prints v with three digits or, from 1000 on, as a whole number.
+func figure(v float64) string {
+	if v >= 1000 {
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.3g", v)
+}
+
 func print(rows []row) {
 	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "WHAT\tMEASURED\tBUDGET\t\tUPSTREAM")
 	for _, r := range rows {
 		budget := ""
 		if r.Budget > 0 || r.Unit == "appends" {
-			budget = fmt.Sprintf("%.4g %s", r.Budget, r.Unit)
+			budget = figure(r.Budget)+" "+r.Unit
 		}
-		fmt.Fprintf(w, "%s\t%.4g %s\t%s\t%s\t%s\n", r.What, r.Value, r.Unit, budget, r.verdict(), r.Upstream)
+		fmt.Fprintf(w, "%s\t%s %s\t%s\t%s\t%s\n", r.What, figure(r.Value), r.Unit, budget, r.verdict(), r.Upstream)
 	}
 	w.Flush()
 }
