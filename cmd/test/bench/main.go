@@ -103,7 +103,7 @@ func print(rows []row) {
 	for _, r := range rows {
 		budget := ""
 		if r.Budget > 0 || r.Unit == "appends" {
-			budget = figure(r.Budget)+" "+r.Unit
+			budget = figure(r.Budget) + " " + r.Unit
 		}
 		fmt.Fprintf(w, "%s\t%s %s\t%s\t%s\t%s\n", r.What, figure(r.Value), r.Unit, budget, r.verdict(), r.Upstream)
 	}
