@@ -1,22 +1,18 @@
 package pod
 
 import (
-	"context"
-
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/skiff-sh/skiff/node/objects"
 )
 
 // accept decides whether this node runs the pod at all.
-func (w *worker) accept(ctx context.Context) bool {
+func (w *worker) accept() bool {
 	if p := w.pod.Status.Phase; p == v1.PodSucceeded || p == v1.PodFailed {
 		w.frozen = true
-		w.takeSandbox(ctx)
 		w.move(Stopped)
 		return false
 	}
-	adopted := w.takeSandbox(ctx)
 	if errs := Refused(w.pod); len(errs) > 0 {
 		w.refused = errs.ToAggregate().Error()
 		w.eventPod(v1.EventTypeWarning, "UnsupportedField", "This node can't run the pod: %s", w.refused)
@@ -26,7 +22,7 @@ func (w *worker) accept(ctx context.Context) bool {
 		w.move(Preparing)
 		return false
 	}
-	if !adopted {
+	if w.sandbox == nil { // else it was admitted by an earlier agent
 		if reason, msg := w.m.admit(w); reason != "" {
 			w.eventPod(v1.EventTypeWarning, reason, "%s", msg)
 			w.end = ending{reason: reason, message: "Pod was rejected: " + msg}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,7 +26,7 @@ func (w *worker) prepare(ctx context.Context) error {
 	var wg sync.WaitGroup
 	var volErr, boxErr error
 	fields := w.fields() // without the addresses, which volumes may not ask for
-	adopted := w.sandbox != nil && w.vols == nil && len(w.ips) == 0
+	adopted := w.sandbox != nil && w.vols == nil && len(w.ips) == 0 && w.anyStarted()
 	wg.Go(func() {
 		if adopted { // its volumes are there; they are brought up to date next
 			w.vols = w.m.cfg.Volumes.Adopt(w.pod)
@@ -105,12 +106,12 @@ func (w *worker) refreshVolumes(ctx context.Context, alarm *time.Time) {
 }
 
 // takeSandbox adopts what an earlier agent left of this pod.
-func (w *worker) takeSandbox(ctx context.Context) bool {
+func (w *worker) takeSandbox() {
 	w.m.mu.Lock()
 	sb := w.m.adopted[string(w.uid)]
 	w.m.mu.Unlock()
 	if sb == nil {
-		return false
+		return
 	}
 	w.sandbox = sb
 	w.attempts = sb.Config().Attempt + 1
@@ -126,8 +127,6 @@ func (w *worker) takeSandbox(ctx context.Context) bool {
 		}
 		w.resume(c)
 	}
-	w.observe(ctx) // what ended while nobody looked
-	return true
 }
 
 // resume makes a container what it was for the agent before.
@@ -308,16 +307,30 @@ func (w *worker) dropSandbox(ctx context.Context) error {
 		w.listen(w.m.ctx)
 		return err
 	}
-	for _, id := range ids {
+	for _, id := range append(ids, w.unsure...) {
 		if err := w.m.cfg.Images.Unmount(id); err != nil {
 			w.log.Warn("unmounting a container", "id", id, "err", err)
 		}
 	}
-	w.sandbox, w.ips = nil, nil
+	w.sandbox, w.ips, w.unsure = nil, nil, nil
 	w.m.mu.Lock()
 	delete(w.m.adopted, string(w.uid))
 	w.m.mu.Unlock()
 	return nil
+}
+
+// anyStarted says that a container was started in this sandbox: then the
+// volumes are complete.
+func (w *worker) anyStarted() bool {
+	return slices.ContainsFunc(w.ctrs, func(c *container) bool { return c.cur != nil })
+}
+
+// statusIPs are the pod's addresses as the API has them.
+func statusIPs(p *v1.Pod) (out []string) {
+	for _, ip := range p.Status.PodIPs {
+		out = append(out, ip.IP)
+	}
+	return out
 }
 
 // mainStarted says that a main container was started in this sandbox: then

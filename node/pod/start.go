@@ -182,10 +182,13 @@ func (w *worker) launch(ctx context.Context, c *container) bool {
 	w.event(c, v1.EventTypeNormal, "Created", "Container created")
 	before := c.cur
 	if err := w.sandbox.StartContainer(ctx, cfg); err != nil {
-		unmount()
 		if ctx.Err() != nil || !w.sandbox.Alive() {
+			// It may have started for all that. Its root goes with the sandbox,
+			// or the next agent finds that nobody uses it.
+			w.unsure = append(w.unsure, id)
 			return false
 		}
+		unmount()
 		w.event(c, v1.EventTypeWarning, "Failed", "Error: %s", err)
 		w.startFailed(c, id, attempt, err, w.now())
 		c.image, c.imageID = statusImage(img, c.spec.Image)

@@ -48,8 +48,9 @@ type worker struct {
 	ips         []string
 	vols        *volume.Pod
 	ctrs        []*container
-	release     func() // of held objects
-	attempts    uint32 // sandboxes made
+	release     func()   // of held objects
+	attempts    uint32   // sandboxes made
+	unsure      []string // containers whose start was interrupted
 	retryAt     time.Time
 	retry       time.Duration
 	retrySeen   int64
@@ -203,6 +204,12 @@ func (w *worker) pass(base context.Context) (next time.Time, over bool) {
 	for _, f := range mail {
 		f()
 	}
+	if w.state == New && w.sandbox == nil { // also of a pod that only has to end
+		w.takeSandbox()
+		if stopping && w.sandbox != nil {
+			w.ips = statusIPs(fresh)
+		}
+	}
 	w.observe(ctx)
 	alarm := &next
 	switch {
@@ -279,7 +286,7 @@ func earlier(alarm *time.Time, t time.Time) {
 
 // advance takes the next steps of a pod that is to run.
 func (w *worker) advance(ctx context.Context, alarm *time.Time) {
-	if w.state == New && !w.accept(ctx) {
+	if w.state == New && !w.accept() {
 		return
 	}
 	if w.refused != "" {
