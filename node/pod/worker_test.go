@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -482,6 +483,26 @@ func TestAdoption(t *testing.T) {
 	if w.rt.made != 3 {
 		t.Errorf("%d sandboxes were made, want 3", w.rt.made)
 	}
+}
+
+// A pod that was ending when the agent was killed keeps its grace period, its
+// address and its way to an end with nothing left behind.
+func TestAdoptionOfEndingPods(t *testing.T) {
+	w := newWorld(t)
+	w.add(w.pod("a"))
+	ip := w.await("a", "ready", isReady).Status.PodIP
+	w.stop()
+	w.remove("a", 5)
+	box := w.rt.box("uid-a")
+	var asked atomic.Bool
+	box.signal = func(runtime.ContainerStatus, syscall.Signal) { asked.Store(true) }
+	w.start([]*v1.Pod{w.get("a")})
+	w.eventually("the container is asked to end", asked.Load)
+	if p := w.get("a"); p.Status.PodIP != ip {
+		t.Errorf("address %q while it ends, want %q", p.Status.PodIP, ip)
+	}
+	box.exit("c", 0)
+	w.eventually("the sandbox is removed", func() bool { return w.rt.box("uid-a") == nil })
 }
 
 func TestHostPorts(t *testing.T) {

@@ -196,7 +196,10 @@ func (c *chaos) work(ctx context.Context, t *testing.T) *sync.WaitGroup {
 					t.Errorf("a request was never answered: %v", err)
 					return
 				}
-				time.Sleep(upTo(rnd, longest))
+				select {
+				case <-ctx.Done():
+				case <-time.After(upTo(rnd, longest)):
+				}
 			}
 		})
 	}
