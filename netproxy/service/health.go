@@ -47,6 +47,9 @@ func newHealthServer(log *slog.Logger) *healthServer {
 func localCount(epSlices []*discovery.EndpointSlice, node string) int {
 	seen := map[string]bool{}
 	for _, s := range epSlices {
+		if notForProxies(s) {
+			continue
+		}
 		for i := range s.Endpoints {
 			e := &s.Endpoints[i]
 			if deref(e.NodeName) == node && isTrue(e.Conditions.Ready, true) && len(e.Addresses) > 0 {

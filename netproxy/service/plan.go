@@ -213,11 +213,17 @@ type endpoint struct {
 	hints              *discovery.EndpointHints
 }
 
+// notForProxies holds for slices of which only DNS is to know.
+func notForProxies(s *discovery.EndpointSlice) bool {
+	_, headless := s.Labels[v1.IsHeadlessService]
+	return headless
+}
+
 // portEndpoints gathers the endpoints of one service port.
 func portEndpoints(epSlices []*discovery.EndpointSlice, port *v1.ServicePort) []endpoint {
 	var out []endpoint
 	for _, s := range epSlices {
-		if s.AddressType != discovery.AddressTypeIPv4 {
+		if s.AddressType != discovery.AddressTypeIPv4 || notForProxies(s) {
 			continue
 		}
 		for _, sp := range s.Ports {

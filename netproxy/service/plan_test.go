@@ -19,6 +19,11 @@ func ptr[T any](v T) *T { return &v }
 
 // eps makes one slice of endpoints from words such as "1@n1", "2@n2/not",
 // "3@n1/leaving", "4@n1/gone", "5@n1+z1" (zone hint), "6@n1=n1" (node hint).
+func headlessSlice(s []*discovery.EndpointSlice) []*discovery.EndpointSlice {
+	s[0].Labels = map[string]string{v1.IsHeadlessService: ""}
+	return s
+}
+
 func eps(words ...string) []*discovery.EndpointSlice {
 	s := &discovery.EndpointSlice{AddressType: discovery.AddressTypeIPv4,
 		Ports: []discovery.EndpointPort{{Name: ptr("http"), Protocol: ptr(v1.ProtocolTCP), Port: ptr(int32(8080))},
@@ -137,6 +142,7 @@ func TestPlan(t *testing.T) {
 		{"zone hints, none for us", web(clusterIP), eps("1@n1+z3", "2@n2+z2"), []string{"all 10.43.0.20:80/TCP -> 1 2"}},
 		{"node hints", web(clusterIP), eps("1@n1=n1", "2@n2=n2"), []string{"all 10.43.0.20:80/TCP -> 1"}},
 		{"headless", web(clusterIP, func(s *v1.Service) { s.Spec.ClusterIP = v1.ClusterIPNone }), eps("1@n1"), nil},
+		{"slice for DNS alone", web(clusterIP), headlessSlice(eps("1@n1")), []string{"reject 10.43.0.20:80/TCP"}},
 		{"external name", web(clusterIP, func(s *v1.Service) { s.Spec.Type = v1.ServiceTypeExternalName; s.Spec.ClusterIP = "" }), nil, nil},
 		{"cluster DNS", web(clusterIP, func(s *v1.Service) { s.Spec.ClusterIP = "10.43.0.10" }), nil, nil},
 		{"another proxy's", web(func(s *v1.Service) { s.Labels = map[string]string{ProxyNameLabel: "mesh"} }), eps("1@n1"), nil},

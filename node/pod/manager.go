@@ -207,6 +207,7 @@ type ContainerView struct {
 	Running    bool
 	TTY        bool
 	Stdin      bool
+	StdinOnce  bool
 	LogPath    string // of the newest attempt
 	PrevLog    string // of the attempt before it, "" when there was none
 	StartedAt  time.Time

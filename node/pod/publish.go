@@ -62,7 +62,7 @@ func (w *worker) containerView(c *container) ContainerView {
 	v := ContainerView{Running: c.running()}
 	n := c.attempt
 	if c.cur != nil {
-		v.ID, v.TTY, v.Stdin = c.cur.ID, c.spec.TTY, c.spec.Stdin
+		v.ID, v.TTY, v.Stdin, v.StdinOnce = c.cur.ID, c.spec.TTY, c.spec.Stdin, c.spec.StdinOnce
 		v.StartedAt, v.FinishedAt = c.cur.StartedAt, c.cur.FinishedAt
 	}
 	if c.cur != nil || c.ended != nil {

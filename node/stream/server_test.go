@@ -57,9 +57,12 @@ func (box) Exec(_ context.Context, id string, c runtime.ExecConfig, in io.Reader
 	return 42, nil
 }
 
-func (box) Attach(_ context.Context, _ string, in io.Reader, out, _ io.Writer, _ bool, _ <-chan runtime.Size) error {
-	_, err := io.Copy(out, in)
-	return err
+func (box) Attach(ctx context.Context, _ string, in io.Reader, out, _ io.Writer, _ bool, _ <-chan runtime.Size) error {
+	if _, err := io.Copy(out, in); err != nil {
+		return err
+	}
+	<-ctx.Done() // the container runs on
+	return ctx.Err()
 }
 
 func (box) DialPort(ctx context.Context, port int32) (net.Conn, error) {
