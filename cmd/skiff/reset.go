@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -273,7 +274,8 @@ func hasOtherChildren(dir, child string) bool {
 	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.IsDir() && e.Name() != child })
 }
 
-// removeCgroup waits a moment for killed processes to leave it.
+// removeCgroup kills what is still in it, such as a shim whose records are
+// lost, and waits a moment for it to be gone.
 func removeCgroup(path string) error {
 	var err error
 	for range 50 {
@@ -282,6 +284,18 @@ func removeCgroup(path string) error {
 		}
 		if !errors.Is(err, unix.EBUSY) {
 			return err
+		}
+		pids, rerr := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		if rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+			return rerr
+		}
+		for _, field := range strings.Fields(string(pids)) {
+			// 0 is a process that this namespace does not see.
+			if pid, perr := strconv.Atoi(field); perr == nil && pid > 1 {
+				if kerr := unix.Kill(pid, unix.SIGKILL); kerr != nil && !errors.Is(kerr, unix.ESRCH) {
+					return kerr
+				}
+			}
 		}
 		time.Sleep(20 * time.Millisecond)
 	}

@@ -14,7 +14,10 @@ import (
 	"github.com/skiff-sh/skiff/node/runtime"
 )
 
-const orphanGrace = 10 * time.Second
+const (
+	orphanGrace = 10 * time.Second
+	orphanRetry = 5 * time.Second
+)
 
 // adopt reconnects to sandboxes, ends those without a pod and removes files,
 // mounts and addresses that belong to nobody.
@@ -49,7 +52,15 @@ func (m *Manager) adopt(ctx context.Context, pods []*v1.Pod) error {
 		if m.adopted[sb.PodUID()] == nil {
 			alive = append(alive, sb.PodUID())
 		}
-		m.wg.Go(func() { m.endOrphan(ctx, sb) })
+		m.wg.Go(func() {
+			for !m.endOrphan(ctx, sb) {
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(orphanRetry):
+				}
+			}
+		})
 	}
 	if err := m.cfg.Network.Adopt(ctx, alive); err != nil {
 		return fmt.Errorf("adopting pod addresses: %w", err)
@@ -58,8 +69,9 @@ func (m *Manager) adopt(ctx context.Context, pods []*v1.Pod) error {
 	return nil
 }
 
-// endOrphan stops a sandbox whose pod was deleted while no agent ran.
-func (m *Manager) endOrphan(ctx context.Context, sb Sandbox) {
+// endOrphan stops a sandbox whose pod was deleted while no agent ran. It returns
+// false when it has to be called again.
+func (m *Manager) endOrphan(ctx context.Context, sb Sandbox) bool {
 	cfg := sb.Config()
 	log := m.cfg.Logger.With("pod", cfg.Namespace+"/"+cfg.Name, "uid", sb.PodUID())
 	log.Info("removing a pod that was deleted meanwhile")
@@ -92,25 +104,26 @@ func (m *Manager) endOrphan(ctx context.Context, sb Sandbox) {
 	uid := sb.PodUID()
 	if err := sb.Remove(ctx); err != nil {
 		log.Warn("removing a sandbox", "err", err)
-		return
+		return false
+	}
+	done := true
+	warn := func(what string, err error) {
+		if err != nil {
+			log.Warn("removing what is left of a pod", "what", what, "err", err)
+			done = false
+		}
 	}
 	for _, c := range ids {
-		if err := m.cfg.Images.Unmount(c.ID); err != nil {
-			log.Warn("unmounting a container", "err", err)
-		}
+		warn("mount", m.cfg.Images.Unmount(c.ID))
 	}
 	m.mu.Lock()
 	mine := m.adopted[uid] == nil // else only a second sandbox of a pod that lives
 	m.mu.Unlock()
-	if !mine {
-		return
+	if mine {
+		warn("address", m.cfg.Network.Detach(ctx, uid))
+		warn("volumes", m.cfg.Volumes.Teardown(uid))
 	}
-	if err := m.cfg.Network.Detach(ctx, uid); err != nil {
-		log.Warn("releasing a pod's address", "err", err)
-	}
-	if err := m.cfg.Volumes.Teardown(uid); err != nil {
-		log.Warn("removing a pod's volumes", "err", err)
-	}
+	return done
 }
 
 func anyRunning(sb Sandbox) bool {
