@@ -129,6 +129,8 @@ func (l *lazyTypes) add(g Group, scheme *runtime.Scheme) error {
 
 func (l *lazyTypes) get() (managedfields.TypeConverter, error) {
 	l.once.Do(func() {
+		building.Lock()
+		defer building.Unlock()
 		spec, err := openapibuilder3.BuildOpenAPIDefinitionsForResources(l.config, l.names...)
 		if err != nil {
 			l.err = fmt.Errorf("describe the served types: %w", err)

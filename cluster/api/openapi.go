@@ -47,6 +47,10 @@ func (l *lazyOpenAPI) run(ctx context.Context) {
 	l.ctx = ctx
 }
 
+// building is held while the library describes types: it changes the
+// definitions that all descriptions share.
+var building sync.Mutex
+
 // lazyHandler is built by its first request.
 type lazyHandler struct {
 	owner   *lazyOpenAPI
@@ -70,14 +74,18 @@ func (h *lazyHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (l *lazyOpenAPI) buildV2(ctx context.Context) http.Handler {
 	m := mux.NewPathRecorderMux("openapi")
+	building.Lock()
 	v2, static := routes.OpenAPI{Config: l.v2}.InstallV2(l.server.Handler.GoRestfulContainer, m)
+	building.Unlock()
 	go openapiv2.NewController(l.crds.Informers.Apiextensions().V1().CustomResourceDefinitions()).Run(static, v2, ctx.Done())
 	return m
 }
 
 func (l *lazyOpenAPI) buildV3(ctx context.Context) http.Handler {
 	m := mux.NewPathRecorderMux("openapi")
+	building.Lock()
 	v3 := routes.OpenAPI{V3Config: l.v3}.InstallV3(l.server.Handler.GoRestfulContainer, m)
+	building.Unlock()
 	go openapiv3.NewController(l.crds.Informers.Apiextensions().V1().CustomResourceDefinitions()).Run(v3, ctx.Done())
 	l.awaitCRDs(ctx, m)
 	return m

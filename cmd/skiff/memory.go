@@ -106,32 +106,39 @@ func cpuTime() time.Duration {
 }
 
 // dropText unmaps the pages of the executable's code and constants, which are
-// in the page cache and come back when touched.
+// in the page cache and come back when touched. Mappings with pages of their own
+// are left alone: a dynamic linker has written there what no file has.
 func dropText() error {
 	exe, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return fmt.Errorf("find the executable: %w", err)
 	}
-	f, err := os.Open("/proc/self/maps")
+	f, err := os.Open("/proc/self/smaps")
 	if err != nil {
 		return fmt.Errorf("find the executable in memory: %w", err)
 	}
 	defer f.Close()
+	var from, to uintptr // of the mapping that is being read, if it is one of ours
+	ours := false
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
-		from, to, ok := textMapping(lines.Text(), exe)
-		if !ok {
+		line := lines.Text()
+		if key, value, ok := strings.Cut(line, ":"); ok && !strings.Contains(key, " ") {
+			if !ours || key != "Anonymous" || strings.TrimSpace(value) != "0 kB" {
+				continue
+			}
+			if _, _, errno := unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED); errno != 0 {
+				return fmt.Errorf("give back pages of the executable: %w", errno)
+			}
 			continue
 		}
-		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED); errno != 0 {
-			return fmt.Errorf("give back pages of the executable: %w", errno)
-		}
+		from, to, ours = textMapping(line, exe)
 	}
 	return lines.Err()
 }
 
-// textMapping parses a line of /proc/PID/maps and says whether it is of exe and
-// cannot be written, so that nothing is lost with its pages.
+// textMapping parses the first line of a mapping in /proc/PID/smaps and says
+// whether it is of exe and cannot be written.
 func textMapping(line, exe string) (from, to uintptr, ok bool) {
 	fields, path, found := strings.Cut(line, "/")
 	if !found || "/"+path != exe {
