@@ -62,6 +62,7 @@ func newApp() *cli.App {
 			snapshotCommand(),
 			imageCommand(),
 			statusCommand(),
+			netproxyCommand(),
 			resetCommand(),
 			versionCommand(),
 			completionCommand(),
