@@ -327,12 +327,15 @@ func TestImagePullErrors(t *testing.T) {
 func TestCommandThatDoesNotExist(t *testing.T) {
 	w := newWorld(t)
 	w.images.images["bad"] = w.images.images["app"]
+	var pods []*v1.Pod
 	for _, policy := range []v1.RestartPolicy{v1.RestartPolicyNever, v1.RestartPolicyAlways} {
 		name := strings.ToLower(string(policy))
-		p := w.pod(name, func(p *v1.Pod) { p.Spec.RestartPolicy = policy; p.Spec.Volumes = nil })
+		pods = append(pods, w.pod(name, func(p *v1.Pod) { p.Spec.RestartPolicy = policy; p.Spec.Volumes = nil }))
 		w.rt.boxes["uid-"+name] = &fakeSandbox{r: w.rt, start: func(runtime.ContainerConfig) error {
 			return errors.New(`exec: "/nope": stat /nope: no such file or directory`)
 		}}
+	}
+	for _, p := range pods { // the workers read the boxes from here on
 		w.add(p)
 	}
 	p := w.await("never", "failed", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed })
