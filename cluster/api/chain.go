@@ -24,8 +24,9 @@ func longRunning() apirequest.LongRunningRequestCheck {
 // fairness, CORS and per-filter latency metrics. There is no timeout filter
 // either: every handler's context has a deadline, and nothing behind it blocks
 // on anything else. complete is closed when all paths are known; before that an
-// unknown path is answered with 503 instead of 404.
-func chain(complete <-chan struct{}) func(http.Handler, *genericapiserver.Config) http.Handler {
+// unknown path is answered with 503 instead of 404. What is open is served
+// before authentication.
+func chain(complete <-chan struct{}, open map[string]http.Handler) func(http.Handler, *genericapiserver.Config) http.Handler {
 	return func(h http.Handler, c *genericapiserver.Config) http.Handler {
 		h = genericapifilters.WithAuthorization(h, c.Authorization.Authorizer, c.Serializer)
 		h = genericfilters.WithMaxInFlightLimit(h, c.MaxRequestsInFlight, c.MaxMutatingRequestsInFlight, c.LongRunningFunc)
@@ -36,6 +37,7 @@ func chain(complete <-chan struct{}) func(http.Handler, *genericapiserver.Config
 		}
 		failed := genericapifilters.Unauthorized(c.Serializer)
 		h = genericapifilters.WithAuthentication(h, c.Authentication.Authenticator, failed, c.Authentication.APIAudiences, nil)
+		h = withOpen(h, open)
 		h = genericapifilters.WithWarningRecorder(h)
 		h = genericapifilters.WithRequestDeadline(h, nil, nil, c.LongRunningFunc, c.Serializer, c.RequestTimeout)
 		h = genericfilters.WithWaitGroup(h, c.LongRunningFunc, c.NonLongRunningRequestWaitGroup)
@@ -46,4 +48,34 @@ func chain(complete <-chan struct{}) func(http.Handler, *genericapiserver.Config
 		h = genericfilters.WithPanicRecovery(h, c.RequestInfoResolver)
 		return genericapifilters.WithAuditInit(h)
 	}
+}
+
+const (
+	maxOpen          = 32 // requests of OpenHandlers at a time
+	maxOpenBodyBytes = 64 << 10
+)
+
+// withOpen serves the paths in open itself and passes on all others.
+func withOpen(h http.Handler, open map[string]http.Handler) http.Handler {
+	if len(open) == 0 {
+		return h
+	}
+	slots := make(chan struct{}, maxOpen)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handler, ok := open[r.URL.Path]
+		if !ok {
+			h.ServeHTTP(w, r)
+			return
+		}
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		default:
+			w.Header().Set("Retry-After", "1")
+			http.Error(w, "too many requests at a time, try again", http.StatusTooManyRequests)
+			return
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, maxOpenBodyBytes)
+		handler.ServeHTTP(w, r)
+	})
 }

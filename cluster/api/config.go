@@ -3,6 +3,7 @@ package api
 import (
 	"crypto/ecdsa"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
@@ -45,9 +46,17 @@ type Config struct {
 	MaxReads, MaxWrites int
 	// RequestTimeout bounds requests that are not long-running; default 1m.
 	RequestTimeout time.Duration
-	// Handlers are further paths on the API port. They pass authentication and
-	// authorization like all others.
+	// Handlers are further paths on the API port; one that ends in a slash covers
+	// all paths below it. They pass authentication and authorization like all
+	// others.
 	Handlers map[string]http.Handler
+	// OpenHandlers are exact paths that are served before authentication: they
+	// have to check their callers themselves. A few of their requests run at a
+	// time, with the deadline of all others and a small body.
+	OpenHandlers map[string]http.Handler
+	// CheckCertificate refuses client certificates that are valid but belong to
+	// nobody any more; nil refuses none.
+	CheckCertificate func(*x509.Certificate) error
 	// Profiling serves /debug/pprof to those who may read it.
 	Profiling bool
 

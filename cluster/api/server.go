@@ -151,7 +151,11 @@ func (s *Server) installPaths(g *genericapiserver.RecommendedConfig, a access) e
 	}
 	for _, handlers := range []map[string]http.Handler{issuer, s.cfg.Handlers} {
 		for path, h := range handlers {
-			s.generic.Handler.NonGoRestfulMux.Handle(path, h)
+			if strings.HasSuffix(path, "/") {
+				s.generic.Handler.NonGoRestfulMux.HandlePrefix(path, h)
+			} else {
+				s.generic.Handler.NonGoRestfulMux.Handle(path, h)
+			}
 		}
 	}
 	return nil
@@ -184,7 +188,7 @@ func (s *Server) access(objects *auth.StorageObjects) (access, error) {
 	if err != nil {
 		return access{}, fmt.Errorf("authorizer: %w", err)
 	}
-	return access{tokens: tokens, authenticators: auth.NewAuthenticators(tokens),
+	return access{tokens: tokens, authenticators: auth.NewAuthenticators(tokens, s.cfg.CheckCertificate),
 		authorizer: authorizerAndRules{authz, rbac}, holdings: rbac}, nil
 }
 
@@ -202,7 +206,7 @@ func (s *Server) genericConfig(codecs serializer.CodecFactory, a access) (*gener
 	g.Authorization.Authorizer = a.authorizer.Authorizer
 	g.RuleResolver = a.authorizer.RuleResolver
 	g.LongRunningFunc = longRunning()
-	g.BuildHandlerChainFunc = chain(s.complete)
+	g.BuildHandlerChainFunc = chain(s.complete, s.cfg.OpenHandlers)
 	g.MaxRequestsInFlight, g.MaxMutatingRequestsInFlight = s.cfg.MaxReads, s.cfg.MaxWrites
 	g.RequestTimeout = s.cfg.RequestTimeout
 	g.MinRequestTimeout = int(minWatchTime / time.Second)

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"crypto/x509"
 	"fmt"
 	"net/http"
 	"time"
@@ -31,11 +32,12 @@ type Authenticators struct {
 // NewAuthenticators accepts client certificates (CN is the user, O the groups)
 // and service-account tokens. The TLS server has to verify certificates
 // (tls.VerifyClientCertIfGiven): they are not verified again with each request,
-// which would cost a fifth of a create.
-func NewAuthenticators(tokens *Tokens) Authenticators {
+// which would cost a fifth of a create. check, if not nil, refuses certificates
+// for what their holder has become meanwhile.
+func NewAuthenticators(tokens *Tokens, check func(*x509.Certificate) error) Authenticators {
 	cached := cache.New(tokens, false, tokenCacheTTL, 0)
 	chain := group.NewAuthenticatedGroupAdder(union.New(
-		authenticator.RequestFunc(clientCertificate),
+		clientCertificate(check),
 		bearertoken.New(cached),
 		websocket.NewProtocolAuthenticator(cached),
 	))
@@ -45,16 +47,24 @@ func NewAuthenticators(tokens *Tokens) Authenticators {
 	}
 }
 
-// clientCertificate believes what the handshake has verified, until it expires.
-func clientCertificate(r *http.Request) (*authenticator.Response, bool, error) {
-	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
-		return nil, false, nil
-	}
-	chain := r.TLS.VerifiedChains[0]
-	for _, c := range chain {
-		if now := time.Now(); now.After(c.NotAfter) {
-			return nil, false, fmt.Errorf("certificate of %s expired at %s, it is now %s", c.Subject, c.NotAfter.Format(time.RFC3339), now.Format(time.RFC3339))
+// clientCertificate believes what the handshake has verified, until it expires
+// or check refuses it.
+func clientCertificate(check func(*x509.Certificate) error) authenticator.RequestFunc {
+	return func(r *http.Request) (*authenticator.Response, bool, error) {
+		if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+			return nil, false, nil
 		}
+		chain := r.TLS.VerifiedChains[0]
+		for _, c := range chain {
+			if now := time.Now(); now.After(c.NotAfter) {
+				return nil, false, fmt.Errorf("certificate of %s expired at %s, it is now %s", c.Subject, c.NotAfter.Format(time.RFC3339), now.Format(time.RFC3339))
+			}
+		}
+		if check != nil {
+			if err := check(chain[0]); err != nil {
+				return nil, false, err
+			}
+		}
+		return x509request.CommonNameUserConversion.User(chain)
 	}
-	return x509request.CommonNameUserConversion.User(chain)
 }

@@ -57,6 +57,8 @@ var nodeRules = []rbacv1.PolicyRule{
 	rule("update patch", "", "pods/status"),
 	rule("create", "", "pods/eviction"),
 	rule("get list watch", "discovery.k8s.io", "endpointslices"),
+	urls("put", "/skiff/v1/lease"),
+	urls("post", "/skiff/v1/leave"),
 }
 
 func rule(verbs, group string, resources ...string) rbacv1.PolicyRule {
