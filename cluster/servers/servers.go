@@ -122,6 +122,14 @@ func (b *Balancer) Addresses() []string {
 	return out
 }
 
+// First is the server that the next request begins with; "" if none is known.
+func (b *Balancer) First() string {
+	if list := b.order(); len(list) > 0 {
+		return list[0]
+	}
+	return ""
+}
+
 // order gives the servers as a request should try them: the current one, those
 // that are not on hold, then the rest, the one whose hold ends first before
 // others.

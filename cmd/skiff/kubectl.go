@@ -1,18 +1,23 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/urfave/cli/v2"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/client-go/rest"
 	componentcli "k8s.io/component-base/cli"
 	kubectlcmd "k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/plugin"
 	cmdutil "k8s.io/kubectl/pkg/cmd/util"
+
+	"github.com/skiff-sh/skiff/cluster/servers"
 )
 
 func kubectlCommand() *cli.Command {
@@ -39,6 +44,14 @@ func runKubectl(args []string) int {
 			return exitFailed
 		}
 	}
+	for name, value := range servers.Environment {
+		if os.Getenv(name) == "" {
+			if err := os.Setenv(name, value); err != nil {
+				os.Stderr.WriteString("skiff: set " + name + ": " + err.Error() + "\n")
+				return exitFailed
+			}
+		}
+	}
 	// kubectl reads os.Args to find plugins and for its usage texts.
 	os.Args = append([]string{"kubectl"}, args...)
 	cmd := kubectlcmd.NewDefaultKubectlCommandWithArgs(kubectlcmd.KubectlOptions{
@@ -60,8 +73,56 @@ func stdStreams() genericiooptions.IOStreams {
 
 // kubectlFlags are kubectl's own connection flags with its discovery limits.
 func kubectlFlags() *genericclioptions.ConfigFlags {
-	return genericclioptions.NewConfigFlags(true).WithDeprecatedPasswordFlag().
+	f := genericclioptions.NewConfigFlags(true).WithDeprecatedPasswordFlag().
 		WithDiscoveryBurst(300).WithDiscoveryQPS(50).WithWarningPrinter(stdStreams())
+	var once sync.Once
+	var balancer *servers.Balancer
+	return f.WithWrapConfigFn(func(c *rest.Config) *rest.Config {
+		once.Do(func() { balancer = findServer(f, c) })
+		if balancer == nil {
+			return c
+		}
+		c.ServerName = servers.ServerName
+		c.Host = "https://" + balancer.First()
+		c.Wrap(balancer.Wrap)
+		return c
+	})
+}
+
+// findServer makes the Balancer for a kubeconfig of a whole cluster, with a
+// server first that answers: commands such as exec have no other choice later.
+// It gives nil for the kubeconfig of one server.
+func findServer(f *genericclioptions.ConfigFlags, c *rest.Config) *servers.Balancer {
+	given := func(s *string) string {
+		if s == nil {
+			return ""
+		}
+		return *s
+	}
+	raw, err := f.ToRawKubeConfigLoader().RawConfig()
+	if err != nil || given(f.APIServer) != "" || given(f.TLSServerName) != "" {
+		return nil
+	}
+	name := given(f.ClusterName)
+	if name == "" {
+		current := given(f.Context)
+		if current == "" {
+			current = raw.CurrentContext
+		}
+		if raw.Contexts[current] == nil {
+			return nil
+		}
+		name = raw.Contexts[current].Cluster
+	}
+	list := servers.OfCluster(raw.Clusters[name])
+	tlsConfig, err := rest.TLSConfigFor(c)
+	if len(list) < 2 || err != nil || tlsConfig == nil {
+		return nil
+	}
+	b := servers.New("", list...)
+	// Without success the first request says what is wrong.
+	_, _ = b.Pick(context.Background(), servers.Handshake(tlsConfig))
+	return b
 }
 
 func namesKubeconfig(args []string) bool {
