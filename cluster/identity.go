@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/cluster/pki"
 )
 
@@ -98,20 +99,13 @@ func servingRequest(c Config) pki.Request {
 	return r
 }
 
-// memberTLS lets only servers of this cluster pass, in both directions.
+// memberTLS lets only servers of this cluster pass, in both directions, at
+// whatever address they are.
 func memberTLS(l *pki.Leaf) *tls.Config {
-	c := l.MutualTLS()
-	c.VerifyConnection = func(s tls.ConnectionState) error {
-		if len(s.PeerCertificates) == 0 || s.PeerCertificates[0].Subject.CommonName != memberName {
-			return errors.New("the peer is no server of this cluster")
-		}
-		return nil
-	}
-	return c
+	return pki.MutualTLS(l, pki.TLSOptions{Protos: consensus.Protocols(), Verify: pki.CommonName(memberName)})
 }
 
 // nodeTLS shows the API server's certificate to nodes.
-func nodeTLS(l *pki.Leaf) *tls.Config {
-	m := l.MutualTLS()
-	return &tls.Config{MinVersion: m.MinVersion, RootCAs: m.RootCAs, GetClientCertificate: m.GetClientCertificate}
+func nodeTLS(l *pki.Leaf) func() *tls.Config {
+	return func() *tls.Config { return pki.ClientTLS(l, pki.TLSOptions{}) }
 }

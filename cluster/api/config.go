@@ -33,8 +33,9 @@ type Config struct {
 
 	// TokenKey signs and verifies service-account tokens.
 	TokenKey *ecdsa.PrivateKey
-	// NodeTLS shows the API server's client certificate to nodes.
-	NodeTLS *tls.Config
+	// NodeTLS shows the API server's client certificate to nodes. It is asked for
+	// every request, so that it may trust other CAs.
+	NodeTLS func() *tls.Config
 
 	// ServiceCIDR is where ClusterIPs come from.
 	ServiceCIDR netip.Prefix

@@ -2,7 +2,6 @@ package pki
 
 import (
 	"fmt"
-	"os"
 
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
@@ -12,7 +11,7 @@ import (
 // path, mode 0600, replacing the file in one step. server is a URL.
 func (p *PKI) WriteKubeconfig(path, server string, certPEM, keyPEM []byte) error {
 	c := clientcmdapi.NewConfig()
-	c.Clusters["skiff"] = &clientcmdapi.Cluster{Server: server, CertificateAuthorityData: p.caPEM}
+	c.Clusters["skiff"] = &clientcmdapi.Cluster{Server: server, CertificateAuthorityData: p.Bundle()}
 	c.AuthInfos["admin"] = &clientcmdapi.AuthInfo{ClientCertificateData: certPEM, ClientKeyData: keyPEM}
 	c.Contexts["skiff"] = &clientcmdapi.Context{Cluster: "skiff", AuthInfo: "admin"}
 	c.CurrentContext = "skiff"
@@ -20,14 +19,7 @@ func (p *PKI) WriteKubeconfig(path, server string, certPEM, keyPEM []byte) error
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	tmp := path + ".new"
-	if err := os.Remove(tmp); err != nil && !os.IsNotExist(err) {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := writeSynced(tmp, b); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
+	if err := replaceFile(path, b); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -8,8 +9,10 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
@@ -34,15 +37,49 @@ type Request struct {
 // Issue signs a certificate for a new key and returns both as PEM. It is valid
 // for one year.
 func (p *PKI) Issue(r Request) (certPEM, keyPEM []byte, err error) {
+	return p.issue(p.now.Load(), r)
+}
+
+func (p *PKI) issue(m *material, r Request) (certPEM, keyPEM []byte, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, fmt.Errorf("generate key for %s: %w", r.CommonName, err)
 	}
-	serial, err := newSerial()
-	if err != nil {
+	if certPEM, err = m.sign(key.Public(), r, p.clock()); err != nil {
 		return nil, nil, err
 	}
-	now := time.Now()
+	keyPEM, err = encodeKey(key)
+	return certPEM, keyPEM, err
+}
+
+// SignCSR signs the public key of a certificate request (PEM) for what r says;
+// what the request itself asks for is not looked at. The request must be signed
+// with its key.
+func (p *PKI) SignCSR(csrPEM []byte, r Request) (certPEM []byte, err error) {
+	block, _ := pem.Decode(csrPEM)
+	if block == nil || block.Type != "CERTIFICATE REQUEST" {
+		return nil, errors.New("the request for a certificate is no PEM block CERTIFICATE REQUEST")
+	}
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("parse the request for a certificate: %w", err)
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("the request for a certificate is not signed with its key: %w", err)
+	}
+	if k, ok := csr.PublicKey.(*ecdsa.PublicKey); !ok || k.Curve != elliptic.P256() {
+		return nil, fmt.Errorf("the request for a certificate has a key of type %T, want ECDSA P-256", csr.PublicKey)
+	}
+	return p.now.Load().sign(csr.PublicKey, r, p.clock())
+}
+
+// sign returns the certificate and, while another CA is being phased in, the
+// one with which those who only know the old CA get to the new one.
+func (m *material) sign(public crypto.PublicKey, r Request, now time.Time) ([]byte, error) {
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
 	template := &x509.Certificate{
 		SerialNumber: serial,
 		Subject:      pkix.Name{CommonName: r.CommonName, Organization: r.Organization},
@@ -56,34 +93,33 @@ func (p *PKI) Issue(r Request) (certPEM, keyPEM []byte, err error) {
 	if len(r.DNSNames)+len(r.IPs) > 0 {
 		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, p.caCert, key.Public(), p.caKey)
+	der, err := x509.CreateCertificate(rand.Reader, template, m.signer, public, m.signerKey)
 	if err != nil {
-		return nil, nil, fmt.Errorf("sign certificate of %s: %w", r.CommonName, err)
+		return nil, fmt.Errorf("sign certificate of %s: %w", r.CommonName, err)
 	}
-	if keyPEM, err = encodeKey(key); err != nil {
-		return nil, nil, err
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), keyPEM, nil
+	return slices.Concat(encodeCert(der), m.crossPEM), nil
 }
 
-// Leaf is a certificate that renews itself: whoever asks for it after two
-// thirds of its life gets a fresh one. Safe for concurrent use.
+// Leaf is a certificate that renews itself: whoever asks for it gets a fresh one
+// when two thirds of its life are over, when the clock has jumped to before its
+// beginning, or when the CA that signs is another. Safe for concurrent use.
 type Leaf struct {
 	pki *PKI
 	req Request
-	now func() time.Time
 
-	mu       sync.Mutex
-	cert     *tls.Certificate
-	certPEM  []byte
-	keyPEM   []byte
-	renewAt  time.Time
-	notAfter time.Time
+	mu      sync.Mutex
+	cert    *tls.Certificate
+	certPEM []byte
+	keyPEM  []byte
+	renewAt time.Time
+	from    uint64 // material.epoch that it was issued with
 }
+
+var _ CertSource = (*Leaf)(nil)
 
 // Leaf issues the first certificate for r.
 func (p *PKI) Leaf(r Request) (*Leaf, error) {
-	l := &Leaf{pki: p, req: r, now: time.Now}
+	l := &Leaf{pki: p, req: r}
 	if _, err := l.Certificate(); err != nil {
 		return nil, err
 	}
@@ -95,12 +131,16 @@ func (p *PKI) Leaf(r Request) (*Leaf, error) {
 func (l *Leaf) Certificate() (*tls.Certificate, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := l.now()
-	if l.cert != nil && now.Before(l.renewAt) {
+	return l.current()
+}
+
+func (l *Leaf) current() (*tls.Certificate, error) {
+	m, now := l.pki.now.Load(), l.pki.clock()
+	if l.cert != nil && l.from == m.epoch && now.Before(l.renewAt) && !now.Before(l.cert.Leaf.NotBefore) {
 		return l.cert, nil
 	}
-	if err := l.renew(); err != nil {
-		if l.cert != nil && now.Before(l.notAfter) {
+	if err := l.renew(m); err != nil {
+		if l.cert != nil && now.Before(l.cert.Leaf.NotAfter) {
 			return l.cert, nil
 		}
 		return nil, err
@@ -108,8 +148,8 @@ func (l *Leaf) Certificate() (*tls.Certificate, error) {
 	return l.cert, nil
 }
 
-func (l *Leaf) renew() error {
-	certPEM, keyPEM, err := l.pki.Issue(l.req)
+func (l *Leaf) renew(m *material) error {
+	certPEM, keyPEM, err := l.pki.issue(m, l.req)
 	if err != nil {
 		return err
 	}
@@ -117,21 +157,28 @@ func (l *Leaf) renew() error {
 	if err != nil {
 		return fmt.Errorf("load certificate of %s: %w", l.req.CommonName, err)
 	}
-	life := cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore)
-	l.cert, l.certPEM, l.keyPEM = &cert, certPEM, keyPEM
-	l.renewAt, l.notAfter = cert.Leaf.NotBefore.Add(life*2/3), cert.Leaf.NotAfter
+	l.cert, l.certPEM, l.keyPEM, l.from = &cert, certPEM, keyPEM, m.epoch
+	l.renewAt = RenewAt(cert.Leaf)
 	return nil
+}
+
+// RenewAt is when two thirds of a certificate's life are over.
+func RenewAt(c *x509.Certificate) time.Time {
+	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) * 2 / 3)
 }
 
 // PEM gives the current certificate and key.
 func (l *Leaf) PEM() (certPEM, keyPEM []byte, err error) {
-	if _, err := l.Certificate(); err != nil {
-		return nil, nil, err
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if _, err := l.current(); err != nil {
+		return nil, nil, err
+	}
 	return l.certPEM, l.keyPEM, nil
 }
+
+// Pool implements CertSource.
+func (l *Leaf) Pool() *x509.CertPool { return l.pki.Pool() }
 
 // RenewAt says when the certificate is next replaced.
 func (l *Leaf) RenewAt() time.Time {
@@ -140,23 +187,6 @@ func (l *Leaf) RenewAt() time.Time {
 	return l.renewAt
 }
 
-// ServerTLS serves with the leaf and asks callers for certificates of the CA
-// without requiring them.
-func (l *Leaf) ServerTLS() *tls.Config {
-	return &tls.Config{
-		MinVersion:     tls.VersionTLS12,
-		ClientAuth:     tls.VerifyClientCertIfGiven,
-		ClientCAs:      l.pki.Pool(),
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return l.Certificate() },
-	}
-}
-
-// MutualTLS serves and dials with the leaf; both sides must show certificates
-// of the CA.
-func (l *Leaf) MutualTLS() *tls.Config {
-	c := l.ServerTLS()
-	c.ClientAuth = tls.RequireAndVerifyClientCert
-	c.RootCAs = l.pki.Pool()
-	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return l.Certificate() }
-	return c
-}
+// ServerTLS serves HTTP with the leaf and asks callers for certificates of the
+// CA without requiring them; see the function of the same name.
+func (l *Leaf) ServerTLS() *tls.Config { return ServerTLS(l, TLSOptions{}) }

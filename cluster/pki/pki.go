@@ -1,253 +1,322 @@
 // Package pki is the cluster's certificate authority and its service-account
-// signing key, kept as files under <data-dir>/pki and copied into the
-// replicated state, so that a snapshot can bring up a bare host.
+// signing key, kept as files under <data-dir>/pki. The replicated state holds
+// them too, sealed (package trust), so that a snapshot can bring up a bare host.
 //
-// Leaf certificates are never stored: each process issues what it needs and
+// Leaf certificates are never stored: each server issues what it needs and
 // replaces it in place after two thirds of its life (see Leaf), so none can
 // expire while the process runs, and a cluster that was off for years starts
 // with fresh ones.
 //
-// Limits: one CA signs clients, servers and members; replacing it with an
-// overlap is not built yet.
+// Set changes the authorities of a running process: the next handshake of every
+// TLS configuration made here trusts the new ones and shows certificates of the
+// one that signs.
+//
+// Limits: one CA signs clients, servers and members; there is no list of revoked
+// certificates.
 package pki
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"io/fs"
-	"math/big"
-	"os"
+	"log/slog"
+	"maps"
 	"path/filepath"
-	"sort"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/skiff-sh/skiff/cluster/seal"
 )
 
-// Names of the files in the directory, which are also the last part of their
-// keys in the replicated state.
-const (
-	CACertFile = "ca.crt"
-	CAKeyFile  = "ca.key"
-	SAKeyFile  = "sa.key"
-)
-
-// caLife is long on purpose: nobody renews a CA by hand.
-const caLife = 30 * 365 * 24 * time.Hour
-
-// PKI holds the keys. It is immutable after Open and safe for concurrent use.
+// PKI holds the keys. It is safe for concurrent use.
 type PKI struct {
-	caCert *x509.Certificate
-	caKey  crypto.Signer
-	caPEM  []byte
-	saKey  *ecdsa.PrivateKey
-	files  map[string][]byte
+	dir   string
+	key   *seal.Key
+	now   atomic.Pointer[material]
+	clock func() time.Time
+	log   atomic.Pointer[slog.Logger]
+	set   sync.Mutex // held by Set
+}
+
+// material is what holds at one time. It is immutable.
+type material struct {
+	epoch     uint64 // grows when leaf certificates are to be issued anew
+	leaves    uint64 // Keys.Leaves
+	cas       []*x509.Certificate
+	signer    *x509.Certificate
+	signerKey *ecdsa.PrivateKey
+	crossPEM  []byte
+	bundle    []byte
+	pool      *x509.CertPool
+	saKey     *ecdsa.PrivateKey
+	files     map[string][]byte // plain content
+}
+
+// CA is one authority, in PEM.
+type CA struct {
+	Cert []byte
+	// Key signs; only that of the first of Keys.CAs is needed.
+	Key []byte
+	// Cross is the same authority signed by the one before it.
+	Cross []byte
+}
+
+// Keys is what Set installs.
+type Keys struct {
+	// CAs are all trusted; the first signs.
+	CAs []CA
+	// SAKey signs service-account tokens, PEM. A running process goes on with the
+	// one it was started with.
+	SAKey []byte
+	// Leaves is raised to have all leaf certificates issued anew.
+	Leaves uint64
 }
 
 // Open reads the keys from dir, or creates all of them when dir holds none. A
 // directory with only some of the files is refused: making new ones would cut
 // off every member and client that trusts the old.
-func Open(dir string) (*PKI, error) {
+func Open(dir string) (*PKI, error) { return OpenProtected(dir, nil) }
+
+// OpenProtected is Open for a cluster key under a passphrase. The other private
+// keys in dir are then sealed with the cluster key; files that are still plain
+// are sealed at once. A nil passphrase is none.
+func OpenProtected(dir string, passphrase []byte) (*PKI, error) {
 	files, err := readFiles(dir)
 	if err != nil {
 		return nil, err
 	}
+	p := &PKI{dir: dir, clock: time.Now}
+	p.log.Store(slog.New(slog.DiscardHandler))
 	if len(files) == 0 {
-		if files, err = create(); err != nil {
-			return nil, err
-		}
-		if err := writeFiles(dir, files); err != nil {
-			return nil, err
-		}
+		return p, p.create(passphrase)
 	}
-	return parse(dir, files)
+	if p.key, err = openKey(dir, files[seal.KeyFile], passphrase); err != nil {
+		return nil, err
+	}
+	plain, err := unsealFiles(dir, files, p.key)
+	if err != nil {
+		return nil, err
+	}
+	m, err := parse(dir, plain)
+	if err != nil {
+		return nil, err
+	}
+	p.now.Store(m)
+	return p, p.rewrite(files, plain)
 }
 
-func readFiles(dir string) (map[string][]byte, error) {
-	files := map[string][]byte{}
-	var missing []string
-	for _, name := range []string{CACertFile, CAKeyFile, SAKeyFile} {
-		b, err := os.ReadFile(filepath.Join(dir, name))
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			missing = append(missing, name)
-		case err != nil:
-			return nil, fmt.Errorf("read cluster keys: %w", err)
-		default:
-			files[name] = b
+// Install writes the files that a joining server was given (see Files) into dir,
+// all or none; dir must not exist or be empty. With a passphrase they are sealed.
+func Install(dir string, files map[string][]byte, passphrase []byte) error {
+	key, err := seal.ParseKey(files[seal.KeyFile], nil)
+	if err != nil {
+		return fmt.Errorf("cluster key from the other server: %w", err)
+	}
+	if passphrase != nil {
+		if key, err = key.WithPassphrase(passphrase); err != nil {
+			return err
 		}
 	}
-	if len(files) > 0 && len(missing) > 0 {
-		sort.Strings(missing)
-		return nil, fmt.Errorf("%s is missing in %s while other keys of the cluster are there: put it back, or restore a snapshot into a new data directory", missing[0], dir)
+	plain := map[string][]byte{}
+	for _, name := range append([]string{CrossFile}, required...) {
+		if b := files[name]; len(b) > 0 {
+			plain[name] = b
+		}
+	}
+	if _, err := parse(dir, plain); err != nil {
+		return fmt.Errorf("keys from the other server: %w", err)
+	}
+	out, err := sealFiles(plain, key)
+	if err != nil {
+		return err
+	}
+	return writeFiles(dir, out)
+}
+
+func (p *PKI) create(passphrase []byte) (err error) {
+	if p.key, err = seal.NewKey(passphrase); err != nil {
+		return err
+	}
+	plain, err := createFiles(p.clock())
+	if err != nil {
+		return err
+	}
+	m, err := parse(p.dir, plain)
+	if err != nil {
+		return err
+	}
+	out, err := sealFiles(plain, p.key)
+	if err != nil {
+		return err
+	}
+	p.now.Store(m)
+	return writeFiles(p.dir, out)
+}
+
+// openKey reads the cluster key; a cluster of a version that had none gets one.
+func openKey(dir string, content, passphrase []byte) (*seal.Key, error) {
+	path := filepath.Join(dir, seal.KeyFile)
+	if content == nil {
+		return seal.NewKey(passphrase)
+	}
+	k, err := seal.ReadKey(path, passphrase)
+	if err != nil {
+		return nil, err
+	}
+	if passphrase != nil && k.Sealed() == nil {
+		return k.WithPassphrase(passphrase)
+	}
+	return k, nil
+}
+
+// rewrite brings the files into the form that the cluster key asks for.
+func (p *PKI) rewrite(have, plain map[string][]byte) error {
+	if !bytes.Equal(have[seal.KeyFile], p.key.File()) {
+		if err := seal.WriteKey(filepath.Join(p.dir, seal.KeyFile), p.key); err != nil {
+			return err
+		}
+	}
+	for name, b := range have {
+		if name == seal.KeyFile || isSealed(b) == (private[name] && p.key.Sealed() != nil) {
+			continue
+		}
+		if err := p.write(name, plain[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// write replaces one file, sealed if need be.
+func (p *PKI) write(name string, plain []byte) error {
+	b, err := sealFile(name, plain, p.key)
+	if err == nil {
+		err = replaceFile(filepath.Join(p.dir, name), b)
+	}
+	if err != nil {
+		return fmt.Errorf("write cluster keys: %w", err)
+	}
+	return nil
+}
+
+// SetLogger says where renewals are reported; by default nowhere.
+func (p *PKI) SetLogger(l *slog.Logger) { p.log.Store(l) }
+
+// Set makes k hold, on disk and in this process. A crash in between leaves files
+// that can be opened: the CA certificates are written before the key that
+// belongs to one of them, and those that are no longer trusted are dropped last.
+func (p *PKI) Set(k Keys) error {
+	p.set.Lock()
+	defer p.set.Unlock()
+	old := p.now.Load()
+	plain, err := k.files()
+	if err != nil {
+		return err
+	}
+	m, err := parse("the new keys", plain)
+	if err != nil {
+		return err
+	}
+	m.leaves, m.epoch = k.Leaves, old.epoch
+	if !m.signer.Equal(old.signer) || !bytes.Equal(m.crossPEM, old.crossPEM) || m.leaves != old.leaves {
+		m.epoch++
+	}
+	union := bytes.Clone(plain[CACertFile])
+	for _, c := range old.cas {
+		if b := encodeCert(c.Raw); !bytes.Contains(union, b) {
+			union = append(union, b...)
+		}
+	}
+	steps := []struct {
+		name    string
+		content []byte
+	}{{CACertFile, union}, {CrossFile, nil}, {CAKeyFile, plain[CAKeyFile]}, {SAKeyFile, plain[SAKeyFile]},
+		{CrossFile, plain[CrossFile]}, {CACertFile, plain[CACertFile]}}
+	have := maps.Clone(old.files)
+	for _, s := range steps {
+		if bytes.Equal(have[s.name], s.content) {
+			continue
+		}
+		if s.name == CrossFile && s.content == nil {
+			if err := removeFile(filepath.Join(p.dir, s.name)); err != nil {
+				return err
+			}
+		} else if err := p.write(s.name, s.content); err != nil {
+			return err
+		}
+		have[s.name] = s.content
+	}
+	p.now.Store(m)
+	return nil
+}
+
+func (k Keys) files() (map[string][]byte, error) {
+	if len(k.CAs) == 0 {
+		return nil, errors.New("set keys: no CA")
+	}
+	files := map[string][]byte{CAKeyFile: k.CAs[0].Key, SAKeyFile: k.SAKey}
+	if len(k.CAs[0].Cross) > 0 {
+		files[CrossFile] = k.CAs[0].Cross
+	}
+	for _, ca := range k.CAs {
+		files[CACertFile] = append(files[CACertFile], ca.Cert...)
 	}
 	return files, nil
 }
 
-func create() (map[string][]byte, error) {
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("generate CA key: %w", err)
-	}
-	serial, err := newSerial()
-	if err != nil {
-		return nil, err
-	}
-	now := time.Now()
-	template := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: fmt.Sprintf("skiff-ca@%d", now.Unix())},
-		NotBefore:             now.Add(-backdate),
-		NotAfter:              now.Add(caLife),
-		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, caKey.Public(), caKey)
-	if err != nil {
-		return nil, fmt.Errorf("sign CA certificate: %w", err)
-	}
-	caKeyPEM, err := encodeKey(caKey)
-	if err != nil {
-		return nil, err
-	}
-	saKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("generate service account key: %w", err)
-	}
-	saKeyPEM, err := encodeKey(saKey)
-	if err != nil {
-		return nil, err
-	}
-	return map[string][]byte{
-		CACertFile: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		CAKeyFile:  caKeyPEM,
-		SAKeyFile:  saKeyPEM,
-	}, nil
-}
-
-// writeFiles makes dir appear with all files or not at all.
-func writeFiles(dir string, files map[string][]byte) error {
-	tmp := dir + ".new"
-	if err := os.RemoveAll(tmp); err != nil {
-		return fmt.Errorf("write cluster keys: %w", err)
-	}
-	if err := os.MkdirAll(tmp, 0o700); err != nil {
-		return fmt.Errorf("write cluster keys: %w", err)
-	}
-	for name, b := range files {
-		if err := writeSynced(filepath.Join(tmp, name), b); err != nil {
-			return fmt.Errorf("write cluster keys: %w", err)
+// Keys gives what Set would have to be told to come to the present state.
+func (p *PKI) Keys() Keys {
+	m := p.now.Load()
+	k := Keys{SAKey: bytes.Clone(m.files[SAKeyFile]), Leaves: m.leaves,
+		CAs: []CA{{Cert: encodeCert(m.signer.Raw), Key: bytes.Clone(m.files[CAKeyFile]), Cross: bytes.Clone(m.crossPEM)}}}
+	for _, c := range m.cas {
+		if !c.Equal(m.signer) {
+			k.CAs = append(k.CAs, CA{Cert: encodeCert(c.Raw)})
 		}
 	}
-	// An empty directory may be left from an earlier attempt.
-	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("write cluster keys: %w", err)
-	}
-	if err := os.Rename(tmp, dir); err != nil {
-		return fmt.Errorf("write cluster keys: %w", err)
-	}
-	return syncDir(filepath.Dir(dir))
+	return k
 }
 
-func parse(dir string, files map[string][]byte) (*PKI, error) {
-	at := func(name string) string { return filepath.Join(dir, name) }
-	block, _ := pem.Decode(files[CACertFile])
-	if block == nil || block.Type != "CERTIFICATE" {
-		return nil, fmt.Errorf("%s holds no PEM certificate", at(CACertFile))
-	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("parse %s: %w", at(CACertFile), err)
-	}
-	caKey, err := decodeKey(files[CAKeyFile])
-	if err != nil {
-		return nil, fmt.Errorf("parse %s: %w", at(CAKeyFile), err)
-	}
-	saKey, err := decodeKey(files[SAKeyFile])
-	if err != nil {
-		return nil, fmt.Errorf("parse %s: %w", at(SAKeyFile), err)
-	}
-	if pub, ok := cert.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(caKey.Public()) {
-		return nil, fmt.Errorf("%s does not belong to %s", at(CAKeyFile), at(CACertFile))
-	}
-	return &PKI{caCert: cert, caKey: caKey, caPEM: files[CACertFile], saKey: saKey, files: files}, nil
-}
+// ClusterKey seals what is secret in the replicated state.
+func (p *PKI) ClusterKey() *seal.Key { return p.key }
 
-// CACertPEM is the certificate that clients verify the cluster with.
-func (p *PKI) CACertPEM() []byte { return bytes.Clone(p.caPEM) }
+// CACertPEM is the certificate of the CA that signs.
+func (p *PKI) CACertPEM() []byte { return encodeCert(p.now.Load().signer.Raw) }
 
-// Pool has the CA as its only root.
-func (p *PKI) Pool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(p.caCert)
-	return pool
+// Bundle holds the certificates of all CAs that are trusted, PEM, the one that
+// signs first: what clients and agents verify the cluster with.
+func (p *PKI) Bundle() []byte { return bytes.Clone(p.now.Load().bundle) }
+
+// CAs are the certificates of Bundle.
+func (p *PKI) CAs() []*x509.Certificate { return p.now.Load().cas }
+
+// Pool has the CAs that are trusted now as its roots. It must not be changed.
+func (p *PKI) Pool() *x509.CertPool { return p.now.Load().pool }
+
+// Trusts says whether c is one of the CAs that are trusted now.
+func (p *PKI) Trusts(c *x509.Certificate) bool {
+	for _, ca := range p.now.Load().cas {
+		if ca.Equal(c) {
+			return true
+		}
+	}
+	return false
 }
 
 // ServiceAccountKey signs and verifies service-account tokens (ES256).
-func (p *PKI) ServiceAccountKey() *ecdsa.PrivateKey { return p.saKey }
+func (p *PKI) ServiceAccountKey() *ecdsa.PrivateKey { return p.now.Load().saKey }
 
-// Files gives name -> PEM of everything that a new member or a restored host
-// needs. The values are secrets.
+// Files gives name -> content of everything that a new server needs, in plain
+// form; see Install. The values are secrets.
 func (p *PKI) Files() map[string][]byte {
-	out := make(map[string][]byte, len(p.files))
-	for k, v := range p.files {
+	m := p.now.Load()
+	out := make(map[string][]byte, len(m.files)+1)
+	for k, v := range m.files {
 		out[k] = bytes.Clone(v)
 	}
+	out[seal.KeyFile] = p.key.Encode()
 	return out
-}
-
-func encodeKey(k *ecdsa.PrivateKey) ([]byte, error) {
-	der, err := x509.MarshalPKCS8PrivateKey(k)
-	if err != nil {
-		return nil, fmt.Errorf("encode key: %w", err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
-}
-
-func decodeKey(b []byte) (*ecdsa.PrivateKey, error) {
-	block, _ := pem.Decode(b)
-	if block == nil {
-		return nil, errors.New("no PEM block")
-	}
-	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, err
-	}
-	key, ok := k.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("key is %T, want ECDSA", k)
-	}
-	return key, nil
-}
-
-func newSerial() (*big.Int, error) {
-	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-	if err != nil {
-		return nil, fmt.Errorf("draw serial number: %w", err)
-	}
-	return n, nil
-}
-
-func writeSynced(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -79,11 +79,11 @@ func TestLeafRenewsAtTwoThirdsOfItsLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	first, _ := l.Certificate()
-	l.now = func() time.Time { return time.Now().Add(leafLife / 2) }
+	p.clock = func() time.Time { return time.Now().Add(leafLife / 2) }
 	if c, _ := l.Certificate(); c != first {
 		t.Error("renewed at half of its life")
 	}
-	l.now = func() time.Time { return time.Now().Add(leafLife * 3 / 4) }
+	p.clock = func() time.Time { return time.Now().Add(leafLife * 3 / 4) }
 	if c, err := l.Certificate(); err != nil || c == first {
 		t.Errorf("not renewed at three quarters of its life: %v", err)
 	}
@@ -98,7 +98,7 @@ func TestMutualTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln, err := tls.Listen("tcp", "127.0.0.1:0", srv.MutualTLS())
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", MutualTLS(srv, TLSOptions{Protos: []string{"x"}, Verify: CommonName("client")}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +126,7 @@ func TestMutualTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := dial(cli.MutualTLS()); err != nil {
+	if err := dial(MutualTLS(cli, TLSOptions{Protos: []string{"x"}, Verify: CommonName("server")})); err != nil {
 		t.Errorf("client of the cluster refused: %v", err)
 	}
 	if err := dial(&tls.Config{RootCAs: p.Pool()}); err == nil {

@@ -10,12 +10,14 @@ package nodeproxy
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -45,9 +47,10 @@ type AccessConfig struct {
 	// Node reads a Node object.
 	Node func(ctx context.Context, name string) (*corev1.Node, error)
 	// TLS returns the client configuration: the API server's certificate and
-	// the CA that signs the nodes' serving certificates. It is asked once;
-	// certificates that renew themselves belong into GetClientCertificate.
-	TLS *tls.Config
+	// the CAs that sign the nodes' serving certificates. It is asked for every
+	// request; when its RootCAs are others, new connections are made.
+	// Certificates that renew themselves belong into GetClientCertificate.
+	TLS func() *tls.Config
 }
 
 // NewAccess is the NodeAccess that believes the status of the Node objects:
@@ -57,16 +60,35 @@ func NewAccess(cfg AccessConfig) (NodeAccess, error) {
 	if cfg.Node == nil || cfg.TLS == nil {
 		return nil, errors.New("access to nodes: Node and TLS are both needed")
 	}
-	trusting := cfg.TLS.Clone()
-	trusting.InsecureSkipVerify = true
-	trusting.VerifyConnection, trusting.VerifyPeerCertificate = nil, nil
-	return &access{node: cfg.Node, transport: newTransport(cfg.TLS), insecure: newTransport(trusting)}, nil
+	return &access{node: cfg.Node, tls: cfg.TLS}, nil
 }
 
 type access struct {
-	node      func(ctx context.Context, name string) (*corev1.Node, error)
+	node func(ctx context.Context, name string) (*corev1.Node, error)
+	tls  func() *tls.Config
+
+	mu        sync.Mutex
+	roots     *x509.CertPool // that the transports were made for
 	transport *http.Transport
 	insecure  *http.Transport
+}
+
+// transports are those for the CAs that are trusted now.
+func (a *access) transports() (verifying, trusting *http.Transport) {
+	config := a.tls()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.transport == nil || a.roots != config.RootCAs {
+		if a.transport != nil {
+			a.transport.CloseIdleConnections()
+			a.insecure.CloseIdleConnections()
+		}
+		blind := config.Clone()
+		blind.InsecureSkipVerify = true
+		blind.VerifyConnection, blind.VerifyPeerCertificate = nil, nil
+		a.roots, a.transport, a.insecure = config.RootCAs, newTransport(config), newTransport(blind)
+	}
+	return a.transport, a.insecure
 }
 
 // newTransport speaks HTTP/1.1 only: upgrades to SPDY and WebSocket are not
@@ -100,10 +122,11 @@ func (a *access) NodeAPI(ctx context.Context, name string) (*Endpoint, error) {
 	if port == 0 {
 		port = defaultNodePort
 	}
+	verifying, trusting := a.transports()
 	return &Endpoint{
 		URL:       &url.URL{Scheme: "https", Host: net.JoinHostPort(host, strconv.Itoa(port))},
-		Transport: a.transport,
-		Insecure:  a.insecure,
+		Transport: verifying,
+		Insecure:  trusting,
 	}, nil
 }
 

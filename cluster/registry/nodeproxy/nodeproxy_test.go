@@ -157,7 +157,7 @@ func newFakeNode(t *testing.T) (*fakeNode, NodeAccess) {
 			}
 			return node, nil
 		},
-		TLS: &tls.Config{RootCAs: roots, Certificates: n.TLS.Certificates},
+		TLS: func() *tls.Config { return &tls.Config{RootCAs: roots, Certificates: n.TLS.Certificates} },
 	})
 	if err != nil {
 		t.Fatal(err)

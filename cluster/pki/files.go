@@ -1,0 +1,168 @@
+package pki
+
+import (
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+
+	"github.com/skiff-sh/skiff/cluster/seal"
+)
+
+// Names of the files in the directory. CACertFile holds all CAs that are
+// trusted, CAKeyFile the key of the one that signs. CrossFile is there while a
+// CA is being replaced.
+const (
+	CACertFile = "ca.crt"
+	CAKeyFile  = "ca.key"
+	SAKeyFile  = "sa.key"
+	CrossFile  = "ca-cross.crt"
+)
+
+var (
+	required = []string{CACertFile, CAKeyFile, SAKeyFile}
+	private  = map[string]bool{CAKeyFile: true, SAKeyFile: true}
+)
+
+// sealedFile is the PEM type of a private key that the cluster key seals.
+const sealedFile = "SKIFF SEALED KEY"
+
+func readFiles(dir string) (map[string][]byte, error) {
+	files := map[string][]byte{}
+	var missing []string
+	for _, name := range []string{CACertFile, CAKeyFile, SAKeyFile, CrossFile, seal.KeyFile} {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			if name != CrossFile && name != seal.KeyFile {
+				missing = append(missing, name)
+			}
+		case err != nil:
+			return nil, fmt.Errorf("read cluster keys: %w", err)
+		default:
+			files[name] = b
+		}
+	}
+	if len(files) > 0 && len(missing) > 0 {
+		sort.Strings(missing)
+		return nil, fmt.Errorf("%s is missing in %s while other keys of the cluster are there: put it back, or restore a snapshot into a new data directory", missing[0], dir)
+	}
+	return files, nil
+}
+
+func isSealed(b []byte) bool {
+	block, _ := pem.Decode(b)
+	return block != nil && block.Type == sealedFile
+}
+
+// unsealFiles gives the plain content of all but the cluster key.
+func unsealFiles(dir string, files map[string][]byte, key *seal.Key) (map[string][]byte, error) {
+	out := map[string][]byte{}
+	for name, b := range files {
+		if name == seal.KeyFile {
+			continue
+		}
+		if block, _ := pem.Decode(b); block != nil && block.Type == sealedFile {
+			if files[seal.KeyFile] == nil {
+				return nil, fmt.Errorf("%s is missing in %s, and %s is sealed with it: put it back, or restore a snapshot into a new data directory", seal.KeyFile, dir, name)
+			}
+			plain, err := key.Unwrap(name, block.Bytes)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", dir, err)
+			}
+			b = plain
+		}
+		out[name] = b
+	}
+	return out, nil
+}
+
+// sealFile gives a file's form on the disk.
+func sealFile(name string, plain []byte, key *seal.Key) ([]byte, error) {
+	if !private[name] || key.Sealed() == nil {
+		return plain, nil
+	}
+	b, err := key.Wrap(name, plain)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: sealedFile, Bytes: b}), nil
+}
+
+// sealFiles gives what belongs on the disk, the cluster key included.
+func sealFiles(plain map[string][]byte, key *seal.Key) (map[string][]byte, error) {
+	out := map[string][]byte{seal.KeyFile: key.File()}
+	for name, b := range plain {
+		var err error
+		if out[name], err = sealFile(name, b, key); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// writeFiles makes dir appear with all files or not at all.
+func writeFiles(dir string, files map[string][]byte) error {
+	tmp := dir + ".new"
+	if err := os.RemoveAll(tmp); err != nil {
+		return fmt.Errorf("write cluster keys: %w", err)
+	}
+	if err := os.MkdirAll(tmp, 0o700); err != nil {
+		return fmt.Errorf("write cluster keys: %w", err)
+	}
+	for name, b := range files {
+		if err := writeSynced(filepath.Join(tmp, name), b); err != nil {
+			return fmt.Errorf("write cluster keys: %w", err)
+		}
+	}
+	// An empty directory may be left from an earlier attempt.
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("write cluster keys: %w", err)
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		return fmt.Errorf("write cluster keys: %w", err)
+	}
+	return syncDir(filepath.Dir(dir))
+}
+
+// replaceFile puts b in place of what path holds, in one step.
+func replaceFile(path string, b []byte) error {
+	tmp := path + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := writeSynced(tmp, b); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("write cluster keys: %w", err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func writeSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
