@@ -1,0 +1,357 @@
+package membership
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// Files of an Identity in its directory. The key of a renewal is beside them
+// until its certificate has come.
+const (
+	KeyFile    = "node.key"
+	newKeyFile = "node.key.next"
+	CertFile   = "node.crt"
+	CAFile     = "ca.crt"
+)
+
+// IdentityConfig is what an Identity needs.
+type IdentityConfig struct {
+	Dir    string // <data-dir>/agent; made if it is missing
+	Name   string // of the node
+	NodeID string
+	// Address under which others reach the node; when it changes, the
+	// certificate is replaced.
+	Address func() string
+	// Dial connects to the API port of a server that is alive, whichever; the
+	// address it is called with means nothing. Run, Refresh and Leave need it.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// OnConfig is called, by one goroutine at a time, with what a server says
+	// when it was asked (see Refresh). May be nil.
+	OnConfig func(*NodeConfig)
+	// Now replaces time.Now, for tests.
+	Now    func() time.Time
+	Logger *slog.Logger
+}
+
+// Identity is key and certificate of an agent, and the CA certificates that it
+// trusts, kept on disk. Run renews the certificate. Safe for concurrent use.
+type Identity struct {
+	c    IdentityConfig
+	wake chan struct{}
+	busy sync.Mutex // held while the certificate is replaced
+
+	mu    sync.Mutex
+	key   *ecdsa.PrivateKey
+	cert  *tls.Certificate // nil before the node has joined
+	pem   []byte           // of cert
+	ca    []byte
+	roots *x509.CertPool
+}
+
+// OpenIdentity reads the directory, or begins a new identity in it: then the
+// node has not joined, and CSR, membership.Join and Install follow.
+func OpenIdentity(c IdentityConfig) (*Identity, error) {
+	if c.Dir == "" || c.Name == "" || c.NodeID == "" || c.Address == nil || c.Logger == nil {
+		return nil, errors.New("identity: Dir, Name, NodeID, Address and Logger are needed")
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("identity of this node: %w", err)
+	}
+	i := &Identity{c: c, wake: make(chan struct{}, 1)}
+	if err := i.load(); err != nil {
+		return nil, fmt.Errorf("identity of this node: %w", err)
+	}
+	return i, nil
+}
+
+func (i *Identity) path(name string) string { return filepath.Join(i.c.Dir, name) }
+
+func (i *Identity) load() error {
+	key, err := i.readKey(KeyFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(i.path(CertFile)); err == nil {
+			return fmt.Errorf("%s is missing beside %s: put it back, or run skiff reset and join again", i.path(KeyFile), CertFile)
+		}
+		if key, err = newKey(); err == nil {
+			err = i.writeKey(KeyFile, key)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	i.key = key
+	certPEM, err := os.ReadFile(i.path(CertFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	ca, err := os.ReadFile(i.path(CAFile))
+	if err != nil {
+		return err
+	}
+	roots, err := parseCerts(ca)
+	if err != nil {
+		return fmt.Errorf("%s: %w", i.path(CAFile), err)
+	}
+	cert, err := pair(certPEM, key)
+	if errors.Is(err, errOtherKey) {
+		// The process ended between the two writes of a renewal.
+		next, e := i.readKey(newKeyFile)
+		if e != nil {
+			return fmt.Errorf("%s does not belong to %s: run skiff reset and join again", CertFile, i.path(KeyFile))
+		}
+		if cert, err = pair(certPEM, next); err == nil {
+			if err = os.Rename(i.path(newKeyFile), i.path(KeyFile)); err == nil {
+				i.key = next
+			}
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", i.path(CertFile), err)
+	}
+	if name, _, err := nodeOf(cert.Leaf); err != nil || name != i.c.Name {
+		return fmt.Errorf("this host joined as %s, and is started as %s: start it with --name %s, or run skiff reset and join again", name, i.c.Name, name)
+	}
+	i.cert, i.pem, i.ca, i.roots = cert, certPEM, ca, poolOf(roots...)
+	return nil
+}
+
+// Joined tells whether the node has a certificate, valid or not.
+func (i *Identity) Joined() bool { return i.certificate() != nil }
+
+func (i *Identity) certificate() *tls.Certificate {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.cert
+}
+
+// CSR is the certificate request of a node that joins.
+func (i *Identity) CSR() ([]byte, error) {
+	i.mu.Lock()
+	key := i.key
+	i.mu.Unlock()
+	return csrFor(i.c.Name, key)
+}
+
+func csrFor(name string, key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+		Subject: pkix.Name{CommonName: nodeUserPrefix + name, Organization: []string{nodesGroup}}}, key)
+	if err != nil {
+		return nil, fmt.Errorf("certificate request: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
+}
+
+// Install keeps what the cluster answered to the join.
+func (i *Identity) Install(certPEM, ca []byte) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.install(certPEM, ca, i.key)
+}
+
+// install writes the certificate of key, and the CA before it. i.mu is held.
+func (i *Identity) install(certPEM, ca []byte, key *ecdsa.PrivateKey) error {
+	cert, err := pair(certPEM, key)
+	if err != nil {
+		return fmt.Errorf("certificate from the cluster: %w", err)
+	}
+	if name, _, err := nodeOf(cert.Leaf); err != nil || name != i.c.Name {
+		return fmt.Errorf("certificate from the cluster is that of %s", cert.Leaf.Subject.CommonName)
+	}
+	if err := i.setCA(ca); err != nil {
+		return err
+	}
+	if err := replaceFile(i.path(CertFile), certPEM); err != nil {
+		return err
+	}
+	if key != i.key { // load knows what to do if the process ends here
+		if err := os.Rename(i.path(newKeyFile), i.path(KeyFile)); err != nil {
+			return fmt.Errorf("key of the certificate: %w", err)
+		}
+		i.key = key
+	}
+	i.cert, i.pem = cert, certPEM
+	return nil
+}
+
+// SetCA replaces the CA certificates (PEM) that are trusted.
+func (i *Identity) SetCA(ca []byte) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.setCA(ca)
+}
+
+func (i *Identity) setCA(ca []byte) error {
+	if string(ca) == string(i.ca) {
+		return nil
+	}
+	certs, err := parseCerts(ca)
+	if err != nil {
+		return fmt.Errorf("CA of the cluster: %w", err)
+	}
+	if err := replaceFile(i.path(CAFile), ca); err != nil {
+		return err
+	}
+	i.ca, i.roots = ca, poolOf(certs...)
+	return nil
+}
+
+// CA gives the CA certificates that are trusted, as PEM.
+func (i *Identity) CA() []byte {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.ca
+}
+
+// Pool gives the CA certificates that are trusted now.
+func (i *Identity) Pool() *x509.CertPool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.roots == nil {
+		return x509.NewCertPool()
+	}
+	return i.roots
+}
+
+// Leaf is the current certificate, nil before the node has joined.
+func (i *Identity) Leaf() *x509.Certificate {
+	if c := i.certificate(); c != nil {
+		return c.Leaf
+	}
+	return nil
+}
+
+// PEM gives the current certificate and key.
+func (i *Identity) PEM() (certPEM, keyPEM []byte, err error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	keyPEM, err = encodeKey(i.key)
+	return i.pem, keyPEM, err
+}
+
+// ClientTLS dials API servers, by whatever name or address, as this node. It
+// follows renewals.
+func (i *Identity) ClientTLS() *tls.Config {
+	c := serverTLS(i.Pool)
+	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		cert := i.certificate()
+		if cert == nil || i.c.Now().After(cert.Leaf.NotAfter) {
+			return &tls.Certificate{}, nil // shown an expired one, the server would end the handshake
+		}
+		return cert, nil
+	}
+	return c
+}
+
+// ServingTLS serves as this node and verifies the certificates that callers
+// show, without requiring them. It follows renewals.
+func (i *Identity) ServingTLS() *tls.Config {
+	get := func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if c := i.certificate(); c != nil {
+			return c, nil
+		}
+		return nil, errors.New("this node has not joined yet")
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, ClientAuth: tls.VerifyClientCertIfGiven, GetCertificate: get}
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		now := &tls.Config{MinVersion: tls.VersionTLS12, ClientAuth: tls.VerifyClientCertIfGiven, GetCertificate: get, ClientCAs: i.Pool(), NextProtos: c.NextProtos}
+		return now, nil
+	}
+	return c
+}
+
+func newKey() (*ecdsa.PrivateKey, error) {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("generate key: %w", err)
+	}
+	return k, nil
+}
+
+func encodeKey(k *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		return nil, fmt.Errorf("encode key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+func (i *Identity) writeKey(name string, k *ecdsa.PrivateKey) error {
+	b, err := encodeKey(k)
+	if err != nil {
+		return err
+	}
+	return replaceFile(i.path(name), b)
+}
+
+func (i *Identity) readKey(name string) (*ecdsa.PrivateKey, error) {
+	b, err := os.ReadFile(i.path(name))
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return nil, fmt.Errorf("%s holds no PEM key", i.path(name))
+	}
+	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", i.path(name), err)
+	}
+	key, ok := k.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("%s is %T, want ECDSA", i.path(name), k)
+	}
+	return key, nil
+}
+
+var errOtherKey = errors.New("the certificate is of another key")
+
+// pair joins certificate and key.
+func pair(certPEM []byte, key *ecdsa.PrivateKey) (*tls.Certificate, error) {
+	certs, err := parseCerts(certPEM)
+	if err != nil {
+		return nil, err
+	}
+	pub, ok := certs[0].PublicKey.(*ecdsa.PublicKey)
+	if !ok || !pub.Equal(key.Public()) {
+		return nil, errOtherKey
+	}
+	out := &tls.Certificate{PrivateKey: key, Leaf: certs[0]}
+	for _, c := range certs {
+		out.Certificate = append(out.Certificate, c.Raw)
+	}
+	return out, nil
+}
+
+// signRenewal proves that the holder of the old key asks.
+func signRenewal(r *RenewRequest, key *ecdsa.PrivateKey) error {
+	sum := sha256.Sum256(renewalMessage(r))
+	sig, err := key.Sign(rand.Reader, sum[:], crypto.SHA256)
+	if err != nil {
+		return fmt.Errorf("sign the renewal: %w", err)
+	}
+	r.Signature = sig
+	return nil
+}

@@ -1,0 +1,258 @@
+package membership
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/skiff-sh/skiff/cluster/consensus"
+	"github.com/skiff-sh/skiff/cluster/pki"
+	"github.com/skiff-sh/skiff/fsm"
+	"github.com/skiff-sh/skiff/fsm/store"
+)
+
+// Log is where writes go; cluster/consensus implements it.
+type Log interface {
+	Propose(ctx context.Context, cmd fsm.Command) (fsm.Result, error)
+	ReadIndex(ctx context.Context) error
+}
+
+// Raft is the part of the log that knows who votes.
+type Raft interface {
+	Stats() consensus.Stats
+	// Members is the local view of the configuration; only ID, Address and Voter
+	// are set.
+	Members() []RaftMember
+	// MemberStats is the leader's view.
+	MemberStats(ctx context.Context) ([]RaftMember, error)
+	// Remove takes a server out of the configuration. It fails with
+	// ErrQuorumRisk if those that stay could not form a quorum, and force is
+	// not set.
+	Remove(ctx context.Context, id string, force bool) error
+	// Promote makes a member that does not vote yet a voter.
+	Promote(ctx context.Context, id string) error
+	// CallLeader runs a method of Service.Methods on the leader.
+	CallLeader(ctx context.Context, method string, body []byte) ([]byte, error)
+}
+
+// ErrQuorumRisk says that removing a server would stop writes.
+var ErrQuorumRisk = errors.New("the servers that stay could not form a quorum")
+
+// RaftMember is a server as the leader of the log sees it.
+type RaftMember struct {
+	ID           string
+	Address      string
+	Voter        bool
+	Healthy      bool
+	Term         uint64
+	LastIndex    uint64
+	AppliedIndex uint64
+	Lag          uint64        // entries behind the leader
+	LastContact  time.Duration // how long ago the leader heard of it; negative: never
+	FsyncP99     time.Duration
+	Version      string
+}
+
+// State of a member in gossip.
+type State string
+
+// The states. A member that gossip does not know is Unknown.
+const (
+	Alive   State = "alive"
+	Dead    State = "dead"
+	Left    State = "left"
+	Unknown State = "unknown"
+)
+
+// Peer is a member as gossip knows it.
+type Peer struct {
+	Server
+	Role     Role
+	NodePort uint16
+	Version  string
+	State    State
+	Since    time.Time // of the state
+	Load     uint8     // percent of CPU
+	Trust    uint64    // generation that it has installed
+}
+
+// Authority signs certificates of agents; cluster/pki implements it.
+type Authority interface {
+	// Bundle are the CA certificates that are trusted, as PEM; the first signs.
+	Bundle() []byte
+	SignCSR(csrPEM []byte, r pki.Request) (certPEM []byte, err error)
+}
+
+// Config of a Service. The fields without a default are required.
+type Config struct {
+	Self    func() Server // how others reach this server
+	Role    Role          // of this server
+	Version string        // of skiff, on this server
+	Started time.Time
+
+	Store     *store.Store
+	Log       Log
+	Raft      Raft
+	Authority Authority
+
+	// Peers is what gossip knows, this server included; default: only this server.
+	Peers func() []Peer
+	// Forget drops a member from gossip, by name; LeaveGossip says that this
+	// server goes. Both default to nothing.
+	Forget      func(name string)
+	LeaveGossip func(ctx context.Context) error
+
+	Settings func() Settings
+	// Trust gives the generation and the gossip keys; default none.
+	Trust func() (generation uint64, gossipKeys [][]byte)
+	// ServerFiles are the files of <data-dir>/pki that a server needs.
+	ServerFiles func() (map[string][]byte, error)
+	// RenewBefore makes agents replace certificates that were issued earlier;
+	// default none.
+	RenewBefore func() time.Time
+	// Client reaches the API, to delete Node objects; nil: there are none.
+	Client kubernetes.Interface
+
+	// Duties that this server does as the leader, Evictions as the leader sees
+	// them, Certificates of this server. All are optional.
+	Duties       func() []string
+	Evictions    func() *EvictionStatus
+	Certificates func() []Certificate
+
+	// Now replaces time.Now, for tests.
+	Now    func() time.Time
+	Logger *slog.Logger
+}
+
+// Service is the server side. Safe for concurrent use.
+type Service struct {
+	c        Config
+	attempts *attempts
+	gone     chan struct{} // closed when this server was removed
+}
+
+// New validates c and starts nothing.
+func New(c Config) (*Service, error) {
+	switch {
+	case c.Self == nil || !c.Role.Votes():
+		return nil, errors.New("membership: Self and the Role of a server are needed")
+	case c.Store == nil || c.Log == nil || c.Raft == nil:
+		return nil, errors.New("membership: Store, Log and Raft are needed")
+	case c.Authority == nil || c.Settings == nil || c.ServerFiles == nil:
+		return nil, errors.New("membership: Authority, Settings and ServerFiles are needed")
+	case c.Logger == nil:
+		return nil, errors.New("membership: Logger is missing")
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Started.IsZero() {
+		c.Started = c.Now()
+	}
+	if c.Peers == nil {
+		self, role, v, since := c.Self, c.Role, c.Version, c.Started
+		c.Peers = func() []Peer {
+			return []Peer{{Server: self(), Role: role, Version: v, State: Alive, Since: since}}
+		}
+	}
+	if c.Forget == nil {
+		c.Forget = func(string) {}
+	}
+	if c.LeaveGossip == nil {
+		c.LeaveGossip = func(context.Context) error { return nil }
+	}
+	if c.Trust == nil {
+		c.Trust = func() (uint64, [][]byte) { return 0, nil }
+	}
+	if c.RenewBefore == nil {
+		c.RenewBefore = func() time.Time { return time.Time{} }
+	}
+	if c.Duties == nil {
+		c.Duties = func() []string { return nil }
+	}
+	if c.Evictions == nil {
+		c.Evictions = func() *EvictionStatus { return nil }
+	}
+	if c.Certificates == nil {
+		c.Certificates = func() []Certificate { return nil }
+	}
+	return &Service{c: c, attempts: newAttempts(c.Now), gone: make(chan struct{})}, nil
+}
+
+// signer is the CA certificate that signs now.
+func (s *Service) signer() (*x509.Certificate, error) {
+	certs, err := parseCerts(s.c.Authority.Bundle())
+	if err != nil {
+		return nil, fmt.Errorf("CA of the cluster: %w", err)
+	}
+	return certs[0], nil
+}
+
+// current makes the local state as new as the cluster's.
+func (s *Service) current(ctx context.Context) error {
+	if err := s.c.Log.ReadIndex(ctx); err != nil {
+		return fmt.Errorf("read the cluster's state: %w", err)
+	}
+	return nil
+}
+
+// propose writes ops, all or none.
+func (s *Service) propose(ctx context.Context, what string, ops ...fsm.Op) error {
+	r, err := s.c.Log.Propose(ctx, fsm.Batch(ops...))
+	if err = errors.Join(err, r.Err); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// cluster is what members are told.
+func (s *Service) cluster() Cluster {
+	c := Cluster{ClusterID: s.c.Raft.Stats().ClusterID, Settings: s.c.Settings()}
+	c.Generation, c.GossipKeys = s.c.Trust()
+	self := s.c.Self()
+	c.Servers = append(c.Servers, self)
+	for _, p := range s.c.Peers() {
+		if p.Role.Votes() && p.State == Alive && p.ID != self.ID {
+			c.Servers = append(c.Servers, p.Server)
+		}
+	}
+	return c
+}
+
+// peer finds a member by name in gossip.
+func (s *Service) peer(name string) (Peer, bool) {
+	for _, p := range s.c.Peers() {
+		if p.Name == name {
+			return p, true
+		}
+	}
+	return Peer{Server: Server{Name: name}, State: Unknown}, false
+}
+
+// statusOf is the HTTP status of an error.
+func statusOf(err error) int {
+	var r *Refusal
+	switch {
+	case errors.As(err, &r):
+		return r.Status
+	case errors.Is(err, consensus.ErrNoLeader), errors.Is(err, consensus.ErrUnknownOutcome), errors.Is(err, consensus.ErrStopped), errors.Is(err, consensus.ErrNoSpace):
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}
+
+// validAddress reads the address that a host says it has.
+func validAddress(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil || a.IsUnspecified() || a.IsMulticast() {
+		return a, refuse(http.StatusBadRequest, "address %q is no address of a host; set --advertise-address", s)
+	}
+	return a, nil
+}
