@@ -36,6 +36,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/controller/rootca"
 	"github.com/skiff-sh/skiff/cluster/controller/serviceaccount"
 	"github.com/skiff-sh/skiff/cluster/controller/statefulset"
+	"github.com/skiff-sh/skiff/cluster/nodehealth"
 	"github.com/skiff-sh/skiff/cluster/scheduler"
 )
 
@@ -48,6 +49,12 @@ type DutiesConfig struct {
 	ClusterCIDR netip.Prefix
 	// CA is the cluster's CA certificate in PEM, published to every namespace.
 	CA []byte
+	// Gossip says which nodes are alive, Leases what they may run. Without both,
+	// as in tests of the rest, every node is believed to be alive.
+	Gossip nodehealth.Gossip
+	Leases *nodehealth.Leases
+	// Evictions shows whether pods of lost nodes are evicted; nil is allowed.
+	Evictions *nodelifecycle.Board
 	// Logger receives what is no Event.
 	Logger *slog.Logger
 }
@@ -125,10 +132,7 @@ func (t *term) duties() ([]Duty, error) {
 	add(t, "rootca", "root-ca-certificate-publisher-controller", func(c controller.Config) (*rootca.Controller, error) {
 		return rootca.New(rootca.Config{Config: c, CA: t.cfg.CA})
 	})
-	add(t, "nodelifecycle", "node-controller", nodelifecycle.New)
-	add(t, "podgc", "pod-garbage-collector-controller", func(c controller.Config) (*podgc.Controller, error) {
-		return podgc.New(podgc.Config{Config: c})
-	})
+	t.nodes()
 	add(t, "nodeipam", "cidrAllocator", func(c controller.Config) (*nodeipam.Controller, error) {
 		return nodeipam.New(nodeipam.Config{Config: c, ClusterCIDR: t.cfg.ClusterCIDR})
 	})
@@ -145,6 +149,33 @@ func (t *term) duties() ([]Duty, error) {
 		Duty{Name: "events", Run: t.recordEvents},
 		Duty{Name: "informers", Run: t.runInformers})
 	return t.list, nil
+}
+
+// nodes makes the duties that deal with lost nodes.
+func (t *term) nodes() {
+	leases := t.cfg.Leases
+	add(t, "nodelifecycle", "node-controller", func(c controller.Config) (*nodelifecycle.Controller, error) {
+		n := nodelifecycle.Config{Config: c, Board: t.cfg.Evictions}
+		if leases != nil {
+			n.Freeze = leases.Freeze
+		}
+		return nodelifecycle.New(n)
+	})
+	add(t, "podgc", "pod-garbage-collector-controller", func(c controller.Config) (*podgc.Controller, error) {
+		p := podgc.Config{Config: c}
+		if leases != nil {
+			p.Leases = leases
+		}
+		return podgc.New(p)
+	})
+	if t.cfg.Gossip != nil {
+		add(t, "nodehealth", "node-controller", func(c controller.Config) (*nodehealth.Controller, error) {
+			return nodehealth.New(nodehealth.Config{Config: c, Gossip: t.cfg.Gossip, Leases: leases})
+		})
+	}
+	if leases != nil {
+		t.list = append(t.list, Duty{Name: "leases", Run: leases.Run})
+	}
 }
 
 // sharedKinds are those that controllers cache in full anyway, so that the garbage

@@ -56,14 +56,14 @@ func TestDecideTaints(t *testing.T) {
 		}), "disk-pressure:NoSchedule unschedulable:NoSchedule"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if got := show(decideTaints(tc.node, now)); got != tc.want {
+			if got := show(decideTaints(tc.node, now, true)); got != tc.want {
 				t.Errorf("got %q, want %q", got, tc.want)
 			}
 		})
 	}
 	// The time since when a taint holds survives.
-	first := decideTaints(node(corev1.ConditionFalse), now)
-	again := decideTaints(node(corev1.ConditionFalse, func(n *corev1.Node) { n.Spec.Taints = first }), now.Add(time.Hour))
+	first := decideTaints(node(corev1.ConditionFalse), now, true)
+	again := decideTaints(node(corev1.ConditionFalse, func(n *corev1.Node) { n.Spec.Taints = first }), now.Add(time.Hour), true)
 	for _, taint := range again {
 		if taint.Effect == corev1.TaintEffectNoExecute && !taint.TimeAdded.Time.Equal(now) {
 			t.Errorf("taint %s since %v, want %v", taint.Key, taint.TimeAdded, now)
@@ -114,8 +114,9 @@ func TestUnreachableNodeLosesItsPods(t *testing.T) {
 	}
 	always := corev1.Toleration{Operator: corev1.TolerationOpExists}
 	oneSecond := corev1.Toleration{Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr.To[int64](1)}
-	c := controllertest.New(t, node(corev1.ConditionTrue), pod("stays", always), pod("leaves", oneSecond))
-	ctl, err := New(c.Config)
+	other := func(name string) func(*corev1.Node) { return func(n *corev1.Node) { n.Name = name } }
+	c := controllertest.New(t, node(corev1.ConditionTrue), node(corev1.ConditionTrue, other("m")), pod("stays", always), pod("leaves", oneSecond))
+	ctl, err := New(Config{Config: c.Config})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,8 +32,9 @@ var pressures = []struct {
 }
 
 // decideTaints returns the taints that a node should have. A node that has never
-// reported takes no pods, but loses none either.
-func decideTaints(node *corev1.Node, now time.Time) []corev1.Taint {
+// reported takes no pods, but loses none either; nor does one that is not ready
+// while evict is false.
+func decideTaints(node *corev1.Node, now time.Time, evict bool) []corev1.Taint {
 	out := []corev1.Taint{}
 	for _, t := range node.Spec.Taints {
 		if !ours[t.Key] {
@@ -57,10 +58,14 @@ func decideTaints(node *corev1.Node, now time.Time) []corev1.Taint {
 	case corev1.ConditionTrue:
 	case corev1.ConditionUnknown:
 		add(corev1.TaintNodeUnreachable, corev1.TaintEffectNoSchedule)
-		add(corev1.TaintNodeUnreachable, corev1.TaintEffectNoExecute)
+		if evict {
+			add(corev1.TaintNodeUnreachable, corev1.TaintEffectNoExecute)
+		}
 	case corev1.ConditionFalse:
 		add(corev1.TaintNodeNotReady, corev1.TaintEffectNoSchedule)
-		add(corev1.TaintNodeNotReady, corev1.TaintEffectNoExecute)
+		if evict {
+			add(corev1.TaintNodeNotReady, corev1.TaintEffectNoExecute)
+		}
 	default:
 		add(corev1.TaintNodeNotReady, corev1.TaintEffectNoSchedule)
 	}
@@ -73,6 +78,13 @@ func decideTaints(node *corev1.Node, now time.Time) []corev1.Taint {
 		add(corev1.TaintNodeUnschedulable, corev1.TaintEffectNoSchedule)
 	}
 	return out
+}
+
+// evicting reports whether a node loses its pods because it is not ready.
+func evicting(node *corev1.Node) bool {
+	return slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool {
+		return t.Effect == corev1.TaintEffectNoExecute && (t.Key == corev1.TaintNodeNotReady || t.Key == corev1.TaintNodeUnreachable)
+	})
 }
 
 func conditionStatus(node *corev1.Node, t corev1.NodeConditionType) corev1.ConditionStatus {

@@ -1,6 +1,6 @@
 // Package podgc removes pods that nobody else will: those whose node no longer
-// exists, those that were deleted before they got a node, and the oldest of too
-// many finished ones.
+// exists, those that were deleted while their node is lost, those that were
+// deleted before they got a node, and the oldest of too many finished ones.
 package podgc
 
 import (
@@ -37,6 +37,16 @@ type Config struct {
 	Threshold int
 	// Quarantine is how long a node must be missing; DefaultQuarantine if 0.
 	Quarantine time.Duration
+	// Leases tell when a lost node has certainly stopped what must not run twice.
+	// Nil: pods of lost nodes are removed only from nodes that bear the
+	// out-of-service taint.
+	Leases Leases
+}
+
+// Leases is what is needed of *nodehealth.Leases.
+type Leases interface {
+	OverAt(node string, tolerated time.Duration) (time.Time, bool)
+	Confirm(ctx context.Context) error
 }
 
 // Controller removes pods.
@@ -53,6 +63,7 @@ type Controller struct {
 const (
 	lostNode   = "node/" // and its name
 	unassigned = "pod/"  // and namespace/name
+	stranded   = "lost/" // and namespace/name: deleted, on a node that may be lost
 	tooMany    = "finished"
 )
 
@@ -66,13 +77,16 @@ func New(cfg Config) (*Controller, error) {
 	core := cfg.Informers.Core().V1()
 	c := &Controller{cfg: cfg, pods: core.Pods().Informer(), finished: map[types.UID]*corev1.Pod{}}
 	c.loop = controller.NewLoop(controller.LoopConfig{Name: "podgc", Sync: c.sync, Workers: 4, MinInterval: time.Second, Logger: cfg.Logger})
+	c.loop.Needs(c.pods)
 	if err := controller.IndexPodsByNode(c.pods); err != nil {
 		return nil, fmt.Errorf("podgc controller: %w", err)
 	}
 	err := controller.Watch(c.loop, core.Nodes().Informer(), func(old, cur *corev1.Node) {
 		if cur == nil {
 			c.loop.AddAfter(lostNode+old.Name, cfg.Quarantine)
+			return
 		}
+		c.nodeChanged(old, cur)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("podgc controller: %w", err)
@@ -97,6 +111,8 @@ func (c *Controller) podChanged(old, cur *corev1.Pod) {
 	switch {
 	case cur.Spec.NodeName == "" && cur.DeletionTimestamp != nil:
 		c.loop.Add(unassigned + controller.Key(cur.Namespace, cur.Name))
+	case cur.Spec.NodeName != "" && cur.DeletionTimestamp != nil && (old == nil || old.DeletionTimestamp == nil):
+		c.loop.AddNow(stranded + controller.Key(cur.Namespace, cur.Name))
 	case cur.Spec.NodeName != "" && (old == nil || old.Spec.NodeName == ""):
 		if _, err := c.cfg.Informers.Core().V1().Nodes().Lister().Get(cur.Spec.NodeName); apierrors.IsNotFound(err) {
 			c.loop.AddAfter(lostNode+cur.Spec.NodeName, c.cfg.Quarantine)
@@ -122,6 +138,8 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 		return c.removeOldest(ctx)
 	case strings.HasPrefix(key, lostNode):
 		return c.removeFrom(ctx, strings.TrimPrefix(key, lostNode))
+	case strings.HasPrefix(key, stranded):
+		return c.removeStranded(ctx, strings.TrimPrefix(key, stranded))
 	case strings.HasPrefix(key, unassigned):
 		return c.removeUnassigned(ctx, strings.TrimPrefix(key, unassigned))
 	}
