@@ -6,15 +6,20 @@
 //   - A read without a resourceVersion waits for a read index, so it sees every
 //     write that was acknowledged before it began, on any server. A read with
 //     resourceVersion=0 never leaves this process.
+//
 //   - Every write names the revision it was decided on. A decision made on a
 //     stale local copy is therefore refused by the log and made again.
+//
 //   - What a stored version decodes to is shared by all readers of that version
 //     for as long as one of them holds it, and is never changed. Whoever passes
 //     an object on hands out a shallow copy, because the codec writes TypeMeta
 //     in place.
 //
-// Limits: no encryption at rest; a watch holds up to a few dozen undelivered
-// events and reads the rest from the store's history.
+//   - The stored form of what is secret is sealed (Config.Sealer): it is opened
+//     where it is decoded and sealed where it is encoded, nowhere else.
+//
+// Limits: a watch holds up to a few dozen undelivered events and reads the rest
+// from the store's history.
 package storage
 
 import (
@@ -47,7 +52,9 @@ type Config struct {
 	// BookmarkInterval is how often idle watches are told how far they have
 	// seen, if anything was written meanwhile. Zero is one minute.
 	BookmarkInterval time.Duration
-	Logger           *slog.Logger
+	// Sealer seals the stored form of Secrets; without one they are stored plain.
+	Sealer Sealer
+	Logger *slog.Logger
 }
 
 // Backend is what the storages of all resources share.
@@ -55,6 +62,7 @@ type Backend struct {
 	store    *store.Store
 	log      Log
 	interval time.Duration
+	sealer   Sealer
 	logger   *slog.Logger
 
 	// rounds counts bookmark rounds; a watch compares it to know that one is due.
@@ -77,7 +85,7 @@ func New(c Config) (*Backend, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Backend{store: c.Store, log: c.Log, interval: c.BookmarkInterval, logger: c.Logger,
+	return &Backend{store: c.Store, log: c.Log, interval: c.BookmarkInterval, sealer: c.Sealer, logger: c.Logger,
 		rearm: make(chan struct{}, 1)}, nil
 }
 

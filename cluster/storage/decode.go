@@ -45,14 +45,23 @@ func (r *Resource) shared(kv *store.KeyValue) (runtime.Object, error) {
 
 // decode decodes kv into into and returns it, with its resourceVersion.
 func (r *Resource) decode(kv *store.KeyValue, into runtime.Object) (runtime.Object, error) {
-	obj, _, err := r.codec.Decode(kv.Value, nil, into)
+	data, _, err := r.open(kv)
+	if err != nil {
+		return nil, err
+	}
+	return r.decodePlain(kv.Key, data, kv.ModRevision, into)
+}
+
+// decodePlain decodes what encode has made.
+func (r *Resource) decodePlain(key string, data []byte, rev int64, into runtime.Object) (runtime.Object, error) {
+	obj, _, err := r.codec.Decode(data, nil, into)
 	if err != nil {
 		return nil, err
 	}
 	if obj != into {
-		return nil, fmt.Errorf("decode %s: got a new %T instead of filling the given %T", kv.Key, obj, into)
+		return nil, fmt.Errorf("decode %s: got a new %T instead of filling the given %T", key, obj, into)
 	}
-	return obj, r.versioner.UpdateObject(obj, uint64(kv.ModRevision))
+	return obj, r.versioner.UpdateObject(obj, uint64(rev))
 }
 
 // read sets out to what kv decodes to. Its inner parts may be shared.
@@ -117,10 +126,10 @@ func shareMap(m map[string]any) map[string]any {
 }
 
 // written sets out to obj as it was stored at rev, without decoding what was
-// just encoded.
-func (r *Resource) written(out, obj runtime.Object, kv []byte, rev int64) error {
+// just encoded as data.
+func (r *Resource) written(key string, out, obj runtime.Object, data []byte, rev int64) error {
 	if !assign(out, obj) {
-		_, err := r.decode(&store.KeyValue{Value: kv, ModRevision: rev}, out)
+		_, err := r.decodePlain(key, data, rev, out)
 		return err
 	}
 	return r.versioner.UpdateObject(out, uint64(rev))

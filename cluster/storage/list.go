@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/storage"
 
+	"github.com/skiff-sh/skiff/cluster/seal"
 	"github.com/skiff-sh/skiff/fsm/store"
 )
 
@@ -65,6 +66,9 @@ func (r *Resource) GetList(ctx context.Context, key string, opts storage.ListOpt
 	} else if kv, ok := view.Get(prefix); ok {
 		count = 1
 		p.add(ctx, kv)
+	}
+	if errors.Is(p.err, seal.ErrKeyGone) && rev != 0 {
+		return apierrors.NewResourceExpired(listTooOld)
 	}
 	if p.err != nil {
 		return p.err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -32,6 +33,7 @@ type Resource struct {
 	codec     runtime.Codec
 	newFunc   func() runtime.Object
 	versioner storage.APIObjectVersioner
+	sealer    Sealer      // nil: the stored form is the encoded one
 	sizes     atomic.Bool // EnableResourceSizeEstimation was called
 }
 
@@ -45,7 +47,11 @@ func (b *Backend) Resource(c ResourceConfig) (*Resource, error) {
 	if c.Codec == nil || c.NewFunc == nil {
 		return nil, fmt.Errorf("storage of %s: Codec and NewFunc are needed", c.Prefix)
 	}
-	return &Resource{b: b, prefix: c.Prefix, codec: c.Codec, newFunc: c.NewFunc}, nil
+	r := &Resource{b: b, prefix: c.Prefix, codec: c.Codec, newFunc: c.NewFunc}
+	if slices.Contains(sealedResources, "/"+strings.Trim(c.Prefix, "/")) {
+		r.sealer = b.sealer
+	}
+	return r, nil
 }
 
 // Versioner implements storage.Interface.

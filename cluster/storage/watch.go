@@ -11,6 +11,7 @@ import (
 	"k8s.io/apiserver/pkg/storage"
 	utilflowcontrol "k8s.io/apiserver/pkg/util/flowcontrol"
 
+	"github.com/skiff-sh/skiff/cluster/seal"
 	"github.com/skiff-sh/skiff/fsm/store"
 )
 
@@ -95,6 +96,9 @@ func (w *watcher) run(view *store.View, initial, endMark bool) {
 
 // fail tells the client why the watch ends, unless it ended it.
 func (w *watcher) fail(err error) {
+	if errors.Is(err, seal.ErrKeyGone) { // a past version: the client has to list again
+		err = apierrors.NewResourceExpired(watchTooOld)
+	}
 	if err != nil && w.ctx.Err() == nil {
 		w.send(watch.Event{Type: watch.Error, Object: watchStatus(err)})
 	}

@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -29,19 +28,26 @@ func (r *Resource) Create(ctx context.Context, key string, obj, out runtime.Obje
 	if err != nil {
 		return err
 	}
-	res, err := r.put(ctx, key, data, 0, r.b.expiresAt(ttl))
+	stored, err := r.seal(ctx, key, data)
+	if err != nil {
+		return err
+	}
+	expires := r.b.expiresAt(ttl)
+	res, err := r.put(ctx, key, stored, 0, expires)
 	switch {
 	case err != nil:
 		return err
 	case res.Err != nil:
 		return storage.NewKeyExistsError(key, 0)
-	case out == nil:
-		return nil
 	}
-	return r.written(out, obj, data, res.Revision)
+	if res.Revision, err = r.keep(ctx, key, data, stored, expires, res.Revision); err != nil || out == nil {
+		return err
+	}
+	return r.written(key, out, obj, data, res.Revision)
 }
 
-// encode gives the stored form of obj and clears its resourceVersion.
+// encode gives the plain form in which obj is stored and clears its
+// resourceVersion.
 func (r *Resource) encode(obj runtime.Object) ([]byte, error) {
 	if err := r.versioner.PrepareObjectForStorage(obj); err != nil {
 		return nil, fmt.Errorf("prepare object for storage: %w", err)
@@ -187,7 +193,11 @@ func (r *Resource) GuaranteedUpdate(ctx context.Context, key string, out runtime
 			}
 			continue
 		}
-		if a.kv != nil && bytes.Equal(data, a.kv.Value) {
+		same, err := r.same(a.kv, data)
+		if err != nil {
+			return err
+		}
+		if same {
 			if !a.current {
 				changed, err := r.refresh(ctx, key, &a)
 				if err != nil {
@@ -197,9 +207,13 @@ func (r *Resource) GuaranteedUpdate(ctx context.Context, key string, out runtime
 					continue
 				}
 			}
-			return r.written(out, obj, data, a.kv.ModRevision)
+			return r.written(key, out, obj, data, a.kv.ModRevision)
 		}
-		res, err := r.put(ctx, key, data, revision(a.kv), expires)
+		stored, err := r.seal(ctx, key, data)
+		if err != nil {
+			return err
+		}
+		res, err := r.put(ctx, key, stored, revision(a.kv), expires)
 		if err != nil {
 			return err
 		}
@@ -207,11 +221,16 @@ func (r *Resource) GuaranteedUpdate(ctx context.Context, key string, out runtime
 			a = attempt{res.Current, true}
 			continue
 		}
-		return r.written(out, obj, data, res.Revision)
+		if a.kv == nil {
+			if res.Revision, err = r.keep(ctx, key, data, stored, expires, res.Revision); err != nil {
+				return err
+			}
+		}
+		return r.written(key, out, obj, data, res.Revision)
 	}
 }
 
-// update runs try on kv and returns the new object, its stored form and its
+// update runs try on kv and returns the new object, its encoded form and its
 // expiry.
 func (r *Resource) update(key string, out runtime.Object, kv *store.KeyValue, ignoreNotFound bool, pre *storage.Preconditions,
 	try storage.UpdateFunc, suggestion runtime.Object) (obj runtime.Object, data []byte, expires int64, err error) {
