@@ -1,0 +1,143 @@
+//go:build soak
+
+package gossip
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The long form: production timing. Limits are those the cluster is built on,
+// with room for a busy machine; the figures are printed.
+
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		panic(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapInuse + m.StackInuse
+}
+
+func TestSoakDetection(t *testing.T) {
+	for _, tc := range []struct {
+		members, kills int
+		median, worst  time.Duration
+	}{
+		{5, 20, 4 * time.Second, 8 * time.Second},
+		{20, 10, 5 * time.Second, 9 * time.Second},
+		{100, 6, 6 * time.Second, 12 * time.Second},
+	} {
+		t.Run(fmt.Sprint(tc.members), func(t *testing.T) {
+			f := newFleet(t, Timing{})
+			before, goroutines := heap(), runtime.NumGoroutine()
+			begin := time.Now()
+			f.grow(tc.members)
+			t.Logf("all of %d met after %v", tc.members, time.Since(begin).Round(time.Millisecond))
+			perMember := float64(heap()-before) / float64(tc.members) / 1024
+			t.Logf("per member: %.0f KiB of heap and stacks, %.1f goroutines", perMember, float64(runtime.NumGoroutine()-goroutines)/float64(tc.members))
+			time.Sleep(5 * time.Second)
+			cpu, at := cpuTime(), time.Now()
+			time.Sleep(15 * time.Second)
+			t.Logf("idle CPU per member: %.3f %% of a core", 100*float64(cpuTime()-cpu)/float64(time.Since(at))/float64(tc.members))
+
+			var each, all []time.Duration
+			for k := range tc.kills {
+				time.Sleep(time.Duration(137*k%500) * time.Millisecond)
+				running := f.running()
+				victim := running[(k*7+tc.members/2)%len(running)]
+				name, index := victim.cfg.Name, 0
+				fmt.Sscanf(name, "n%d", &index)
+				at := time.Now()
+				victim.kill()
+				took := map[*runner]time.Duration{}
+				f.await("death is seen", func() bool {
+					for _, r := range f.running() {
+						if _, ok := took[r]; !ok && r.state(name) == Dead {
+							took[r] = time.Since(at)
+						}
+					}
+					return len(took) == len(f.running())
+				})
+				last := time.Duration(0)
+				for _, d := range took {
+					each, last = append(each, d), max(last, d)
+				}
+				all = append(all, last)
+				f.start(index, nil)
+				f.await("return", func() bool { return f.all(tc.members, Alive) })
+			}
+			t.Logf("%d members, %d deaths: one sees it after p50 %v p99 %v; all after p50 %v worst %v", tc.members, tc.kills,
+				quantile(each, 0.5), quantile(each, 0.99), quantile(all, 0.5), quantile(all, 1))
+			if p := quantile(all, 0.5); p > tc.median {
+				t.Errorf("median %v, more than %v", p, tc.median)
+			}
+			if p := quantile(all, 1); p > tc.worst {
+				t.Errorf("worst %v, more than %v", p, tc.worst)
+			}
+		})
+	}
+}
+
+func quantile(d []time.Duration, q float64) time.Duration {
+	d = slices.Sorted(slices.Values(d))
+	return d[min(len(d)-1, int(q*float64(len(d))))].Round(10 * time.Millisecond)
+}
+
+// All cores burn for 30 s: nobody may be seen dead.
+func TestSoakStarvation(t *testing.T) {
+	for _, members := range []int{5, 100} {
+		t.Run(fmt.Sprint(members), func(t *testing.T) {
+			f := newFleet(t, Timing{})
+			all := f.grow(members)
+			time.Sleep(2 * time.Second)
+			var deaths, suspects atomic.Int64
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				for ctx.Err() == nil {
+					for _, r := range all {
+						deaths.Add(int64(r.count(Dead)))
+						suspects.Add(int64(len(r.doubted())))
+					}
+					time.Sleep(20 * time.Millisecond)
+				}
+			}()
+			var spin atomic.Bool
+			spin.Store(true)
+			for range 16 * runtime.NumCPU() {
+				go func() {
+					for spin.Load() {
+					}
+				}()
+			}
+			time.Sleep(30 * time.Second)
+			spin.Store(false)
+			time.Sleep(5 * time.Second)
+			cancel()
+			<-done
+			worst := 0
+			for _, r := range all {
+				worst = max(worst, r.Score())
+			}
+			t.Logf("%d members: %d sightings of false deaths, %d of doubts; worst score %d", members, deaths.Load(), suspects.Load(), worst)
+			if deaths.Load() > 0 {
+				t.Error("members were seen dead though they live")
+			}
+		})
+	}
+}
