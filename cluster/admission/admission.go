@@ -9,6 +9,7 @@ package admission
 import (
 	"context"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -25,9 +26,24 @@ type Objects interface {
 	LimitRanges(ctx context.Context, namespace string) ([]corev1.LimitRange, error)
 }
 
+// Config is what the cluster's settings change.
+type Config struct {
+	// PodEvictionTimeout is what pods tolerate by default of a node that is not
+	// ready or cannot be reached; nil is DefaultPodEvictionTimeout. It is rounded
+	// up to seconds.
+	PodEvictionTimeout *time.Duration
+}
+
 // New gives the chain in the order in which it has to run: mutations first,
 // those that check the result last.
-func New(objects Objects) (admission.Interface, error) {
+func New(objects Objects, c Config) (admission.Interface, error) {
+	timeout := DefaultPodEvictionTimeout
+	if c.PodEvictionTimeout != nil {
+		timeout = *c.PodEvictionTimeout
+	}
+	if timeout < 0 {
+		return nil, fmt.Errorf("admission: the pod eviction timeout %s is negative", timeout)
+	}
 	security, err := newPodSecurity(objects)
 	if err != nil {
 		return nil, err
@@ -39,7 +55,7 @@ func New(objects Objects) (admission.Interface, error) {
 		&serviceAccount{create, objects},
 		&priority{change},
 		&limitRanger{create, objects},
-		&tolerations{change},
+		&tolerations{change, int64((timeout + time.Second - 1) / time.Second)},
 		&unsupported{create},
 		security,
 	), nil

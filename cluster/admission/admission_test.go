@@ -83,7 +83,7 @@ func pod(change ...func(*corev1.Pod)) *corev1.Pod {
 // run sends a request through the chain and gives the object as it came out.
 func run(t *testing.T, o Objects, u user.Info, op admission.Operation, resource, sub, ns, name string, obj, old runtime.Object) error {
 	t.Helper()
-	chain, err := New(o)
+	chain, err := New(o, Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

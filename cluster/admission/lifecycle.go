@@ -17,7 +17,8 @@ type lifecycle struct {
 	objects Objects
 }
 
-var immortal = map[string]bool{metav1.NamespaceDefault: true, metav1.NamespaceSystem: true, metav1.NamespacePublic: true}
+var immortal = map[string]bool{metav1.NamespaceDefault: true, metav1.NamespaceSystem: true, metav1.NamespacePublic: true,
+	corev1.NamespaceNodeLease: true} // it always has leases
 
 // Admit implements admission.MutationInterface; it changes nothing, but has to
 // come before the mutations of others.

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/skiff-sh/skiff/cluster/nodehealth"
 	"github.com/skiff-sh/skiff/cluster/registry/allocator"
 	"github.com/skiff-sh/skiff/cluster/storage"
 )
@@ -41,6 +42,13 @@ type Config struct {
 	ServiceCIDR netip.Prefix
 	// ClusterDomain names the token issuer; default cluster.local.
 	ClusterDomain string
+
+	// PodEvictionTimeout is what pods tolerate by default of a node that is not
+	// ready or cannot be reached; nil is 5m.
+	PodEvictionTimeout *time.Duration
+	// Gossip answers for the leases of nodes (members without a Node left out).
+	// Nil: there are none.
+	Gossip nodehealth.Gossip
 
 	// MaxReads and MaxWrites limit concurrent requests; defaults 400 and 200.
 	// More are answered with 429.

@@ -48,7 +48,7 @@ type access struct {
 }
 
 // groups builds the storage of everything but custom resources.
-func groups(o registry.Options, c core.Config, a access) ([]Group, error) {
+func groups(o registry.Options, c core.Config, leases coordination.Config, a access) ([]Group, error) {
 	c.ServiceAccountToken = a.tokens.TokenRequest()
 	made := []struct {
 		gv    Group
@@ -63,7 +63,7 @@ func groups(o registry.Options, c core.Config, a access) ([]Group, error) {
 			return auth.AuthorizationStorage(a.authorizer, a.authorizer), nil
 		}},
 		{Group{GroupVersion: coordinationv1.SchemeGroupVersion}, func() (map[string]rest.Storage, error) {
-			return coordination.NewStorage(o, coordination.Config{})
+			return coordination.NewStorage(o, leases)
 		}},
 		{Group{GroupVersion: discoveryv1.SchemeGroupVersion}, func() (map[string]rest.Storage, error) {
 			return discovery.NewStorage(o, discovery.Config{})

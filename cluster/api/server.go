@@ -33,6 +33,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/api/openapi"
 	"github.com/skiff-sh/skiff/cluster/auth"
 	"github.com/skiff-sh/skiff/cluster/registry"
+	"github.com/skiff-sh/skiff/cluster/registry/coordination"
 	"github.com/skiff-sh/skiff/cluster/registry/core"
 	"github.com/skiff-sh/skiff/cluster/registry/nodeproxy"
 	"github.com/skiff-sh/skiff/cluster/registry/scheme"
@@ -88,7 +89,7 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	if g.AdmissionControl, err = admission.New(objects); err != nil {
+	if g.AdmissionControl, err = admission.New(objects, admission.Config{PodEvictionTimeout: c.PodEvictionTimeout}); err != nil {
 		return nil, fmt.Errorf("admission: %w", err)
 	}
 	options := registry.Options{Scheme: internal, RESTOptions: protobufOptions(c.Backend, internal, codecs)}
@@ -120,7 +121,7 @@ func (s *Server) installGroups(o registry.Options, codecs serializer.CodecFactor
 	served, err := groups(o, core.Config{
 		ServiceCIDR: s.cfg.ServiceCIDR, Reservations: s.cfg.Reservations, Logger: s.cfg.Logger,
 		Pods: core.PodConfig{Nodes: nodes, Client: client, Authorizer: a.authorizer},
-	}, a)
+	}, coordination.Config{Gossip: s.cfg.Gossip}, a)
 	if err != nil {
 		return err
 	}

@@ -1,8 +1,10 @@
-// Package coordination serves the coordination.k8s.io group: Leases.
+// Package coordination serves the coordination.k8s.io group: Leases. Those of
+// kube-node-lease are what gossip knows of nodes, and can only be read.
 package coordination
 
 import (
 	"context"
+	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -11,12 +13,17 @@ import (
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/utils/ptr"
 
+	"github.com/skiff-sh/skiff/cluster/nodehealth"
 	"github.com/skiff-sh/skiff/cluster/registry"
 	"github.com/skiff-sh/skiff/cluster/registry/check"
 )
 
 // Config is what the group needs beyond registry.Options.
-type Config struct{}
+type Config struct {
+	// Gossip answers for the leases of nodes. Nil: those are stored as all
+	// others, and nobody writes them.
+	Gossip nodehealth.Gossip
+}
 
 // AddDefaults registers the defaulting functions of the group's kinds: Leases
 // have none.
@@ -24,12 +31,15 @@ func AddDefaults(*runtime.Scheme) error { return nil }
 
 // NewStorage builds the storage of every resource and subresource of the
 // group, by discovery name.
-func NewStorage(o registry.Options, _ Config) (map[string]rest.Storage, error) {
-	m := map[string]rest.Storage{}
-	if _, err := LeaseKind.AddTo(m, o); err != nil {
+func NewStorage(o registry.Options, c Config) (map[string]rest.Storage, error) {
+	s, err := LeaseKind.NewStore(o)
+	if err != nil {
 		return nil, err
 	}
-	return m, nil
+	if c.Gossip == nil {
+		return map[string]rest.Storage{"leases": s}, nil
+	}
+	return map[string]rest.Storage{"leases": &leases{Store: s, gossip: c.Gossip, now: time.Now}}, nil
 }
 
 // LeaseKind is Leases. A client may PUT a Lease that does not exist.
