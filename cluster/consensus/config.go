@@ -1,11 +1,13 @@
 package consensus
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/skiff-sh/skiff/fsm"
@@ -34,16 +36,46 @@ type Config struct {
 	// no Raft state. A member that is not bootstrapped waits to be added.
 	Bootstrap []Server
 
+	// Join lists Raft addresses of members that are asked, until one answers, to
+	// admit this member while it knows of no configuration, or to correct its
+	// address. Not with Bootstrap.
+	Join []string
+	// Witness: the member gives leadership away while another voter could lead.
+	Witness bool
+	// Version of the program, for MemberStats.
+	Version string
+	// Alive is what others know of a member; nil: everybody lives. It is asked
+	// about those to remove, to count on, and to hand leadership to.
+	Alive func(id string) bool
+	// Admit says on the leader why a server may not become a member, if so. With
+	// nil every server that TLS lets in may, but none that was a member before.
+	Admit func(id, addr string) error
+	// DeadServerGrace is how long a voter is dead before it is removed, if three
+	// remain without it; default 1h. A dead voter beyond an odd number goes after
+	// ten seconds: a replacement has come.
+	DeadServerGrace time.Duration
+	// Handlers are RPCs for Call and CallLeader. An error that wraps ErrNotLeader
+	// says that nothing was done: CallLeader tries again with the next leader.
+	Handlers map[string]Handler
+	// Dial replaces a net.Dialer.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// Step, for fault tests, is called around what is written to the disk, see
+	// raftdir.Options. What it takes counts as the disk's time.
+	Step func(step string)
+
 	// Lock is the lock of DataDir if the caller holds it already; else New takes
 	// it.
 	Lock *DirLock
 
-	HeartbeatTimeout time.Duration // a follower waits this long for its leader; default 1s
+	HeartbeatTimeout time.Duration // a follower with a fast disk waits this long for its leader; default 1s
 	ElectionWait     time.Duration // proposals and reads wait this long for a leader; default 5s
 	SnapshotEntries  uint64        // log entries after which a snapshot is taken; default 16384
 	SnapshotBytes    int64         // bytes of log after which one is taken, if the state is not larger; default 32 MiB
 	Reserve          int64         // disk space kept for the log; default raftdir.DefaultReserve
 }
+
+// Handler answers a call. from is the ID that the calling member gives.
+type Handler = func(ctx context.Context, from string, body []byte) ([]byte, error)
 
 func (c *Config) complete() error {
 	switch {
@@ -53,6 +85,8 @@ func (c *Config) complete() error {
 		return errors.New("consensus: DataDir is empty")
 	case c.Listener == nil:
 		return errors.New("consensus: Listener is missing")
+	case len(c.Join) > 0 && len(c.Bootstrap) > 0:
+		return errors.New("consensus: Join and Bootstrap exclude each other")
 	case c.FSM == nil:
 		return errors.New("consensus: FSM is missing")
 	case c.Logger == nil:
@@ -71,6 +105,20 @@ func (c *Config) complete() error {
 	}
 	setDefault(&c.HeartbeatTimeout, time.Second)
 	setDefault(&c.ElectionWait, 5*time.Second)
+	setDefault(&c.DeadServerGrace, time.Hour)
+	if c.Alive == nil {
+		c.Alive = func(string) bool { return true }
+	}
+	for _, a := range c.Join {
+		if _, _, err := net.SplitHostPort(a); err != nil {
+			return fmt.Errorf("consensus: Join: %w", err)
+		}
+	}
+	for name := range c.Handlers {
+		if strings.HasPrefix(name, ownMethods) {
+			return fmt.Errorf("consensus: Handlers: names that begin with %q are taken", ownMethods)
+		}
+	}
 	setDefault(&c.SnapshotEntries, 1<<14)
 	setDefault(&c.SnapshotBytes, 32<<20)
 	return nil

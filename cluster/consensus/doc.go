@@ -35,6 +35,19 @@ var (
 	ErrStopped = errors.New("consensus is stopped")
 	// ErrLocked says that another process uses the data dir.
 	ErrLocked = errors.New("data dir is in use")
+	// ErrUnreachable says that a request could not be sent: nothing was done.
+	ErrUnreachable = errors.New("the server can't be reached")
+	// ErrNotMember says that the cluster has no member of that ID.
+	ErrNotMember = errors.New("not a member of the cluster")
+	// ErrQuorumRisk says that the cluster would stop, or would need every server
+	// that still answers.
+	ErrQuorumRisk = errors.New("the remaining servers could not form a quorum")
+	// ErrNotReady says that a server has not caught up or does not answer.
+	ErrNotReady = errors.New("the server is not ready for it")
+	// ErrRefused says that a server may not become a member.
+	ErrRefused = errors.New("the cluster refuses this server")
+	// ErrVersion says that a command needs a newer skiff on another member.
+	ErrVersion = errors.New("a member runs too old a version")
 	// ErrTLS says that the TLS configuration would let strangers in.
 	ErrTLS = errors.New("unsafe TLS configuration")
 

@@ -16,6 +16,8 @@ import (
 type leadership struct {
 	notify chan bool // from Raft, which blocks on it
 	led    atomic.Uint64
+	seen   chan raft.Observation // of another leader
+	peers  chan struct{}         // of one place: members came or went
 
 	mu     sync.Mutex
 	term   uint64        // in which this member leads and has applied all before; else 0
@@ -26,6 +28,38 @@ type leadership struct {
 func (l *leadership) init() {
 	l.notify = make(chan bool, 8)
 	l.change = make(chan struct{})
+	l.seen = make(chan raft.Observation, 16)
+	l.peers = make(chan struct{}, 1)
+}
+
+// observe follows what Raft tells about itself. The filter runs within Raft's
+// own steps: before it takes another.
+func (n *Node) observe(r *raft.Raft) {
+	r.RegisterObserver(raft.NewObserver(n.lead.seen, false, func(o *raft.Observation) bool {
+		switch d := o.Data.(type) {
+		case raft.LeaderObservation:
+			return true
+		case raft.RaftState:
+			if d == raft.Leader {
+				n.trans.begin(o.Raft.CurrentTerm())
+			} else {
+				n.trans.end()
+			}
+		case raft.PeerObservation:
+			select {
+			case n.lead.peers <- struct{}{}:
+			default:
+			}
+			n.trans.news()
+		}
+		return false
+	}))
+	if r.State() == raft.Leader {
+		n.trans.begin(r.CurrentTerm())
+	}
+	if r.State() != raft.Leader {
+		n.trans.end()
+	}
 }
 
 // changed is closed at the next change of leader.
@@ -83,14 +117,6 @@ func tell(s chan bool, v bool) {
 // run follows Raft's notifications until the node stops.
 func (l *leadership) run(n *Node) {
 	r := n.raft.Load()
-	seen := make(chan raft.Observation, 16)
-	obs := raft.NewObserver(seen, false, func(o *raft.Observation) bool {
-		_, ok := o.Data.(raft.LeaderObservation)
-		return ok
-	})
-	r.RegisterObserver(obs)
-	defer r.DeregisterObserver(obs)
-
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	resign := func() {}
@@ -106,7 +132,7 @@ func (l *leadership) run(n *Node) {
 				resign = cancel
 				wg.Go(func() { l.assume(ctx, n, r) })
 			}
-		case <-seen:
+		case <-l.seen:
 			l.announce()
 		case <-n.stopped:
 			l.set(0)

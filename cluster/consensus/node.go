@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/skiff-sh/skiff/backup"
+	"github.com/skiff-sh/skiff/fsm"
 	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
@@ -30,6 +31,10 @@ type Node struct {
 	lead     leadership
 	verify   verifier
 	compact  compactor
+	methods  map[string]Handler
+	contacts contacts
+	trans    *replicator                   // nil before Run
+	asked    atomic.Pointer[[]MemberStats] // by the leader, last
 
 	raft    atomic.Pointer[raft.Raft] // nil before Run has started it
 	ready   chan struct{}
@@ -61,6 +66,7 @@ func New(c Config) (*Node, error) {
 	n.lead.init()
 	n.batch = newBatcher(n)
 	n.peers = newPeers(n)
+	n.methods = n.ownMethods()
 	n.port = newPort(&n.c, n.serveRPC)
 	return n, nil
 }
@@ -92,8 +98,16 @@ func (n *Node) open() error {
 	}
 	n.log = log
 	n.compact.init(n, snapshot, contents)
-	log.OnAppend = n.compact.appended
+	log.OnAppend = n.appended
 	return nil
+}
+
+// appended is called by the log after each append.
+func (n *Node) appended(entries int, size int64) {
+	n.compact.appended(entries, size)
+	if n.trans != nil {
+		n.trans.news()
+	}
 }
 
 // withAdvice adds to the error of a damaged file what can be done about it: the
@@ -142,18 +156,17 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	var wg sync.WaitGroup
 	wg.Go(n.port.serve)
-	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: n.port, MaxPool: 3, Timeout: 10 * time.Second, Logger: newHCLogger(n.c.Logger),
-		MsgpackUseNewTimeFormat: true,
-	})
-	r, err := n.start(trans)
+	n.trans = newReplicator(n)
+	r, err := n.start(n.trans)
 	if err == nil {
+		n.observe(r)
 		n.raft.Store(r)
 		n.lead.announce()
 		wg.Go(func() { n.lead.run(n) })
 		wg.Go(n.batch.run)
 		wg.Go(n.compact.run)
 		wg.Go(n.awaitReady)
+		wg.Go(n.join)
 		n.hasten(r)
 		<-ctx.Done()
 	}
@@ -166,13 +179,13 @@ func (n *Node) Run(ctx context.Context) error {
 			err = errors.Join(err, fmt.Errorf("stop raft: %w", serr))
 		}
 	}
-	err = errors.Join(err, trans.Close(), n.port.Close())
+	err = errors.Join(err, n.trans.Close(), n.port.Close())
 	wg.Wait()
 	return errors.Join(err, n.release())
 }
 
 // start makes the Raft instance, which restores the newest snapshot.
-func (n *Node) start(trans *raft.NetworkTransport) (*raft.Raft, error) {
+func (n *Node) start(trans raft.Transport) (*raft.Raft, error) {
 	rc := raft.DefaultConfig()
 	rc.LocalID = raft.ServerID(n.c.NodeID)
 	rc.Logger = newHCLogger(n.c.Logger)
@@ -181,8 +194,8 @@ func (n *Node) start(trans *raft.NetworkTransport) (*raft.Raft, error) {
 	rc.ElectionTimeout = n.c.HeartbeatTimeout + time.Millisecond
 	rc.LeaderLeaseTimeout = n.c.HeartbeatTimeout / 2
 	// Followers learn this late that an entry is committed when no other follows;
-	// those who wrote or read through them wait for it.
-	rc.CommitTimeout = 20 * time.Millisecond
+	// those who wrote or read through them wait for it. See pipeline.
+	rc.CommitTimeout = time.Millisecond
 	rc.SnapshotInterval = 24 * time.Hour // the compactor decides
 	rc.SnapshotThreshold = 1 << 62
 	rc.MaxAppendEntries = 64
@@ -202,7 +215,7 @@ func (n *Node) start(trans *raft.NetworkTransport) (*raft.Raft, error) {
 			return nil, fmt.Errorf("bootstrap the cluster: %w", err)
 		}
 	}
-	r, err := raft.NewRaft(rc, n.c.FSM, n.log, n.log, n.snaps, trans)
+	r, err := raft.NewRaft(rc, &machine{n.c.FSM, n}, n.log, n.log, n.snaps, trans)
 	if err != nil {
 		if files := n.snaps.Files(); len(files) > 0 {
 			if _, why := backup.Status(files[0]); why != nil {
@@ -277,3 +290,21 @@ func (n *Node) Snapshot(ctx context.Context, w io.Writer) error {
 	}
 	return n.c.FSM.Capture().Write(ctx, w)
 }
+
+// machine tells the transport when entries were committed.
+type machine struct {
+	*fsm.FSM
+	n *Node
+}
+
+// Apply implements raft.FSM.
+func (m *machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0] }
+
+// ApplyBatch implements raft.BatchingFSM.
+func (m *machine) ApplyBatch(logs []*raft.Log) []any {
+	out := m.FSM.ApplyBatch(logs)
+	m.n.trans.news()
+	return out
+}
+
+var _ raft.BatchingFSM = (*machine)(nil)

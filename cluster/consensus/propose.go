@@ -71,7 +71,7 @@ func (n *Node) withLeader(ctx context.Context, do func(r *raft.Raft, leader stri
 				fallthrough
 			case id != "" && string(id) != n.c.NodeID:
 				err := do(r, string(addr))
-				if !errors.Is(err, ErrNotLeader) {
+				if !errors.Is(err, ErrNotLeader) && !errors.Is(err, ErrUnreachable) {
 					return err
 				}
 				last = fmt.Errorf("%w: %w", ErrNoLeader, err)

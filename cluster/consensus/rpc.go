@@ -27,6 +27,7 @@ const (
 
 	kindPropose   = 1 // body: uvarint milliseconds until the deadline, encoded command
 	kindReadIndex = 2 // body: uvarint milliseconds until the deadline
+	kindCall      = 3 // body: uvarint milliseconds until the deadline, call
 )
 
 // Statuses of an answer. With any but statusOK the body is a text.
@@ -37,7 +38,30 @@ const (
 	statusUnknown   = 3 // ErrUnknownOutcome
 	statusFailed    = 4 // nothing was done
 	statusStorage   = 5 // ErrStorageFailed
+	statusNoLeader  = 6
+	statusNotMember = 7
+	statusQuorum    = 8 // ErrQuorumRisk
+	statusNotReady  = 9
+	statusRefused   = 10
+	statusVersion   = 11
 )
+
+// statuses are the errors that have one. The first that an error wraps counts.
+var statuses = []struct {
+	status byte
+	err    error
+}{
+	{statusStorage, ErrStorageFailed},
+	{statusUnknown, ErrUnknownOutcome},
+	{statusNotLeader, ErrNotLeader},
+	{statusNoSpace, ErrNoSpace},
+	{statusNoLeader, ErrNoLeader},
+	{statusNotMember, ErrNotMember},
+	{statusQuorum, ErrQuorumRisk},
+	{statusNotReady, ErrNotReady},
+	{statusRefused, ErrRefused},
+	{statusVersion, ErrVersion},
+}
 
 const (
 	requestTimeout = 10 * time.Second // for requests whose context has no deadline
@@ -149,6 +173,11 @@ func (n *Node) answer(ctx context.Context, f frame) (status byte, body []byte) {
 		if index, err = n.readIndexHere(ctx); err == nil {
 			return statusOK, binary.AppendUvarint(nil, index)
 		}
+	case kindCall:
+		var out []byte
+		if out, err = n.answerCall(ctx, f.body[k:]); err == nil {
+			return statusOK, out
+		}
 	default:
 		err = fmt.Errorf("request of kind %d is not known to this version of skiff", f.kind)
 	}
@@ -156,29 +185,22 @@ func (n *Node) answer(ctx context.Context, f frame) (status byte, body []byte) {
 }
 
 func statusOf(err error) byte {
-	switch {
-	case errors.Is(err, ErrStorageFailed):
-		return statusStorage
-	case errors.Is(err, ErrUnknownOutcome):
-		return statusUnknown
-	case errors.Is(err, ErrNotLeader):
-		return statusNotLeader
-	case errors.Is(err, ErrNoSpace):
-		return statusNoSpace
+	for _, s := range statuses {
+		if errors.Is(err, s.err) {
+			return s.status
+		}
 	}
 	return statusFailed
 }
 
 func errorOf(status byte, text string) error {
-	switch status {
-	case statusStorage:
-		return fmt.Errorf("%w: %w: the leader says: %s", ErrUnknownOutcome, ErrStorageFailed, text)
-	case statusUnknown:
-		return fmt.Errorf("%w: the leader says: %s", ErrUnknownOutcome, text)
-	case statusNotLeader:
-		return ErrNotLeader
-	case statusNoSpace:
-		return fmt.Errorf("%w: the leader says: %s", ErrNoSpace, text)
+	if status == statusStorage {
+		return fmt.Errorf("%w: %w: the other server says: %s", ErrUnknownOutcome, ErrStorageFailed, text)
 	}
-	return fmt.Errorf("the leader refused: %s", text)
+	for _, s := range statuses {
+		if s.status == status {
+			return fmt.Errorf("%w: the other server says: %s", s.err, text)
+		}
+	}
+	return fmt.Errorf("the other server refused: %s", text)
 }

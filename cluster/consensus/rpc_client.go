@@ -64,7 +64,7 @@ func (p *peers) readIndex(ctx context.Context, leader string) (uint64, error) {
 }
 
 // call sends one request and waits for its answer. An error that wraps
-// ErrNotLeader says that it was not carried out.
+// ErrNotLeader or ErrUnreachable says that it was not carried out.
 func (p *peers) call(ctx context.Context, addr string, kind byte, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -72,12 +72,12 @@ func (p *peers) call(ctx context.Context, addr string, kind byte, body []byte) (
 	ms := max(time.Until(deadline).Milliseconds(), 0)
 	c, err := p.connect(ctx, addr)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotLeader, err) // not sent: who leads may be another by now
+		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	answer := make(chan frame, 1)
 	id, err := c.register(answer)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotLeader, err)
+		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	defer c.forget(id)
 	req := append(binary.AppendUvarint(make([]byte, 0, len(body)+10), uint64(ms)), body...)

@@ -8,10 +8,14 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
+	"golang.org/x/sys/unix"
 )
+
+var errCut = errors.New("this server's disk does not answer")
 
 // The two protocols of the port, told apart by ALPN.
 const (
@@ -21,7 +25,9 @@ const (
 
 const (
 	handshakeTimeout = 5 * time.Second
-	dialTimeout      = 3 * time.Second
+	dialTimeout      = 3 * time.Second // handshake included
+	connectTimeout   = time.Second
+	lossTimeout      = 3 * time.Second
 )
 
 // port accepts connections, does their TLS handshake and hands them to Raft or
@@ -34,12 +40,14 @@ type port struct {
 	log      *slog.Logger
 	raft     chan net.Conn
 	serveRPC func(net.Conn)
+	connect  func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	stop   context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	mu     sync.Mutex
 	conns  map[net.Conn]struct{} // all that are open
+	cut    bool                  // no connections for Raft
 }
 
 // advertised is the address that others use.
@@ -53,7 +61,10 @@ func newPort(c *Config, serveRPC func(net.Conn)) *port {
 		listener: c.Listener, addr: advertised(c.AdvertiseAddr),
 		server: c.TLS.Clone(), client: c.TLS.Clone(),
 		log: c.Logger, raft: make(chan net.Conn), serveRPC: serveRPC,
-		conns: map[net.Conn]struct{}{},
+		conns: map[net.Conn]struct{}{}, connect: c.Dial,
+	}
+	if p.connect == nil {
+		p.connect = (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext
 	}
 	p.server.NextProtos = []string{protoRaft, protoRPC}
 	p.stop, p.cancel = context.WithCancel(context.Background())
@@ -85,6 +96,7 @@ func (p *port) handle(raw net.Conn) {
 	if !p.track(raw) {
 		return
 	}
+	noticeLoss(raw)
 	conn := tls.Server(raw, p.server)
 	ctx, cancel := context.WithTimeout(p.stop, handshakeTimeout)
 	err := conn.HandshakeContext(ctx)
@@ -120,8 +132,9 @@ func (p *port) handle(raw net.Conn) {
 func (p *port) track(c net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.stop.Err() != nil {
-		if t, ok := c.(*trackedConn); ok {
+	t, ofRaft := c.(*trackedConn)
+	if p.stop.Err() != nil || ofRaft && p.cut {
+		if ofRaft {
 			c = t.Conn
 		}
 		c.Close()
@@ -129,6 +142,37 @@ func (p *port) track(c net.Conn) bool {
 	}
 	p.conns[c] = struct{}{}
 	return true
+}
+
+// cutRaft ends all connections of Raft and lets none come about, or lets them
+// come about again.
+func (p *port) cutRaft(cut bool) {
+	p.mu.Lock()
+	p.cut = cut
+	p.mu.Unlock()
+	if cut {
+		p.closeRaft(func(*trackedConn) bool { return true })
+	}
+}
+
+// drop ends the connections that Raft has made to an address.
+func (p *port) drop(addr string) {
+	p.closeRaft(func(c *trackedConn) bool { return c.target == addr })
+}
+
+func (p *port) closeRaft(which func(*trackedConn) bool) {
+	var found []net.Conn
+	p.mu.Lock()
+	for c := range p.conns {
+		if t, ok := c.(*trackedConn); ok && which(t) {
+			delete(p.conns, c)
+			found = append(found, t.Conn)
+		}
+	}
+	p.mu.Unlock()
+	for _, c := range found {
+		go c.Close() // says goodbye, which can take a while
+	}
 }
 
 func (p *port) untrack(c net.Conn) {
@@ -150,27 +194,55 @@ func (p *port) dial(ctx context.Context, addr, proto string) (net.Conn, error) {
 		}
 		config.ServerName = host
 	}
-	d := tls.Dialer{NetDialer: &net.Dialer{KeepAlive: 15 * time.Second}, Config: config}
-	conn, err := d.DialContext(ctx, "tcp", addr)
+	cctx, stop := context.WithTimeout(ctx, connectTimeout)
+	raw, err := p.connect(cctx, "tcp", addr)
+	stop()
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", addr, err)
 	}
-	if got := conn.(*tls.Conn).ConnectionState().NegotiatedProtocol; got != proto {
+	noticeLoss(raw)
+	conn := tls.Client(raw, config)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, fmt.Errorf("dial %s: %w", addr, err)
+	}
+	if got := conn.ConnectionState().NegotiatedProtocol; got != proto {
 		conn.Close()
 		return nil, fmt.Errorf("dial %s: it does not speak %s", addr, proto)
 	}
 	return conn, nil
 }
 
+// noticeLoss lets a connection fail when the other host does not acknowledge for
+// a while what was sent to it. A process that is slow does not count: its kernel
+// acknowledges.
+func noticeLoss(c net.Conn) {
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return
+	}
+	if raw, err := s.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(lossTimeout.Milliseconds()))
+		})
+	}
+}
+
 // Dial implements raft.StreamLayer.
 func (p *port) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(p.stop, timeout)
 	defer cancel()
+	p.mu.Lock()
+	cut := p.cut
+	p.mu.Unlock()
+	if cut {
+		return nil, errCut
+	}
 	conn, err := p.dial(ctx, string(addr), protoRaft)
 	if err != nil {
 		return nil, err
 	}
-	c := &trackedConn{Conn: conn, port: p}
+	c := &trackedConn{Conn: conn, port: p, target: string(addr)}
 	if !p.track(c) {
 		return nil, net.ErrClosed
 	}
@@ -181,7 +253,8 @@ func (p *port) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, e
 // when it is closed.
 type trackedConn struct {
 	net.Conn
-	port *port
+	port   *port
+	target string // that was dialled; empty of an accepted one
 }
 
 func (c *trackedConn) Close() error {
