@@ -12,6 +12,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/cluster/pki"
 	"github.com/skiff-sh/skiff/fsm"
 	"github.com/skiff-sh/skiff/fsm/store"
@@ -172,8 +173,8 @@ func (s *Service) replace(ctx context.Context, name string, old Record) ([]fsm.O
 		if s.healthy(ctx, old.ID) {
 			return nil, refuse(http.StatusConflict, "the name %s is taken by a server that still follows the log: choose another with --name, or stop that one first", name)
 		}
-		if err := s.removeVoter(ctx, name, old.ID, old.Role, "the host that took its name", false); err != nil {
-			if errors.Is(err, ErrQuorumRisk) {
+		if err := s.removeVoter(ctx, name, old.ID, old.Role, "the host that took its name"); err != nil {
+			if errors.Is(err, consensus.ErrQuorumRisk) {
 				return nil, refuse(http.StatusConflict, "the name %s is that of a dead server which can't be replaced now: %v; bring up another server first", name, err)
 			}
 			return nil, err

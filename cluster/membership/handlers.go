@@ -1,10 +1,8 @@
 package membership
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -175,28 +173,27 @@ func userName(r *http.Request) string {
 	return "an unknown user"
 }
 
-// serveLeave removes the caller if it is a node, or else the server that is
-// asked.
+// serveLeave removes the caller if it is a node, or else the member with the ID
+// that the caller has read on its host.
 func (s *Service) serveLeave(r *http.Request) (any, error) {
 	u, ok := request.UserFrom(r.Context())
 	if !ok {
 		return nil, refuse(http.StatusUnauthorized, "who leaves?")
 	}
+	force := r.URL.Query().Get("force") == "true"
 	if name, ok := auth.NodeName(u); ok {
-		return s.Remove(r.Context(), name, "skiff leave on "+name, false)
+		return s.Remove(r.Context(), name, "skiff leave on "+name, force)
 	}
-	return s.leave(r.Context(), r.URL.Query().Get("force") == "true")
-}
-
-// leave removes this server.
-func (s *Service) leave(ctx context.Context, force bool) (*Removed, error) {
-	self := s.c.Self()
-	out, err := s.Remove(ctx, self.Name, "skiff leave on "+self.Name, force)
-	if err != nil {
-		return nil, err
+	id := r.URL.Query().Get("id")
+	if id == "" {
+		return nil, refuse(http.StatusBadRequest, "the ID of the member that leaves is missing")
 	}
-	if err := s.c.LeaveGossip(ctx); err != nil {
-		out.Notes = append(out.Notes, fmt.Sprintf("gossip was not told (%v): the others see this host die in a few seconds", err))
+	name := s.nameOf(id)
+	if name == id {
+		if err := s.Admit(id, ""); err != nil {
+			return nil, refuse(http.StatusConflict, "%v", err)
+		}
+		return nil, refuse(http.StatusNotFound, "this host is no member of the cluster")
 	}
-	return out, nil
+	return s.Remove(r.Context(), name, "skiff leave on "+name, force)
 }

@@ -20,6 +20,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/skiff-sh/skiff/cluster/pki"
 )
 
 // Files of an Identity in its directory. The key of a renewal is beside them
@@ -265,22 +267,17 @@ func (i *Identity) ClientTLS() *tls.Config {
 	return c
 }
 
+// Certificate and Pool make an Identity a pki.CertSource.
+func (i *Identity) Certificate() (*tls.Certificate, error) {
+	if c := i.certificate(); c != nil {
+		return c, nil
+	}
+	return nil, errors.New("this node has not joined yet")
+}
+
 // ServingTLS serves as this node and verifies the certificates that callers
 // show, without requiring them. It follows renewals.
-func (i *Identity) ServingTLS() *tls.Config {
-	get := func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-		if c := i.certificate(); c != nil {
-			return c, nil
-		}
-		return nil, errors.New("this node has not joined yet")
-	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12, ClientAuth: tls.VerifyClientCertIfGiven, GetCertificate: get}
-	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		now := &tls.Config{MinVersion: tls.VersionTLS12, ClientAuth: tls.VerifyClientCertIfGiven, GetCertificate: get, ClientCAs: i.Pool(), NextProtos: c.NextProtos}
-		return now, nil
-	}
-	return c
-}
+func (i *Identity) ServingTLS() *tls.Config { return pki.ServerTLS(i, pki.TLSOptions{}) }
 
 func newKey() (*ecdsa.PrivateKey, error) {
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -70,7 +70,7 @@ func (s *Service) Removed(id string) bool {
 
 // Admit refuses a server that was removed, or is just being removed, to vote
 // again. It reads the local state and never blocks.
-func (s *Service) Admit(id string) error {
+func (s *Service) Admit(id, _ string) error {
 	if r := s.removal(id); r != nil {
 		return r.error()
 	}

@@ -69,7 +69,7 @@ func (s *Service) find(ctx context.Context, name string) (*target, error) {
 		t.role = RoleServer
 	}
 	if s.c.Client != nil {
-		if _, err := s.c.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{ResourceVersion: "0"}); err == nil {
+		if _, err := s.c.Client().CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{ResourceVersion: "0"}); err == nil {
 			t.node = true
 		} else if !apierrors.IsNotFound(err) {
 			return nil, fmt.Errorf("node %s: %w", name, err)
@@ -84,29 +84,31 @@ func (s *Service) find(ctx context.Context, name string) (*target, error) {
 	return t, nil
 }
 
-// Remove ends a membership. by says who asked, for the record. force goes on
-// although the servers that stay could not form a quorum.
+// Remove ends a membership. by says who asked, for the record. A server whose
+// loss would leave no spare one is removed only with force; one without which
+// there would be no quorum never is, because that could not be committed.
 func (s *Service) Remove(ctx context.Context, name, by string, force bool) (*Removed, error) {
 	t, err := s.find(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	out := &Removed{Name: name, ID: t.ID, Role: t.role}
-	if t.role.Votes() {
-		risk := s.risk(ctx, t)
+	if t.inRaft {
+		risk, err := s.risk(ctx, t)
+		if err != nil {
+			return nil, err
+		}
 		if risk != "" && !force {
-			return nil, refuse(http.StatusConflict, "%s; bring up another server first, or remove it all the same with --force", risk)
+			return nil, refuse(http.StatusConflict, "%s: add another server first, or say --force", risk)
 		}
 		if risk != "" {
-			out.Notes = append(out.Notes, "forced, although "+risk)
+			out.Notes = append(out.Notes, risk)
 		}
-		if t.inRaft {
-			if err := s.removeVoter(ctx, name, t.ID, t.role, by, force); err != nil {
-				if errors.Is(err, ErrQuorumRisk) {
-					return nil, refuse(http.StatusConflict, "server %s stays: %v", name, err)
-				}
-				return nil, err
+		if err := s.removeVoter(ctx, name, t.ID, t.role, by); err != nil {
+			if errors.Is(err, consensus.ErrQuorumRisk) {
+				return nil, refuse(http.StatusConflict, "server %s stays: %v", name, err)
 			}
+			return nil, err
 		}
 	}
 	if t.node {
@@ -153,7 +155,7 @@ func (s *Service) markRemoved(ctx context.Context, name, id string, r Removal) e
 // removeVoter takes a server out of the log's configuration. From the first
 // write on it is not admitted again; if the configuration stays as it is, that
 // write is undone.
-func (s *Service) removeVoter(ctx context.Context, name, id string, role Role, by string, force bool) error {
+func (s *Service) removeVoter(ctx context.Context, name, id string, role Role, by string) error {
 	pending := Removal{Name: name, Role: role, By: by, At: s.c.Now().UTC().Truncate(time.Second), Pending: true}
 	op, err := putRemoval(id, pending)
 	if err != nil {
@@ -162,8 +164,8 @@ func (s *Service) removeVoter(ctx context.Context, name, id string, role Role, b
 	if err := s.propose(ctx, "remove server "+name, op); err != nil {
 		return err
 	}
-	err = s.c.Raft.Remove(ctx, id, force)
-	if err == nil {
+	err = s.c.Raft.Remove(ctx, id)
+	if err == nil || errors.Is(err, consensus.ErrNotMember) {
 		return nil
 	}
 	if !errors.Is(err, consensus.ErrUnknownOutcome) {
@@ -183,37 +185,49 @@ func (s *Service) healthy(ctx context.Context, id string) bool {
 	return err == nil && slices.ContainsFunc(stats, func(m RaftMember) bool { return m.ID == id && m.Healthy })
 }
 
-// risk says why removing t would stop writes, "" if it would not.
-func (s *Service) risk(ctx context.Context, t *target) string {
+// risk says what the cluster loses by removing t, "" if nothing. It is an error
+// if t can't be removed.
+func (s *Service) risk(ctx context.Context, t *target) (string, error) {
 	if !t.voter {
-		return ""
+		return "", nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, leaderTimeout)
 	defer cancel()
 	members, err := s.c.Raft.MemberStats(ctx)
 	if err != nil {
-		return "" // no leader: the removal itself will fail and say so
+		return "", fmt.Errorf("removing server %s needs a quorum of the servers: %w", t.Name, err)
 	}
-	var stay, live int
-	var dead []string
+	var voters, live, stay, liveStay int
+	var down []string
 	for _, m := range members {
-		if !m.Voter || m.ID == t.ID {
+		if !m.Voter {
 			continue
 		}
-		stay++
-		if m.Healthy {
+		voters++
+		if m.ID != t.ID {
+			stay++
+		}
+		switch {
+		case m.Healthy && m.ID != t.ID:
+			live, liveStay = live+1, liveStay+1
+		case m.Healthy:
 			live++
-		} else {
-			dead = append(dead, s.nameOf(m.ID))
+		case m.ID != t.ID:
+			down = append(down, s.nameOf(m.ID))
 		}
 	}
 	switch {
 	case stay == 0:
-		return fmt.Sprintf("%s is the only server: without it there is no cluster", t.Name)
-	case live <= stay/2:
-		return fmt.Sprintf("without %s only %d of %d servers would be up (%s down), and no write would be possible", t.Name, live, stay, strings.Join(dead, ", "))
+		return "", refuse(http.StatusConflict, "%s is the only server: without it there is no cluster (skiff reset removes everything from a host)", t.Name)
+	case liveStay < stay/2+1:
+		return "", refuse(http.StatusConflict, "without %s only %d of %d servers would be up (%s down), and no write would be possible, not even the removal: bring another server up first",
+			t.Name, liveStay, stay, strings.Join(down, ", "))
 	}
-	return ""
+	before, after := live-(voters/2+1), liveStay-(stay/2+1)
+	if after == 0 && before > 0 {
+		return fmt.Sprintf("without %s the loss of one more server stops all writes", t.Name), nil
+	}
+	return "", nil
 }
 
 // nameOf gives the name of the member with that ID, or the ID.
@@ -234,11 +248,11 @@ func (s *Service) nameOf(id string) string {
 // removeNode deletes the Node object; what that does to its pods is in the
 // notes.
 func (s *Service) removeNode(ctx context.Context, name string) ([]string, error) {
-	pods, err := s.c.Client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", name).String()})
+	pods, err := s.c.Client().CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", name).String()})
 	if err != nil {
 		return nil, fmt.Errorf("pods of node %s: %w", name, err)
 	}
-	if err := s.c.Client.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+	if err := s.c.Client().CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("node %s: %w", name, err)
 	}
 	var owned int
@@ -316,8 +330,8 @@ const pendingGrace = 30 * time.Second
 func (s *Service) finishRemoval(ctx context.Context, id string, r Removal) error {
 	in := slices.ContainsFunc(s.c.Raft.Members(), func(m RaftMember) bool { return m.ID == id })
 	if in {
-		if err := s.c.Raft.Remove(ctx, id, false); err != nil {
-			if errors.Is(err, ErrQuorumRisk) { // it was refused then, and is now
+		if err := s.c.Raft.Remove(ctx, id); err != nil && !errors.Is(err, consensus.ErrNotMember) {
+			if errors.Is(err, consensus.ErrQuorumRisk) { // it was refused then, and is now
 				return s.propose(ctx, "keep server "+r.Name, fsm.Op{Type: fsm.Delete, Key: removedPrefix + id, Expect: fsm.Any})
 			}
 			return err

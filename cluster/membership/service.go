@@ -33,31 +33,29 @@ type Raft interface {
 	// MemberStats is the leader's view.
 	MemberStats(ctx context.Context) ([]RaftMember, error)
 	// Remove takes a server out of the configuration. It fails with
-	// ErrQuorumRisk if those that stay could not form a quorum, and force is
-	// not set.
-	Remove(ctx context.Context, id string, force bool) error
+	// consensus.ErrQuorumRisk if those that stay are no live quorum: then the
+	// removal itself could not be committed.
+	Remove(ctx context.Context, id string) error
 	// Promote makes a member that does not vote yet a voter.
 	Promote(ctx context.Context, id string) error
 	// CallLeader runs a method of Service.Methods on the leader.
 	CallLeader(ctx context.Context, method string, body []byte) ([]byte, error)
 }
 
-// ErrQuorumRisk says that removing a server would stop writes.
-var ErrQuorumRisk = errors.New("the servers that stay could not form a quorum")
-
 // RaftMember is a server as the leader of the log sees it.
 type RaftMember struct {
-	ID           string
-	Address      string
-	Voter        bool
-	Healthy      bool
-	Term         uint64
-	LastIndex    uint64
-	AppliedIndex uint64
-	Lag          uint64        // entries behind the leader
-	LastContact  time.Duration // how long ago the leader heard of it; negative: never
-	FsyncP99     time.Duration
-	Version      string
+	ID          string
+	Address     string
+	Voter       bool
+	Healthy     bool
+	Term        uint64
+	LastIndex   uint64
+	Applied     uint64
+	Lag         uint64        // entries behind the leader
+	LastContact time.Duration // how long ago the leader heard of it; negative: never
+	FsyncP99    time.Duration
+	Version     string
+	Problem     string // why it takes no writes, or could not be asked
 }
 
 // State of a member in gossip.
@@ -117,8 +115,9 @@ type Config struct {
 	// RenewBefore makes agents replace certificates that were issued earlier;
 	// default none.
 	RenewBefore func() time.Time
-	// Client reaches the API, to delete Node objects; nil: there are none.
-	Client kubernetes.Interface
+	// Client reaches the API, to delete Node objects; nil: there are none. It is
+	// asked for when it is needed.
+	Client func() kubernetes.Interface
 
 	// Duties that this server does as the leader, Evictions as the leader sees
 	// them, Certificates of this server. All are optional.
