@@ -63,6 +63,7 @@ func newApp() *cli.App {
 			imageCommand(),
 			statusCommand(),
 			netproxyCommand(),
+			devCommand(),
 			resetCommand(),
 			versionCommand(),
 			completionCommand(),
