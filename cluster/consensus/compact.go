@@ -92,6 +92,9 @@ func (c *compactor) snapshot(r *raft.Raft) {
 	if !c.n.soleVoter(r) {
 		rc.TrailingLogs = uint64(min(max(trailingBytes/average, minTrailing), maxTrailing))
 	}
+	if t := c.n.c.Trailing; t > 0 {
+		rc.TrailingLogs = t
+	}
 	err := r.ReloadConfig(rc)
 	if err == nil {
 		err = r.Snapshot().Error()

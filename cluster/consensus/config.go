@@ -71,6 +71,7 @@ type Config struct {
 	ElectionWait     time.Duration // proposals and reads wait this long for a leader; default 5s
 	SnapshotEntries  uint64        // log entries after which a snapshot is taken; default 16384
 	SnapshotBytes    int64         // bytes of log after which one is taken, if the state is not larger; default 32 MiB
+	Trailing         uint64        // log entries kept behind a snapshot for members that lag; default by their size
 	Reserve          int64         // disk space kept for the log; default raftdir.DefaultReserve
 }
 
