@@ -1,0 +1,228 @@
+package clustertest
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+// fault is one thing that goes wrong. weight is how often it is chosen.
+type fault struct {
+	name   string
+	weight int
+	do     func(w *world, r *rand.Rand)
+}
+
+var faults = []fault{
+	{"partition", 8, (*world).partition},
+	{"the leader is alone", 5, (*world).isolateLeader},
+	{"one-way partition", 8, (*world).oneWay},
+	{"heal", 8, func(w *world, _ *rand.Rand) { w.net.Heal() }},
+	{"delay and loss", 8, (*world).hazard},
+	{"broken connections", 6, (*world).breakLinks},
+	{"crash", 6, (*world).crashNow},
+	{"crash at a step", 14, (*world).setTrap},
+	{"stop", 4, (*world).stopOne},
+	{"start", 14, (*world).startOne},
+	{"slow disk", 6, (*world).slowDisk},
+	{"hanging disk", 2, (*world).hangingDisk},
+	{"clock jump", 4, (*world).clockJump},
+	{"leadership transfer", 4, (*world).transfer},
+	{"member added", 4, (*world).addMember},
+	{"member removed", 3, (*world).removeMember},
+	{"member replaced", 3, (*world).replaceMember},
+}
+
+// wreak lets one fault after the other happen until ctx ends.
+func (w *world) wreak(ctx context.Context) {
+	r := rand.New(rand.NewPCG(w.seed, 2))
+	total := 0
+	for _, f := range faults {
+		total += f.weight
+	}
+	for {
+		select {
+		case <-time.After(time.Duration(100+r.IntN(2400)) * time.Millisecond):
+		case <-ctx.Done():
+			return
+		}
+		x := r.IntN(total)
+		for _, f := range faults {
+			if x -= f.weight; x < 0 {
+				w.mu.Lock()
+				w.stats.Faults++
+				w.mu.Unlock()
+				f.do(w, rand.New(rand.NewPCG(r.Uint64(), 3)))
+				break
+			}
+		}
+	}
+}
+
+func (w *world) shuffled(r *rand.Rand) []string {
+	hosts := w.hosts()
+	r.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
+	return hosts
+}
+
+func (w *world) partition(r *rand.Rand) {
+	hosts := w.shuffled(r)
+	k := 1 + r.IntN(len(hosts)-1)
+	w.logf("partition: %v | %v", hosts[:k], hosts[k:])
+	for _, a := range hosts[:k] {
+		for _, b := range hosts[k:] {
+			w.net.Cut(a, b)
+			w.net.Cut(b, a)
+		}
+	}
+}
+
+func (w *world) isolateLeader(r *rand.Rand) {
+	l := w.leader()
+	if l == nil {
+		return
+	}
+	in, out := true, true
+	switch r.IntN(3) {
+	case 0:
+		in = false
+	case 1:
+		out = false
+	}
+	w.logf("the leader %s hears the others: %v, is heard by them: %v", l.host, !in, !out)
+	for _, h := range w.hosts() {
+		if h != l.host && in {
+			w.net.Cut(h, l.host)
+		}
+		if h != l.host && out {
+			w.net.Cut(l.host, h)
+		}
+	}
+}
+
+func (w *world) oneWay(r *rand.Rand) {
+	for range 1 + r.IntN(3) {
+		h := w.shuffled(r)
+		w.logf("one-way: nothing from %s to %s", h[0], h[1])
+		w.net.Cut(h[0], h[1])
+	}
+}
+
+func (w *world) hazard(r *rand.Rand) {
+	hosts := w.hosts()
+	delay, loss := time.Duration(1+r.IntN(400))*time.Millisecond, r.Float64()*0.2
+	w.logf("links take up to %v and lose %.0f %%", delay, loss*100)
+	for _, a := range hosts {
+		for _, b := range hosts {
+			if a != b && r.IntN(3) > 0 {
+				w.net.Hazard(a, b, delay, loss)
+			}
+		}
+	}
+}
+
+func (w *world) breakLinks(r *rand.Rand) {
+	hosts := w.hosts()
+	w.logf("connections break")
+	for i, a := range hosts {
+		for _, b := range hosts[:i] {
+			w.net.Break(a, b, r.Float64())
+		}
+	}
+}
+
+// victim prefers the leader, where most can go wrong.
+func (w *world) victim(r *rand.Rand) *member {
+	if l := w.leader(); l != nil && r.IntN(2) == 0 {
+		return l
+	}
+	return pick(r, w.alive())
+}
+
+func (w *world) crashNow(r *rand.Rand) {
+	if m := w.victim(r); m != nil {
+		told := r.IntN(2) == 0
+		w.logf("crash of %s, told: %v", m.host, told)
+		w.crash(m, told)
+	}
+}
+
+// setTrap lets a member crash at one of the steps that were seen. Rare steps
+// are as likely as frequent ones.
+func (w *world) setTrap(r *rand.Rand) {
+	w.mu.Lock()
+	var steps []string
+	for s := range w.steps {
+		steps = append(steps, s)
+	}
+	w.mu.Unlock()
+	slices.Sort(steps)
+	m := w.victim(r)
+	if m == nil || len(steps) == 0 {
+		return
+	}
+	t := &trap{step: pick(r, steps), told: r.IntN(2) == 0}
+	t.after.Store(1 + int64(r.IntN(4)))
+	w.logf("%s will crash at %s", m.host, t.step)
+	m.armed.Store(t)
+}
+
+func (w *world) stopOne(r *rand.Rand) {
+	if m := w.victim(r); m != nil {
+		w.logf("stop of %s", m.host)
+		w.stop(m)
+	}
+}
+
+func (w *world) startOne(r *rand.Rand) {
+	if s := pick(r, w.down()); s != nil {
+		w.logf("start of %s", s.host)
+		w.restart(s)
+	}
+}
+
+func (w *world) slowDisk(r *rand.Rand) {
+	if m := w.victim(r); m != nil {
+		d := time.Duration(1+r.IntN(400)) * time.Millisecond
+		w.logf("disk of %s takes %v", m.host, d)
+		m.slow.Store(int64(d))
+	}
+}
+
+func (w *world) hangingDisk(r *rand.Rand) {
+	if m := w.victim(r); m != nil {
+		d := time.Duration(2+r.IntN(10)) * time.Second
+		w.logf("disk of %s hangs for %v", m.host, d)
+		m.slow.Store(int64(d))
+		w.wg.Go(func() {
+			time.Sleep(d)
+			m.slow.CompareAndSwap(int64(d), 0)
+		})
+	}
+}
+
+// clockJump sets a member's clock, by which it judges certificates. A jump over
+// the certificates' end makes it distrust everybody until the clock is set back.
+func (w *world) clockJump(r *rand.Rand) {
+	s := w.slots[pick(r, w.hosts())]
+	d := time.Duration(r.Int64N(int64(2*validity))) - validity/2
+	w.logf("clock of %s is off by %v", s.host, d)
+	s.offset.Store(int64(d))
+}
+
+// repair ends all faults. What is down is started.
+func (w *world) repair() {
+	w.net.Heal()
+	for _, m := range w.alive() {
+		m.slow.Store(0)
+		m.armed.Store(nil)
+	}
+	for _, h := range w.hosts() {
+		w.slots[h].offset.Store(0)
+	}
+	for _, s := range w.down() {
+		w.restart(s)
+	}
+	w.logf("all is repaired")
+}
