@@ -6,28 +6,20 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"time"
 
-	"github.com/skiff-sh/skiff/cluster/consensus"
+	"github.com/skiff-sh/skiff/cluster/membership"
 )
 
-// Paths of skiff's own API on the API port. They pass the same authentication
-// and authorization as all others: without a role that names them, only
-// system:masters gets in.
+// Paths of skiff's own API on the API port, beside those of package membership.
+// They pass the same authentication and authorization as all others: without a
+// role that names them, only system:masters gets in.
 const (
-	StatusPath   = "/skiff/v1/status"
+	StatusPath   = membership.StatusPath
 	SnapshotPath = "/skiff/v1/snapshot"
 )
 
-// Status is what `skiff status` shows of one server.
-type Status struct {
-	Name    string    `json:"name"`
-	Version string    `json:"version"` // of skiff
-	Started time.Time `json:"started"`
-	// Duties that this server does as the leader.
-	Duties []string        `json:"duties,omitempty"`
-	Raft   consensus.Stats `json:"raft"`
-}
+// Status is what `skiff status` shows.
+type Status = membership.Status
 
 // operatorHandlers serves StatusPath and SnapshotPath.
 func operatorHandlers(status func() Status, snapshot func(context.Context, io.Writer) error, log *slog.Logger) map[string]http.Handler {
