@@ -90,5 +90,8 @@ func run(dir string) error {
 		return err
 	}
 	s.setup()
+	if s.cfg.Fence != nil {
+		go s.keepFence()
+	}
 	return s.serve(l)
 }

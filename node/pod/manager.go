@@ -38,6 +38,12 @@ type Config struct {
 	// Node returns the Node object as last seen, nil when it is not known.
 	Node     func() *v1.Node
 	Recorder record.EventRecorder
+	// Permit says whether a pod that must not run twice may run here, given for
+	// how long it tolerates that the node cannot be reached. Nil: always.
+	Permit func(tolerated time.Duration) Permit
+	// FenceFile is where shims read the time of the last contact; see
+	// shimproto.Fence. Needed with Permit.
+	FenceFile string
 
 	DataDir    string // DataDir/pods/<uid> holds a pod's files
 	LogDir     string // LogDir/<namespace>_<name>_<uid>/<container>/<attempt>.log

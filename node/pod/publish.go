@@ -98,6 +98,7 @@ func (w *worker) status(now time.Time) v1.PodStatus {
 		o.extra = append(o.extra, v1.PodCondition{Type: v1.DisruptionTarget, Status: v1.ConditionTrue, Reason: v1.PodReasonTerminationByKubelet, Message: w.end.message})
 	}
 	st := compute(o, now)
+	w.fencedStatus(&st)
 	st.EphemeralContainerStatuses = w.ephemeral()
 	return st
 }
@@ -128,7 +129,7 @@ func (w *worker) write(st v1.PodStatus) {
 	if w.gone || w.want != nil && equality.Semantic.DeepEqual(*w.want, st) && (w.written || w.writing) {
 		return
 	}
-	w.want = &st
+	w.want, w.wantAsked = &st, w.asked
 	if equality.Semantic.DeepEqual(w.latest.Status, st) && !w.writing {
 		w.written = true
 		return

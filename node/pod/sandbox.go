@@ -115,6 +115,9 @@ func (w *worker) takeSandbox() {
 	}
 	w.sandbox = sb
 	w.attempts = sb.Config().Attempt + 1
+	if _, yes := w.guarded(); yes && sb.Config().FenceFile == "" {
+		w.log.Warn("this pod was started by an older skiff: if skiff dies on this node it runs on, even when it is replaced elsewhere; delete the pod to change that")
+	}
 	w.listen(w.m.ctx)
 	for _, c := range w.ctrs {
 		for _, s := range sb.Containers() {
@@ -277,6 +280,9 @@ func (w *worker) sandboxConfig() runtime.SandboxConfig {
 		ShareProcessNamespace: p.Spec.ShareProcessNamespace != nil && *p.Spec.ShareProcessNamespace,
 		Resources:             podResources(p, w.m.cfg.PidsPerPod),
 		LogDir:                PodLogDir(w.m.cfg.LogDir, p),
+	}
+	if d, yes := w.guarded(); yes {
+		cfg.FenceFile, cfg.FenceAfter = w.m.cfg.FenceFile, max(minLease, d)
 	}
 	if !p.Spec.HostNetwork {
 		cfg.Hostname = hostname(p, w.m.cfg.DNS.Domain)

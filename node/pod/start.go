@@ -106,6 +106,9 @@ func (w *worker) tryStart(ctx context.Context, c *container, alarm *time.Time) b
 		earlier(alarm, c.retryAt)
 		return false
 	}
+	if !w.mayStart(c, alarm) {
+		return false
+	}
 	c.retryAt = time.Time{}
 	restart := c.ended != nil && c.cur != nil
 	var finished time.Time

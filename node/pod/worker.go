@@ -35,6 +35,10 @@ type worker struct {
 	writing bool            // a write is under way
 	written bool            // want is what the API has
 	dirty   map[string]bool // "volumes": sources changed
+	// asked is a text that the API has never seen, until a write of it succeeds;
+	// wantAsked is the one that want bears. See mayStart.
+	asked, wantAsked string
+	askedIn          uint64 // chain of contact
 
 	pod         *v1.Pod // latest, as of this pass
 	state       State
@@ -58,6 +62,9 @@ type worker struct {
 	frozen      bool // was over before this agent saw it: its status stays
 	deleteAt    time.Time
 	deleted     bool
+	permit      Permit    // of this pass
+	fenced      time.Time // since when the pod is stopped for lack of contact
+	confirmed   uint64    // chain of contact in which the pod is known to be there
 	warnedDNS   bool
 	warnedDebug map[string]bool
 }
@@ -216,6 +223,7 @@ func (w *worker) pass(base context.Context) (next time.Time, over bool) {
 	case w.state == Gone || w.state == Stopped:
 	case w.state == Stopping || stopping || w.overdue(alarm):
 		w.stopAll(base, alarm)
+	case w.heldBack(base, alarm):
 	default:
 		w.advance(ctx, alarm)
 	}

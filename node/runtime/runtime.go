@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
@@ -230,6 +231,9 @@ func (s *Sandbox) writeConfig(shim string) error {
 		Cgroup:      s.cgroup,
 		Sysctls:     s.cfg.Sysctls,
 		Client:      client,
+	}
+	if s.cfg.FenceFile != "" {
+		sb.Fence = &shimproto.Fence{File: s.cfg.FenceFile, Seconds: int64((s.cfg.FenceAfter + time.Second - 1) / time.Second)}
 	}
 	if !s.cfg.Resources.isZero() {
 		if sb.Resources, err = s.r.linuxResources(s.cfg.Resources); err != nil {

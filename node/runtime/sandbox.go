@@ -39,6 +39,11 @@ type SandboxConfig struct {
 	CgroupParent string    `json:"cgroupParent,omitempty"`
 	Resources    Resources `json:"resources"` // of the pod as a whole
 
+	// FenceFile and FenceAfter: the shim ends all containers when the last contact
+	// that shimproto.FenceRecord in this file tells of is longer ago; "": never.
+	FenceFile  string        `json:"fenceFile,omitempty"`
+	FenceAfter time.Duration `json:"fenceAfter,omitempty"`
+
 	Sysctls map[string]string `json:"sysctls,omitempty"` // net.*, kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.*
 	LogDir  string            `json:"logDir,omitempty"`
 	ShmSize int64             `json:"shmSize,omitempty"` // bytes of /dev/shm; 64 MiB when 0

@@ -162,6 +162,9 @@ type Sandbox struct {
 	Cgroup      string                `json:"cgroup"`              // the pod's cgroup
 	Resources   *specs.LinuxResources `json:"resources,omitempty"` // of the pod's cgroup
 	Sysctls     map[string]string     `json:"sysctls,omitempty"`
+	// Fence limits how long the containers run without contact; nil: for ever.
+	// Shims of before it was added ignore it.
+	Fence *Fence `json:"fence,omitempty"`
 	// Client is the creator's own record; the shim does not read it.
 	Client json.RawMessage `json:"client,omitempty"`
 }
