@@ -36,7 +36,7 @@ const (
 // IdentityConfig is what an Identity needs.
 type IdentityConfig struct {
 	Dir    string // <data-dir>/agent; made if it is missing
-	Name   string // of the node
+	Name   string // of the node; default, of one that has joined: that of its certificate
 	NodeID string
 	// Address under which others reach the node; when it changes, the
 	// certificate is replaced.
@@ -70,8 +70,8 @@ type Identity struct {
 // OpenIdentity reads the directory, or begins a new identity in it: then the
 // node has not joined, and CSR, membership.Join and Install follow.
 func OpenIdentity(c IdentityConfig) (*Identity, error) {
-	if c.Dir == "" || c.Name == "" || c.NodeID == "" || c.Address == nil || c.Logger == nil {
-		return nil, errors.New("identity: Dir, Name, NodeID, Address and Logger are needed")
+	if c.Dir == "" || c.NodeID == "" || c.Address == nil || c.Logger == nil {
+		return nil, errors.New("identity: Dir, NodeID, Address and Logger are needed")
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -104,6 +104,9 @@ func (i *Identity) load() error {
 	i.key = key
 	certPEM, err := os.ReadFile(i.path(CertFile))
 	if errors.Is(err, fs.ErrNotExist) {
+		if i.c.Name == "" {
+			return errors.New("it has not joined, and Name is missing")
+		}
 		return nil
 	}
 	if err != nil {
@@ -133,7 +136,11 @@ func (i *Identity) load() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", i.path(CertFile), err)
 	}
-	if name, _, err := nodeOf(cert.Leaf); err != nil || name != i.c.Name {
+	name, _, err := nodeOf(cert.Leaf)
+	if i.c.Name == "" {
+		i.c.Name = name
+	}
+	if err != nil || name != i.c.Name {
 		return fmt.Errorf("this host joined as %s, and is started as %s: start it with --name %s, or run skiff reset and join again", name, i.c.Name, name)
 	}
 	i.cert, i.pem, i.ca, i.roots = cert, certPEM, ca, poolOf(roots...)

@@ -54,6 +54,7 @@ type MemberStatus struct {
 	Lag         *uint64        `json:"lag,omitempty"`         // log entries behind the leader
 	LastContact *time.Duration `json:"lastContact,omitempty"` // nanoseconds ago; -1: never
 	FsyncP99    *time.Duration `json:"fsyncP99,omitempty"`    // nanoseconds
+	Problem     string         `json:"problem,omitempty"`     // why its log takes no writes, or does not answer
 }
 
 // EvictionStatus says whether pods of lost nodes are evicted.
@@ -169,9 +170,13 @@ func (s *Service) members(raft []RaftMember, leader string, fromLeader bool) []M
 			m = &MemberStatus{Name: name, ID: r.ID, Role: RoleServer, Address: hostOf(r.Address), State: Unknown}
 			byName[name] = m
 		}
+		m.Problem = r.Problem
 		m.Voter, m.Leader = r.Voter, r.ID == leader && leader != ""
 		if fromLeader {
-			m.Healthy, m.Term, m.LastIndex, m.Lag, m.LastContact, m.FsyncP99 = &r.Healthy, &r.Term, &r.LastIndex, &r.Lag, &r.LastContact, &r.FsyncP99
+			m.Healthy, m.LastContact = &r.Healthy, &r.LastContact
+			if r.LastIndex > 0 { // it answered
+				m.Term, m.LastIndex, m.Lag, m.FsyncP99 = &r.Term, &r.LastIndex, &r.Lag, &r.FsyncP99
+			}
 			if m.Version == "" {
 				m.Version = r.Version
 			}
@@ -248,6 +253,11 @@ func warnings(st *Status, now time.Time) []string {
 	}
 	if st.Raft.Problem != "" {
 		add("the log of %s takes no writes: %s", st.Name, st.Raft.Problem)
+	}
+	for i := range st.Members {
+		if m := &st.Members[i]; m.Problem != "" && m.Name != st.Name {
+			add("server %s: %s", m.Name, m.Problem)
+		}
 	}
 	if len(down) > 0 {
 		add("%d of %d voting servers are down: %s", len(down), voters, strings.Join(down, ", "))
