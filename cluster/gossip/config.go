@@ -93,6 +93,7 @@ type Timing struct {
 	Gossip      time.Duration // between rounds of news
 	PushPull    time.Duration // between full exchanges with a random member
 	Suspicion   int           // in Probe times log10(members): how long a suspect may object
+	Patience    time.Duration // for an answer of one that is reported dead, before that is believed
 	Rejoin      time.Duration // between attempts, of all members together, to reach one that is missing
 	Gap         time.Duration // a clock that jumps so far means that this process was stopped
 	Calm        time.Duration // how long after such a gap deaths are not believed
@@ -107,8 +108,9 @@ var production = Timing{
 	Probe:       500 * time.Millisecond,
 	ProbeWait:   200 * time.Millisecond,
 	Gossip:      200 * time.Millisecond,
-	PushPull:    15 * time.Second,
+	PushPull:    10 * time.Second,
 	Suspicion:   3,
+	Patience:    800 * time.Millisecond,
 	Rejoin:      time.Second,
 	Gap:         time.Second,
 	Calm:        3 * time.Second,
@@ -131,6 +133,7 @@ func (t Timing) orProduction() Timing {
 	if t.Suspicion == 0 {
 		t.Suspicion = production.Suspicion
 	}
+	or(&t.Patience, production.Patience)
 	or(&t.Rejoin, production.Rejoin)
 	or(&t.Gap, production.Gap)
 	or(&t.Calm, production.Calm)

@@ -129,7 +129,6 @@ func (d delegate) NodeMeta(int) []byte {
 	return b
 }
 
-func (delegate) NotifyMsg([]byte)                {}
 func (delegate) GetBroadcasts(int, int) [][]byte { return nil }
 func (delegate) LocalState(bool) []byte          { return nil }
 func (delegate) MergeRemoteState([]byte, bool)   {}

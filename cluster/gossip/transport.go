@@ -185,15 +185,20 @@ func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 	if err != nil {
 		return nil, err
 	}
+	return t.dial(ctx, to)
+}
+
+// dial ends when ctx does.
+func (t *transport) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	if t.lose != nil && t.lose(to) {
 		<-ctx.Done()
-		return nil, fmt.Errorf("dial %s: %w", addr, ctx.Err())
+		return nil, fmt.Errorf("dial %s: %w", to, ctx.Err())
 	}
 	var d net.Dialer
 	if t.bind.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(t.bind, 0))
 	}
-	c, err := d.DialContext(ctx, "tcp", addr)
+	c, err := d.DialContext(ctx, "tcp", to.String())
 	if err != nil {
 		return nil, err
 	}

@@ -2,15 +2,14 @@ package gossip
 
 import (
 	"context"
-	"net"
 	"sync"
 	"time"
-
-	"github.com/hashicorp/memberlist"
 )
 
 const (
-	pings      = 2  // unanswered ones that confirm a death
+	starved    = 4                     // times more patience where the CPU is short
+	lag        = 50 * time.Millisecond // that a tick comes late shows that it is
+	lagFor     = 5 * time.Second
 	atATime    = 16 // doubted processes looked at
 	introduce  = 2  // after so many answers the doubted one is told directly
 	calmChecks = 4  // looks at the clock while waiting for calm
@@ -20,7 +19,10 @@ const (
 // meanwhile: answers wait unread, and whatever timed out says nothing of others.
 func (g *Gossip) tick() {
 	g.noticeGap()
-	g.lastTick.Store(int64(time.Since(g.begin)))
+	now := int64(time.Since(g.begin))
+	if last := g.lastTick.Swap(now); last != 0 && time.Duration(now-last) > g.tickEvery()+lag {
+		g.lagUntil.Store(now + int64(lagFor))
+	}
 }
 
 // noticeGap begins a time of calm if the last tick is long ago.
@@ -37,8 +39,10 @@ func (g *Gossip) noticeGap() {
 
 func (g *Gossip) calm() bool { return int64(time.Since(g.begin)) >= g.calmAt.Load() }
 
+func (g *Gossip) tickEvery() time.Duration { return g.timing.Gap / ticksInGap }
+
 func (g *Gossip) watchClock(ctx context.Context) {
-	t := time.NewTicker(max(g.timing.Gap/changesOfTick, minTick))
+	t := time.NewTicker(g.tickEvery())
 	defer t.Stop()
 	for {
 		select {
@@ -101,13 +105,12 @@ func (g *Gossip) doubted() (list []process) {
 }
 
 func (g *Gossip) look(ctx context.Context, p process) {
-	answered := false
-	for i := 0; i < pings && !answered; i++ {
-		answered = nil == g.using(func(l *memberlist.Memberlist) error {
-			_, err := l.Ping(p.node, net.UDPAddrFromAddrPort(p.addr))
-			return err
-		})
-	}
+	answered := g.answers(ctx, p, g.timing.Patience, func() time.Duration {
+		if int64(time.Since(g.begin)) < g.lagUntil.Load() {
+			return starved * g.timing.Patience
+		}
+		return 0
+	})
 	if ctx.Err() != nil || !g.calm() {
 		return // looked at again, if at all
 	}
