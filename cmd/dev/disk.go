@@ -53,43 +53,42 @@ func makeImage(ctx context.Context, path string, size int64) error {
 	return nil
 }
 
-// attach makes a loop device of the image. It goes away by itself when it is
-// unmounted.
-func attach(image string) (device string, err error) {
+// attach makes a loop device of the image. It goes away by itself with its last
+// user: the mount, once the caller has closed it.
+func attach(image string) (*os.File, error) {
 	f, err := os.OpenFile(image, os.O_RDWR, 0)
 	if err != nil {
-		return "", fmt.Errorf("disk image: %w", err)
+		return nil, fmt.Errorf("disk image: %w", err)
 	}
 	defer f.Close()
 	control, err := os.OpenFile(loopControlPath, os.O_RDWR, 0)
 	if err != nil {
-		return "", fmt.Errorf("loop devices: %w", err)
+		return nil, fmt.Errorf("loop devices: %w", err)
 	}
 	defer control.Close()
 	for range 100 { // others take devices too
 		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
-			return "", fmt.Errorf("find a free loop device: %w", err)
+			return nil, fmt.Errorf("find a free loop device: %w", err)
 		}
-		device = fmt.Sprintf("/dev/loop%d", n)
-		err = configure(device, f)
+		device := fmt.Sprintf("/dev/loop%d", n)
+		d, err := configure(device, f)
 		if err == nil {
-			return device, nil
+			return d, nil
 		}
 		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, os.ErrNotExist) {
-			return "", fmt.Errorf("attach %s to %s: %w", image, device, err)
+			return nil, fmt.Errorf("attach %s to %s: %w", image, device, err)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	return "", fmt.Errorf("attach %s: no loop device is free", image)
+	return nil, fmt.Errorf("attach %s: no loop device is free", image)
 }
 
-func configure(device string, f *os.File) error {
+func configure(device string, f *os.File) (*os.File, error) {
 	d, err := os.OpenFile(device, os.O_RDWR, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer d.Close()
 	c := unix.LoopConfig{Fd: uint32(f.Fd())}
 	c.Info.Flags = loopAutoclear | loopDirectIO
 	copy(c.Info.File_name[:loopNameLen-1], f.Name())
@@ -98,7 +97,10 @@ func configure(device string, f *os.File) error {
 		c.Info.Flags = loopAutoclear
 		err = unix.IoctlLoopConfigure(int(d.Fd()), &c)
 	}
-	return err
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
 }
 
 // attachedTo lists the loop devices whose files are below dir.

@@ -32,10 +32,10 @@ func Down(ctx context.Context, dir string) (found bool, err error) {
 	if err := errors.Join(p.removeKernelObjects(), p.stopForwarding()); err != nil {
 		return found, err
 	}
-	if stateErr != nil {
-		return found, os.RemoveAll(filepath.Join(runDir, p.id+".lock"))
+	if !found {
+		return false, nil // who knows whose files these are
 	}
-	return found, errors.Join(p.removeFiles(), os.RemoveAll(filepath.Join(runDir, p.id+".lock")))
+	return found, p.removeFiles()
 }
 
 // Down removes the cluster with all that it has on this machine.

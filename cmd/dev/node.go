@@ -105,10 +105,12 @@ func (p place) furnish(s *state, n nodeState, hs []hierarchy) error {
 	}
 	var device string
 	if !s.PlainDisks {
-		var err error
-		if device, err = attach(p.nodeFile(n.Name, "disk.img")); err != nil {
+		d, err := attach(p.nodeFile(n.Name, "disk.img"))
+		if err != nil {
 			return err
 		}
+		defer d.Close()
+		device = d.Name()
 	}
 	err := p.inside(n.Name, allNamespaces, func() error {
 		if err := unix.Sethostname([]byte(n.Name)); err != nil {
@@ -117,7 +119,7 @@ func (p place) furnish(s *state, n nodeState, hs []hierarchy) error {
 		return p.prepareMounts(hs, data, device)
 	})
 	if err != nil {
-		return errors.Join(err, detachAll(p.nodeFile(n.Name, "")))
+		return err
 	}
 	return p.connect(n, s.Subnet)
 }

@@ -124,30 +124,52 @@ func writeFile(path string, b []byte) error {
 	return os.Rename(tmp, path)
 }
 
-// lock makes commands on one cluster wait for each other. It lies beside the
-// pins, so that removing the folder does not remove it.
+// lock makes commands on one cluster wait for each other. Its file lies beside
+// the pins, so that removing the cluster's folder does not remove it; the one
+// who has the lock removes it.
 func (p place) lock(ctx context.Context) (unlock func(), err error) {
-	if err := os.MkdirAll(runDir, 0o700); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(filepath.Join(runDir, p.id+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
+	path := filepath.Join(runDir, p.id+".lock")
 	for deadline := time.Now().Add(2 * time.Minute); ; {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
+		f, err := p.tryLock(path)
+		if err != nil {
+			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
-		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
-			f.Close()
-			return nil, fmt.Errorf("another skiff dev command is working on %s: %w", p.dir, err)
+		if f != nil {
+			return func() { os.Remove(path); f.Close() }, nil
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("another skiff dev command is working on %s", p.dir)
 		}
 		select {
 		case <-ctx.Done():
-			f.Close()
 			return nil, ctx.Err()
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// tryLock gives nil when somebody else has the lock, or just had it.
+func (p place) tryLock(path string) (*os.File, error) {
+	if err := os.MkdirAll(runDir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		mine, err := f.Stat()
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		if now, err := os.Stat(path); err == nil && os.SameFile(mine, now) {
+			return f, nil
+		}
+	}
+	f.Close()
+	if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, err
+	}
+	return nil, nil
 }

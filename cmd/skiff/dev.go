@@ -35,22 +35,52 @@ func devDirFlag() cli.Flag {
 	return &cli.StringFlag{Name: "data-dir", Usage: "folder of the cluster", Value: defaultDevDir, EnvVars: []string{"SKIFF_DEV_DIR"}}
 }
 
-// openDev finds the cluster and the one node that the command line names, if
-// it has to name one.
-func openDev(c *cli.Context, wantNode bool) (cluster *dev.Cluster, node string, err error) {
-	if wantNode {
-		if c.NArg() != 1 {
-			return nil, "", usagef("name one node; see skiff dev status")
-		}
-		node = c.Args().First()
-	} else if err := noArgs(c); err != nil {
-		return nil, "", err
-	}
+// openDev finds the cluster that the command line means.
+func openDev(c *cli.Context) (*dev.Cluster, error) {
 	if err := needRoot("skiff dev"); err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	cluster, err = dev.Open(c.String("data-dir"))
-	return cluster, node, err
+	return dev.Open(c.String("data-dir"))
+}
+
+// devArgs gives the arguments of a command that takes flags also after them:
+// skiff dev kill server-1 --host. what names them, want is their number.
+func devArgs(c *cli.Context, want int, what string) (args []string, err error) {
+	flags := map[string]cli.Flag{}
+	for _, f := range c.Command.Flags {
+		for _, name := range f.Names() {
+			flags[name] = f
+		}
+	}
+	rest := c.Args().Slice()
+	for len(rest) > 0 {
+		arg := rest[0]
+		rest = rest[1:]
+		if !strings.HasPrefix(arg, "-") {
+			args = append(args, arg)
+			continue
+		}
+		name, value, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		f := flags[name]
+		if f == nil {
+			return nil, usagef("there is no flag %s; see skiff help dev", arg)
+		}
+		if _, isBool := f.(*cli.BoolFlag); isBool && !hasValue {
+			value = "true"
+		} else if !hasValue {
+			if len(rest) == 0 {
+				return nil, usagef("flag %s needs a value", arg)
+			}
+			value, rest = rest[0], rest[1:]
+		}
+		if err := c.Set(name, value); err != nil {
+			return nil, usagef("flag %s: %v", arg, err)
+		}
+	}
+	if len(args) != want {
+		return nil, usagef("%s; see skiff dev status", what)
+	}
+	return args, nil
 }
 
 func devUpCommand() *cli.Command {
@@ -163,7 +193,10 @@ func devStatusCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			cluster, _, err := openDev(c, false)
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			cluster, err := openDev(c)
 			if err != nil {
 				return err
 			}
@@ -202,7 +235,10 @@ func devKubeconfigCommand() *cli.Command {
 		Usage: "write the administrator's kubeconfig anew and print its path",
 		Flags: []cli.Flag{devDirFlag()},
 		Action: func(c *cli.Context) error {
-			cluster, _, err := openDev(c, false)
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			cluster, err := openDev(c)
 			if err != nil {
 				return err
 			}
@@ -230,10 +266,7 @@ func devExecCommand() *cli.Command {
 			if len(args) < 2 {
 				return usagef("want a node and a command: skiff dev exec NODE -- COMMAND")
 			}
-			if err := needRoot("skiff dev"); err != nil {
-				return err
-			}
-			cluster, err := dev.Open(c.String("data-dir"))
+			cluster, err := openDev(c)
 			if err != nil {
 				return err
 			}

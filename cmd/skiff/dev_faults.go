@@ -27,15 +27,19 @@ func devKillCommand() *cli.Command {
 			&cli.BoolFlag{Name: "host", Usage: "every process of the node, pods too; with KILL a power cut: memory and link are gone, the disk is kept"},
 		},
 		Action: func(c *cli.Context) error {
+			args, err := devArgs(c, 1, "name one node")
+			if err != nil {
+				return err
+			}
 			sig, ok := devSignals[strings.TrimPrefix(strings.ToUpper(c.String("signal")), "SIG")]
 			if !ok {
 				return usagef("--signal %q: want KILL, TERM, STOP or CONT", c.String("signal"))
 			}
-			cluster, node, err := openDev(c, true)
+			cluster, err := openDev(c)
 			if err != nil {
 				return err
 			}
-			return cluster.Kill(c.Context, node, dev.KillOptions{Signal: sig, Host: c.Bool("host")})
+			return cluster.Kill(c.Context, args[0], dev.KillOptions{Signal: sig, Host: c.Bool("host")})
 		},
 	}
 }
@@ -47,11 +51,15 @@ func devStartCommand() *cli.Command {
 		ArgsUsage: "NODE",
 		Flags:     []cli.Flag{devDirFlag()},
 		Action: func(c *cli.Context) error {
-			cluster, node, err := openDev(c, true)
+			args, err := devArgs(c, 1, "name one node")
 			if err != nil {
 				return err
 			}
-			return cluster.Start(c.Context, node)
+			cluster, err := openDev(c)
+			if err != nil {
+				return err
+			}
+			return cluster.Start(c.Context, args[0])
 		},
 	}
 }
@@ -67,17 +75,15 @@ func devPartitionCommand() *cli.Command {
 			&cli.BoolFlag{Name: "one-way", Usage: "only from the first to the second"},
 		},
 		Action: func(c *cli.Context) error {
-			if c.NArg() != 2 {
-				return usagef("name two sides, such as: skiff dev partition server-1 server-2,server-3")
-			}
-			if err := needRoot("skiff dev"); err != nil {
-				return err
-			}
-			cluster, err := dev.Open(c.String("data-dir"))
+			args, err := devArgs(c, 2, "name two sides, such as server-1 server-2,server-3")
 			if err != nil {
 				return err
 			}
-			return cluster.Partition(c.Context, strings.Split(c.Args().Get(0), ","), strings.Split(c.Args().Get(1), ","), c.Bool("one-way"))
+			cluster, err := openDev(c)
+			if err != nil {
+				return err
+			}
+			return cluster.Partition(c.Context, strings.Split(args[0], ","), strings.Split(args[1], ","), c.Bool("one-way"))
 		},
 	}
 }
@@ -88,7 +94,10 @@ func devHealCommand() *cli.Command {
 		Usage: "end all partitions and let stalled disks go on",
 		Flags: []cli.Flag{devDirFlag()},
 		Action: func(c *cli.Context) error {
-			cluster, _, err := openDev(c, false)
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			cluster, err := openDev(c)
 			if err != nil {
 				return err
 			}
@@ -107,14 +116,19 @@ func devStallCommand() *cli.Command {
 			&cli.DurationFlag{Name: "for", Usage: "wait so long, then let it go on"},
 		},
 		Action: func(c *cli.Context) error {
+			args, err := devArgs(c, 1, "name one node")
+			if err != nil {
+				return err
+			}
 			limit := c.Duration("for")
 			if limit < 0 || c.IsSet("for") && limit == 0 {
 				return usagef("--for %v: want a time such as 10s", limit)
 			}
-			cluster, node, err := openDev(c, true)
+			cluster, err := openDev(c)
 			if err != nil {
 				return err
 			}
+			node := args[0]
 			if err := cluster.Stall(c.Context, node); err != nil || limit == 0 {
 				return err
 			}
