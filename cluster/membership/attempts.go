@@ -30,7 +30,11 @@ func newAttempts(now func() time.Time) *attempts {
 func (a *attempts) wait(addr string) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return max(a.full[addr].Sub(a.now())-(freeAttempts-1)*attemptInterval, 0)
+	full, ok := a.full[addr]
+	if !ok {
+		return 0
+	}
+	return max(full.Sub(a.now())-(freeAttempts-1)*attemptInterval, 0)
 }
 
 // failed counts a wrong token.
