@@ -93,7 +93,9 @@ func New(cfg Config) (*Gossip, error) {
 func (g *Gossip) Close() error { return g.wire.Shutdown() }
 
 // Run takes part in the gossip until ctx ends. It says no goodbye: a process
-// that is back before it is missed was never away. It can run once.
+// that is back before it is missed was never away. It can run once. A probe
+// under way when it returns ends within a second, or four on a starved machine;
+// it can no longer reach anybody.
 func (g *Gossip) Run(ctx context.Context) error {
 	if g.ran.Swap(true) {
 		return errors.New("gossip: a Gossip runs once")
