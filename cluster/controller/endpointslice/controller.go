@@ -2,6 +2,10 @@
 // and as the older Endpoints. It also mirrors Endpoints that users wrote by hand,
 // for Services without selector, into slices.
 //
+// A node that cannot be reached takes its endpoints out of service by its own
+// condition, with one write for each slice; that its pods are marked not ready,
+// each by a write of its own, comes later and changes nothing more.
+//
 // A pod that leaves (deleted, no longer ready) is taken out at once; pods that
 // come are gathered for some milliseconds, because every change rewrites a slice
 // of up to a hundred endpoints.
@@ -90,6 +94,9 @@ func (c *Controller) watch() error {
 	c.sliceLoop.Needs(core.Endpoints().Informer())
 	if err := c.slices.AddIndexers(cache.Indexers{byService: indexByService}); err != nil {
 		return fmt.Errorf("index slices by service: %w", err)
+	}
+	if err := controller.IndexPodsByNode(core.Pods().Informer()); err != nil {
+		return err
 	}
 	if err := controller.Watch(c.sliceLoop, core.Services().Informer(), c.serviceChanged); err != nil {
 		return err
@@ -192,8 +199,11 @@ func (c *Controller) selecting(pod *corev1.Pod) []string {
 	return keys
 }
 
-// nodeChanged matters when a node's zone does.
+// nodeChanged matters when a node's zone does, or whether it can be reached.
 func (c *Controller) nodeChanged(old, cur *corev1.Node) {
+	if old != nil && cur != nil && unreachable(old) != unreachable(cur) {
+		c.nodeLost(cur.Name)
+	}
 	if old == nil || cur == nil || old.Labels[corev1.LabelTopologyZone] == cur.Labels[corev1.LabelTopologyZone] {
 		return
 	}
@@ -245,11 +255,11 @@ func (c *Controller) service(key string) (*corev1.Service, error) {
 	return svc, nil
 }
 
-// selected returns the pods of a Service.
+// selected returns the pods of a Service; those of lost nodes as not ready.
 func (c *Controller) selected(svc *corev1.Service) ([]*corev1.Pod, error) {
 	pods, err := c.pods.Pods(svc.Namespace).List(labels.SelectorFromValidatedSet(svc.Spec.Selector))
 	if err != nil {
 		return nil, fmt.Errorf("list pods of service %s/%s: %w", svc.Namespace, svc.Name, err)
 	}
-	return pods, nil
+	return withoutLost(pods, c.lost), nil
 }
