@@ -2,11 +2,14 @@ package membership
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -326,3 +329,29 @@ var (
 	errTest    = fmt.Errorf("down: %w", consensus.ErrNoLeader)
 	quorumRisk = fmt.Errorf("remove: %w", consensus.ErrQuorumRisk)
 )
+
+// expiredCert is a certificate for n's key that ended a year ago.
+func expiredCert(p *pki.PKI, n *node) ([]byte, error) {
+	files := p.Files()
+	ca, err := parseCerts(files[pki.CACertFile])
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(files[pki.CAKeyFile])
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	year := 365 * 24 * time.Hour
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(5), Subject: n.Leaf().Subject, DNSNames: n.Leaf().DNSNames, IPAddresses: n.Leaf().IPAddresses,
+		NotBefore: time.Now().Add(-2 * year), NotAfter: time.Now().Add(-year), KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: n.Leaf().ExtKeyUsage}, ca[0], n.key.Public(), key)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), err
+}
+
+// foreignCert is a certificate for n's key of another cluster.
+func foreignCert(t testing.TB, n *node) ([]byte, error) {
+	t.Helper()
+	return expiredCert(newPKI(t), n)
+}
