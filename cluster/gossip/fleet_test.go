@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -28,7 +29,7 @@ var nets atomic.Uint32
 type fleet struct {
 	t      testing.TB
 	timing Timing
-	net    byte
+	net    [2]byte
 	port   uint16
 	cut    atomic.Pointer[func(from, to netip.Addr) bool]
 
@@ -64,10 +65,10 @@ func (l *lockedBuffer) count(s string) int {
 }
 
 func newFleet(t testing.TB, timing Timing) *fleet {
-	return &fleet{t: t, timing: timing, net: byte(nets.Add(1)), port: 7001}
+	return &fleet{t: t, timing: timing, net: [2]byte{byte(64 + os.Getpid()%128), byte(nets.Add(1))}, port: 7001}
 }
 
-func (f *fleet) addr(i int) netip.Addr { return netip.AddrFrom4([4]byte{127, 77, f.net, byte(i)}) }
+func (f *fleet) addr(i int) netip.Addr { return netip.AddrFrom4([4]byte{127, f.net[0], f.net[1], byte(i)}) }
 
 func (f *fleet) config(i int) Config {
 	role := RoleAgent

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,8 +22,9 @@ const childEnv = "SKIFF_TEST_GOSSIP_NET"
 
 // TestMain is also the main of the process that TestStoppedObserver stops.
 func TestMain(m *testing.M) {
-	if n, err := strconv.Atoi(os.Getenv(childEnv)); err == nil {
-		child(byte(n))
+	var net [2]byte
+	if n, _ := fmt.Sscanf(os.Getenv(childEnv), "%d.%d", &net[0], &net[1]); n == 2 {
+		child(net)
 		return
 	}
 	_ = flag.Set("test.parallel", "8") // they wait, mostly
@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 
 // child is member n1 of a fleet of the parent. It prints every change of a
 // state, until its input ends.
-func child(net byte) {
+func child(net [2]byte) {
 	f := &fleet{timing: fast, net: net, port: 7001}
 	cfg := f.config(1)
 	cfg.Seeds = func() []string { return []string{fmt.Sprintf("%s:%d", f.addr(2), f.port)} }
@@ -81,7 +81,7 @@ func TestStoppedObserver(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, fast)
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", childEnv, f.net))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d.%d", childEnv, f.net[0], f.net[1]))
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
