@@ -48,6 +48,13 @@ func (s *Server) duties() ([]Duty, error) {
 	}
 	return []Duty{
 		{Name: "expiry", Run: s.backend.Expire},
+		{Name: "trust", Run: s.trust.Duty},
+		{Name: "encryption", Run: s.sealer.Duty},
+		{Name: "node-leases", Run: s.leases.Run},
+		{Name: "removals", Run: s.members.FinishRemovals},
+		{Name: "api-endpoints", Run: func(ctx context.Context) error { return s.keepEndpoints(ctx, client) }},
+		{Name: "encryption", Run: s.sealer.Duty},
+		{Name: "keys", Run: s.trust.Duty},
 		{Name: "foundation", Run: func(ctx context.Context) error { return s.layFoundation(ctx, client) }},
 		{Name: "cluster-role-aggregation", Run: func(ctx context.Context) error {
 			if err := s.awaitFoundation(ctx); err != nil {
@@ -65,7 +72,8 @@ func (s *Server) duties() ([]Duty, error) {
 // API and of DNS, default roles. What fails is tried again: it must not end the
 // other duties.
 func (s *Server) layFoundation(ctx context.Context, client kubernetes.Interface) error {
-	s.untilDone(ctx, "identity in the replicated state", s.replicateIdentity)
+	s.untilDone(ctx, "identity of the cluster", s.replicateIdentity)
+	s.untilDone(ctx, "settings of the cluster", s.replicateSettings)
 	s.untilDone(ctx, "reservations of services", func(ctx context.Context) error {
 		return core.RepairServices(ctx, func(ctx context.Context) ([]corev1.Service, error) {
 			list, err := client.CoreV1().Services(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
@@ -86,15 +94,17 @@ func (s *Server) layFoundation(ctx context.Context, client kubernetes.Interface)
 	after := s.state.Revision() // what is deleted from now on is noticed
 	var parts sync.WaitGroup
 	for name, part := range map[string]func(context.Context, kubernetes.Interface) error{
-		"default roles":        auth.Reconcile,
-		"built-in services":    s.ensureServices,
-		"client CA in the API": s.ensureClientCA,
+		"default roles":     auth.Reconcile,
+		"built-in services": s.ensureServices,
 	} {
 		parts.Go(func() {
 			s.untilDone(ctx, name, func(ctx context.Context) error { return part(ctx, client) })
 		})
 	}
 	parts.Wait()
+	var kept sync.WaitGroup
+	defer kept.Wait()
+	kept.Go(func() { s.keepClientCA(ctx, client) })
 	return s.keepServices(ctx, client, after)
 }
 
@@ -142,33 +152,18 @@ func (s *Server) untilDone(ctx context.Context, name string, part func(context.C
 	}
 }
 
-// replicateIdentity puts the cluster's id and keys into the state, so that a
-// snapshot has them.
+// replicateIdentity gives a new cluster its ID.
 func (s *Server) replicateIdentity(ctx context.Context) error {
-	if s.node.Stats().ClusterID == "" {
-		id := fsm.Configuration{ClusterID: strings.ToLower(rand.Text())}
-		r, err := s.node.Propose(ctx, fsm.Command{Configuration: &id})
-		if err != nil {
-			return fmt.Errorf("give the cluster an id: %w", err)
-		}
-		if r.Err != nil && !errors.Is(r.Err, store.ErrExists) {
-			return fmt.Errorf("give the cluster an id: %w", r.Err)
-		}
-	}
-	view := s.state.View()
-	var ops []fsm.Op
-	for name, content := range s.pki.Files() {
-		key := "/skiff/pki/" + name
-		if kv, ok := view.Get(key); !ok || string(kv.Value) != string(content) {
-			ops = append(ops, fsm.Op{Type: fsm.Put, Key: key, Value: content, Expect: fsm.Any})
-		}
-	}
-	if len(ops) == 0 {
+	if s.node.Stats().ClusterID != "" {
 		return nil
 	}
-	r, err := s.node.Propose(ctx, fsm.Batch(ops...))
-	if err = errors.Join(err, r.Err); err != nil {
-		return fmt.Errorf("copy the cluster's keys into its state: %w", err)
+	id := fsm.Configuration{ClusterID: strings.ToLower(rand.Text())}
+	r, err := s.node.Propose(ctx, fsm.Command{Configuration: &id})
+	if err != nil {
+		return fmt.Errorf("give the cluster an id: %w", err)
+	}
+	if r.Err != nil && !errors.Is(r.Err, store.ErrExists) {
+		return fmt.Errorf("give the cluster an id: %w", r.Err)
 	}
 	return nil
 }
@@ -214,7 +209,7 @@ func (s *Server) awaitFoundation(ctx context.Context) error {
 func (s *Server) ensureClientCA(ctx context.Context, client kubernetes.Interface) error {
 	want := &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Name: "extension-apiserver-authentication", Namespace: "kube-system"},
-		Data:       map[string]string{"client-ca-file": string(s.pki.CACertPEM())},
+		Data:       map[string]string{"client-ca-file": string(s.pki.Bundle())},
 	}
 	maps := client.CoreV1().ConfigMaps("kube-system")
 	have, err := maps.Get(ctx, want.Name, metav1.GetOptions{ResourceVersion: "0"})
@@ -233,4 +228,17 @@ func (s *Server) ensureClientCA(ctx context.Context, client kubernetes.Interface
 		return fmt.Errorf("publish the client CA: %w", err)
 	}
 	return nil
+}
+
+// keepClientCA publishes the CAs anew when others are trusted.
+func (s *Server) keepClientCA(ctx context.Context, client kubernetes.Interface) {
+	changes, cancel := s.trust.Changes()
+	defer cancel()
+	for ctx.Err() == nil {
+		s.untilDone(ctx, "client CA in the API", func(ctx context.Context) error { return s.ensureClientCA(ctx, client) })
+		select {
+		case <-changes:
+		case <-ctx.Done():
+		}
+	}
 }
