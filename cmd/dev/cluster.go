@@ -149,7 +149,11 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 		return nil, err
 	}
 	c := &Cluster{p, cfg.Progress}
-	return c, c.up(ctx, s, cfg)
+	err = c.up(ctx, s, cfg)
+	if err != nil && ctx.Err() != nil {
+		err = errors.New("interrupted")
+	}
+	return c, err
 }
 
 func (p place) newState(cfg Config) (*state, error) {

@@ -42,17 +42,33 @@ func Hold(in io.Reader, out io.Writer) error {
 // prepare makes the node's namespaces, cgroups, disk mount and link: a machine
 // that was switched on, without skiff.
 func (p place) prepare(ctx context.Context, s *state, n nodeState) error {
-	if err := p.powerOff(n); err != nil {
-		return err
-	}
-	if err := p.makeCgroups(n.Name); err != nil {
-		return err
-	}
 	hs, err := hierarchies()
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, s.Binary, HoldCommand...)
+	// A mount namespace can be kept in one with a smaller number only. Linux
+	// 6.18 numbers them for each CPU: the CPU that made ours, where ours is not
+	// the machine's first, gives a greater one.
+	for cpu := -1; ; cpu++ {
+		if err := p.powerOff(n); err != nil {
+			return err
+		}
+		if err := p.makeCgroups(n.Name); err != nil {
+			return err
+		}
+		err := p.makeNamespaces(ctx, s.Binary, n.Name, cpu)
+		if err == nil {
+			return p.furnish(s, n, hs)
+		}
+		if !errors.Is(err, unix.EINVAL) || cpu+1 >= runtime.NumCPU() {
+			return fmt.Errorf("make the namespaces of %s: %w", n.Name, err)
+		}
+	}
+}
+
+// makeNamespaces makes and keeps them, on the given CPU unless that is negative.
+func (p place) makeNamespaces(ctx context.Context, binary, node string, cpu int) error {
+	cmd := exec.CommandContext(ctx, binary, HoldCommand...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS}
 	stop, err := cmd.StdinPipe()
 	if err != nil {
@@ -64,22 +80,32 @@ func (p place) prepare(ctx context.Context, s *state, n nodeState) error {
 	}
 	var problem strings.Builder
 	cmd.Stderr = &problem
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("make the namespaces of %s: %w", n.Name, err)
+	err = onThread(func() error {
+		if cpu >= 0 {
+			var set unix.CPUSet
+			set.Set(cpu)
+			if err := unix.SchedSetaffinity(0, &set); err != nil {
+				return err
+			}
+		}
+		return cmd.Start()
+	})
+	if err != nil {
+		return err
 	}
 	err = func() error {
-		if err := p.join(n.Name, cmd.Process.Pid, false); err != nil {
+		if err := p.join(node, cmd.Process.Pid, false); err != nil {
 			return err
 		}
 		if _, err := stop.Write([]byte("\n")); err != nil {
-			return fmt.Errorf("make the namespaces of %s: %w", n.Name, err)
+			return err
 		}
 		var tid int
 		if _, err := fmt.Fscanln(answer, &tid); err != nil {
-			return fmt.Errorf("make the namespaces of %s: %w", n.Name, err)
+			return err
 		}
 		for _, ns := range namespaces {
-			if err := p.keep(fmt.Sprintf("/proc/%d/task/%d/ns/%s", cmd.Process.Pid, tid, ns.name), n.Name, ns.name); err != nil {
+			if err := p.keep(fmt.Sprintf("/proc/%d/task/%d/ns/%s", cmd.Process.Pid, tid, ns.name), node, ns.name); err != nil {
 				return err
 			}
 		}
@@ -88,13 +114,14 @@ func (p place) prepare(ctx context.Context, s *state, n nodeState) error {
 	if err = errors.Join(err, stop.Close()); err != nil {
 		_ = cmd.Process.Kill()
 	}
-	if werr := cmd.Wait(); err == nil && werr != nil {
-		err = fmt.Errorf("make the namespaces of %s: %w", n.Name, werr)
-	}
-	if err != nil {
+	werr := cmd.Wait()
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
 		return fmt.Errorf("%w %s", err, strings.TrimSpace(problem.String()))
 	}
-	return p.furnish(s, n, hs)
+	return werr
 }
 
 // furnish fills new namespaces.
