@@ -90,10 +90,11 @@ func (l *limiter) set(zones map[string]verdict, all verdict, now time.Time) bool
 	for zone, v := range zones {
 		if old, ok := l.zones[zone]; ok && old.interval != v.interval {
 			changed = true
-			if v.interval > 0 { // a wait that began under a slower rate is cut
-				if next, ok := l.next[zone]; ok && next.After(now.Add(v.interval)) {
-					l.next[zone] = now.Add(v.interval)
-				}
+			switch next, ok := l.next[zone]; {
+			case old.interval == 0: // after a freeze the first may at once again
+				delete(l.next, zone)
+			case v.interval > 0 && ok && next.After(now.Add(v.interval)): // a wait that began under a slower rate is cut
+				l.next[zone] = now.Add(v.interval)
 			}
 		}
 	}

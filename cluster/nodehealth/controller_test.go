@@ -1,0 +1,167 @@
+package nodehealth
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/skiff-sh/skiff/cluster/controller/controllertest"
+)
+
+// fakeGossip says what a test sets.
+type fakeGossip struct {
+	mu      sync.Mutex
+	members map[string]Member
+	poked   chan struct{}
+}
+
+func newGossip(alive ...string) *fakeGossip {
+	g := &fakeGossip{members: map[string]Member{}, poked: make(chan struct{}, 1)}
+	for _, n := range alive {
+		g.set(n, Alive)
+	}
+	return g
+}
+
+func (g *fakeGossip) set(name string, s State) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.members[name] = Member{Name: name, State: s, Since: time.Now()}
+	select {
+	case g.poked <- struct{}{}:
+	default:
+	}
+}
+
+func (g *fakeGossip) Members() (out []Member) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, m := range g.members {
+		out = append(out, m)
+	}
+	return out
+}
+
+func (g *fakeGossip) Changes() (<-chan struct{}, func()) { return g.poked, func() {} }
+
+func healthy(name string) *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.NewTime(time.Now().Add(-time.Hour))}}
+	for _, t := range []corev1.NodeConditionType{corev1.NodeReady, corev1.NodeMemoryPressure, corev1.NodeDiskPressure} { // PIDPressure never reported
+		s := corev1.ConditionFalse
+		if t == corev1.NodeReady {
+			s = corev1.ConditionTrue
+		}
+		n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{Type: t, Status: s, Reason: "Kubelet", LastHeartbeatTime: metav1.NewTime(time.Unix(1, 0))})
+	}
+	return n
+}
+
+func start(t *testing.T, g Gossip, l *Leases, grace time.Duration, nodes ...string) *controllertest.Cluster {
+	t.Helper()
+	var objs []runtime.Object
+	for _, n := range nodes {
+		objs = append(objs, healthy(n))
+	}
+	c := controllertest.New(t, objs...)
+	ctl, err := New(Config{Config: c.Config, Gossip: g, Leases: l, Grace: grace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Run(t, ctl.Run)
+	return c
+}
+
+func conditions(t *testing.T, c *controllertest.Cluster, name string) string {
+	t.Helper()
+	n, err := c.Client.CoreV1().Nodes().Get(context.Background(), name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := ""
+	for _, c := range n.Status.Conditions {
+		s += fmt.Sprintf("%s=%s(%s) ", c.Type, c.Status, c.Reason)
+	}
+	return s
+}
+
+const (
+	fine = "Ready=True(Kubelet) MemoryPressure=False(Kubelet) DiskPressure=False(Kubelet) "
+	lost = "Ready=Unknown(NodeStatusUnknown) MemoryPressure=Unknown(NodeStatusUnknown) DiskPressure=Unknown(NodeStatusUnknown) PIDPressure=Unknown(NodeStatusNeverUpdated) "
+)
+
+func becomes(t *testing.T, c *controllertest.Cluster, name, want string) {
+	t.Helper()
+	controllertest.Eventually(t, func() string {
+		if got := conditions(t, c, name); got != want {
+			return name + ": " + got
+		}
+		return ""
+	})
+}
+
+func TestDeadNodesAreUnknown(t *testing.T) {
+	g := newGossip("a", "b", "c", "witness")
+	c := start(t, g, nil, 0, "a", "b", "c")
+	c.Quiet(t, 50*time.Millisecond)
+	g.set("a", Dead)
+	becomes(t, c, "a", lost)
+	g.set("b", Left)
+	becomes(t, c, "b", lost)
+	g.set("witness", Dead)
+	if got := conditions(t, c, "c"); got != fine {
+		t.Errorf("c: %s", got)
+	}
+	// A node that is back writes its own status; this controller writes nothing.
+	before := len(c.Writes())
+	g.set("a", Alive)
+	time.Sleep(50 * time.Millisecond)
+	if now := c.Writes(); len(now) > before {
+		t.Errorf("writes for a node that is back: %v", now[before:])
+	}
+	// It dies again after it has written.
+	if _, err := c.Client.CoreV1().Nodes().UpdateStatus(context.Background(), healthy("a"), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	g.set("a", Dead)
+	becomes(t, c, "a", lost)
+}
+
+func TestNodeWithoutMember(t *testing.T) {
+	c := start(t, newGossip("a"), nil, 300*time.Millisecond, "a", "b")
+	c.Quiet(t, 100*time.Millisecond)
+	becomes(t, c, "b", lost)
+	if got := conditions(t, c, "a"); got != fine {
+		t.Errorf("a: %s", got)
+	}
+}
+
+// A node that renews its lease is not dead, whatever gossip says.
+func TestContactWithoutGossip(t *testing.T) {
+	o := &office{term: 1, now: time.Now()}
+	l := o.leases(t)
+	if err := l.begin(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	g := newGossip("a", "b")
+	o.now = time.Now().Add(time.Millisecond - LeaseDuration + 300*time.Millisecond) // the lease is over soon
+	since := o.now.Add(-time.Second)
+	g.members["a"] = Member{Name: "a", State: Dead, Since: since}
+	g.members["b"] = Member{Name: "b", State: Dead, Since: o.now.Add(time.Hour)} // renewed before it died
+	for _, n := range []string{"a", "b"} {
+		if _, err := l.grant(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := start(t, g, l, 0, "a", "b")
+	becomes(t, c, "b", lost)
+	if got := conditions(t, c, "a"); got != fine {
+		t.Errorf("a: %s", got)
+	}
+	becomes(t, c, "a", lost)
+}
