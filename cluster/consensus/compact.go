@@ -87,18 +87,15 @@ func (c *compactor) snapshot(r *raft.Raft) {
 	average := max(c.size/int64(max(c.all, 1)), 1)
 	c.mu.Unlock()
 
-	rc := r.ReloadableConfig()
-	rc.TrailingLogs = minTrailing
+	keep := uint64(minTrailing)
 	if !c.n.soleVoter(r) {
-		rc.TrailingLogs = uint64(min(max(trailingBytes/average, minTrailing), maxTrailing))
+		keep = uint64(min(max(trailingBytes/average, minTrailing), maxTrailing))
 	}
 	if t := c.n.c.Trailing; t > 0 {
-		rc.TrailingLogs = t
+		keep = t
 	}
-	err := r.ReloadConfig(rc)
-	if err == nil {
-		err = r.Snapshot().Error()
-	}
+	c.n.reload(r, func(rc *raft.ReloadableConfig) { rc.TrailingLogs = keep })
+	err := r.Snapshot().Error()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {

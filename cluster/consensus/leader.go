@@ -45,6 +45,7 @@ func (n *Node) observe(r *raft.Raft) {
 			} else {
 				n.trans.end()
 			}
+			n.adapt(o.Raft, d == raft.Leader)
 		case raft.PeerObservation:
 			select {
 			case n.lead.peers <- struct{}{}:
@@ -121,16 +122,30 @@ func (l *leadership) run(n *Node) {
 	defer wg.Wait()
 	resign := func() {}
 	defer func() { resign() }()
+	end := func() {
+		l.set(0)
+		resign()
+		wg.Wait() // one term's duties end before the next's begin
+		l.set(0)
+	}
+	begin := func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		resign = cancel
+		wg.Go(func() { l.assume(ctx, n, r) })
+	}
 	for {
 		select {
 		case leads := <-l.notify:
-			resign()
-			wg.Wait() // one term's duties end before the next's begin
-			l.set(0)
+			end()
 			if leads {
-				ctx, cancel := context.WithCancel(context.Background())
-				resign = cancel
-				wg.Go(func() { l.assume(ctx, n, r) })
+				begin()
+			}
+		case <-n.stall.changed:
+			if n.stall.problem() != nil {
+				end()
+			} else if r.State() == raft.Leader && l.leadingTerm() == 0 {
+				end()
+				begin() // if Raft gave up leadership, it fails
 			}
 		case <-l.seen:
 			l.announce()
@@ -144,6 +159,9 @@ func (l *leadership) run(n *Node) {
 // assume does what a new leader has to do before it may serve reads.
 func (l *leadership) assume(ctx context.Context, n *Node, r *raft.Raft) {
 	term := r.CurrentTerm()
+	if err := n.stall.problem(); err != nil {
+		return // begun again when the disk answers
+	}
 	if err := waitFuture(ctx, n, r.Barrier(0)); err != nil {
 		n.c.Logger.Info("lost leadership before taking it up", "error", err)
 		return
@@ -164,6 +182,7 @@ func (l *leadership) assume(ctx context.Context, n *Node, r *raft.Raft) {
 	n.c.Logger.Info("leading the cluster", "term", term)
 	l.set(term)
 	n.correctAddress(ctx, r)
+	n.govern(ctx, r)
 }
 
 // correctAddress tells the cluster this member's address if it has changed

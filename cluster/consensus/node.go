@@ -33,8 +33,18 @@ type Node struct {
 	compact  compactor
 	methods  map[string]Handler
 	contacts contacts
-	trans    *replicator                   // nil before Run
-	asked    atomic.Pointer[[]MemberStats] // by the leader, last
+	trans    *replicator // nil before Run
+	stall    stall
+	behind   sync.WaitGroup // what nobody waits for but the end
+
+	writes    raftdir.Latency // synced writes to the log
+	slowest   atomic.Int64    // of them, see timeouts
+	adapted   atomic.Int64    // slowest when Raft's timeouts were set
+	reloading sync.Mutex
+
+	abrupt    bool                          // stop without handing over, for tests
+	versionOf func([]byte) int              // fsm.CommandVersion, but for tests
+	asked     atomic.Pointer[[]MemberStats] // by the leader, last
 
 	raft    atomic.Pointer[raft.Raft] // nil before Run has started it
 	ready   chan struct{}
@@ -49,7 +59,8 @@ func New(c Config) (*Node, error) {
 	if err := c.complete(); err != nil {
 		return nil, err
 	}
-	n := &Node{c: c, lock: c.Lock, ready: make(chan struct{}), stopped: make(chan struct{})}
+	n := &Node{c: c, lock: c.Lock, ready: make(chan struct{}), stopped: make(chan struct{}), versionOf: fsm.CommandVersion}
+	n.stall.changed = make(chan struct{}, 1)
 	if n.lock == nil {
 		l, err := LockDir(c.DataDir)
 		if err != nil {
@@ -89,6 +100,7 @@ func (n *Node) open() error {
 	}
 	log, contents, err := raftdir.OpenLog(raftdir.Options{
 		DataDir: n.c.DataDir, SnapshotIndex: snapshot, Reserve: n.c.Reserve,
+		Step: n.c.Step, Hang: &raftdir.Hang{After: n.hangAfter, Changed: n.hung},
 	})
 	if err != nil {
 		return n.withAdvice(err)
@@ -98,7 +110,9 @@ func (n *Node) open() error {
 	}
 	n.log = log
 	n.compact.init(n, snapshot, contents)
-	log.OnAppend = n.appended
+	log.OnAppend, log.OnWrite = n.appended, n.wrote
+	n.snaps.Step = n.c.Step
+	n.snaps.LastIndex = func() uint64 { last, _ := log.LastIndex(); return last }
 	return nil
 }
 
@@ -169,18 +183,22 @@ func (n *Node) Run(ctx context.Context) error {
 		wg.Go(n.join)
 		n.hasten(r)
 		<-ctx.Done()
+		n.handOver(r)
 	}
 	close(n.stopped)
 	n.lead.announce()
 	n.peers.close()
 	if r != nil {
 		n.log.Interrupt()
-		if serr := r.Shutdown().Error(); serr != nil {
+		shutdown := r.Shutdown()
+		n.port.cutRaft(true) // else it waits for answers
+		if serr := shutdown.Error(); serr != nil {
 			err = errors.Join(err, fmt.Errorf("stop raft: %w", serr))
 		}
 	}
 	err = errors.Join(err, n.trans.Close(), n.port.Close())
 	wg.Wait()
+	n.behind.Wait()
 	return errors.Join(err, n.release())
 }
 
@@ -234,11 +252,8 @@ func (n *Node) hasten(r *raft.Raft) {
 	if !n.soleVoter(r) {
 		return
 	}
-	rc := r.ReloadableConfig()
-	rc.HeartbeatTimeout = n.c.HeartbeatTimeout // a shorter one makes Raft look at the clock
-	if err := r.ReloadConfig(rc); err != nil {
-		n.c.Logger.Warn("raft refused its timeouts", "error", err)
-	}
+	// A shorter one makes Raft look at the clock.
+	n.reload(r, func(rc *raft.ReloadableConfig) { rc.HeartbeatTimeout = n.c.HeartbeatTimeout })
 }
 
 // soleVoter says whether this member alone is the quorum.

@@ -103,16 +103,35 @@ func (n *Node) proposeHere(ctx context.Context, data []byte) (fsm.Result, uint64
 	if err := n.log.Room(); err != nil {
 		return fsm.Result{}, 0, err
 	}
+	if n.stall.problem() != nil {
+		return fsm.Result{}, 0, fmt.Errorf("%w: its disk does not answer", ErrNotLeader)
+	}
+	if v := n.versionOf(data); v > 1 {
+		if all := n.commandVersion(); v > all {
+			return fsm.Result{}, 0, fmt.Errorf("%w: the command is of version %d, and not all members can apply more than %d; upgrade them first", ErrVersion, v, all)
+		}
+	}
 	p := &proposal{data: data, done: make(chan struct{})}
 	n.batch.add(p)
 	var why error
-	select {
-	case <-p.done:
-		return p.result, p.index, p.err
-	case <-ctx.Done():
-		why = ctx.Err()
-	case <-n.stopped:
-		why = ErrStopped
+	for why == nil {
+		changed := n.lead.changed()
+		if n.stall.problem() != nil {
+			if p.state.CompareAndSwap(queued, abandoned) {
+				return fsm.Result{}, 0, fmt.Errorf("%w: its disk does not answer", ErrNotLeader)
+			}
+			why = errors.New("the leader's disk does not answer")
+			break
+		}
+		select {
+		case <-p.done:
+			return p.result, p.index, p.err
+		case <-ctx.Done():
+			why = ctx.Err()
+		case <-n.stopped:
+			why = ErrStopped
+		case <-changed:
+		}
 	}
 	if p.state.CompareAndSwap(queued, abandoned) {
 		return fsm.Result{}, 0, fmt.Errorf("before it was proposed: %w", why)
@@ -218,7 +237,9 @@ func (b *batcher) run() {
 				<-b.slots
 				break
 			}
-			future := r.Apply(entry, 0)
+			// While the disk hangs Raft takes nothing: what it does not take is
+			// given back.
+			future := r.Apply(entry, b.n.hangAfter())
 			go b.finish(group, future)
 		}
 	}

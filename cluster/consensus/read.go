@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -41,14 +42,15 @@ func (n *Node) ReadIndex(ctx context.Context) error {
 // acknowledged after that.
 func (n *Node) readIndexHere(ctx context.Context) (uint64, error) {
 	r := n.raft.Load()
-	if n.lead.leadingTerm() == 0 {
+	term := n.lead.leadingTerm()
+	if term == 0 {
 		return 0, ErrNotLeader // or not yet: what earlier leaders committed is being applied
 	}
 	index, _ := n.c.FSM.Applied()
 	if n.soleVoter(r) {
 		return index, nil
 	}
-	if err := n.verify.leader(ctx, r, n.stopped); err != nil {
+	if err := n.verify.leader(ctx, n, r, term); err != nil {
 		return 0, err
 	}
 	return index, nil
@@ -84,33 +86,46 @@ type verifier struct {
 }
 
 type round struct {
+	term uint64
 	done chan struct{}
 	err  error
 }
 
-// leader returns nil if r has confirmed, after the call, that it leads.
-func (v *verifier) leader(ctx context.Context, r *raft.Raft, stopped <-chan struct{}) error {
+// leader returns nil if a majority has confirmed, to a request that was sent
+// after the call, that this member leads in term.
+func (v *verifier) leader(ctx context.Context, n *Node, r *raft.Raft, term uint64) error {
 	v.mu.Lock()
+	if v.next != nil && v.next.term != term {
+		v.mu.Unlock()
+		return ErrNotLeader
+	}
 	if v.next == nil {
-		v.next = &round{done: make(chan struct{})}
+		v.next = &round{term: term, done: make(chan struct{})}
 	}
 	mine := v.next
 	if !v.running {
 		v.running = true
-		go v.run(r)
+		go v.run(n, r)
 	}
 	v.mu.Unlock()
-	select {
-	case <-mine.done:
-		return mine.err
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-stopped:
-		return ErrStopped
+	for {
+		changed := n.lead.changed()
+		if n.lead.leadingTerm() != term {
+			return ErrNotLeader
+		}
+		select {
+		case <-mine.done:
+			return mine.err
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-n.stopped:
+			return ErrStopped
+		}
 	}
 }
 
-func (v *verifier) run(r *raft.Raft) {
+func (v *verifier) run(n *Node, r *raft.Raft) {
 	for {
 		v.mu.Lock()
 		now := v.next
@@ -121,12 +136,45 @@ func (v *verifier) run(r *raft.Raft) {
 			return
 		}
 		v.mu.Unlock()
+		now.err = n.confirm(r, now.term)
+		close(now.done)
+	}
+}
+
+// confirm asks the followers whether they still follow. Raft's VerifyLeader makes
+// it ask them, but also counts answers to what was sent before; those can be old,
+// as when this process was stopped for a while, and a new leader may have taken
+// writes since. So only answers to what was sent after the begin count here.
+func (n *Node) confirm(r *raft.Raft, term uint64) error {
+	begin := time.Now()
+	for {
+		answer := n.contacts.next()
 		if err := r.VerifyLeader().Error(); err != nil {
-			now.err = fmt.Errorf("%w: %w", ErrNotLeader, err)
 			if errors.Is(err, raft.ErrRaftShutdown) {
-				now.err = ErrStopped
+				return ErrStopped
+			}
+			return fmt.Errorf("%w: %w", ErrNotLeader, err)
+		}
+		voters, yes := 0, 0
+		for _, m := range n.Members() {
+			if m.Voter {
+				voters++
+				if m.ID == n.c.NodeID || n.contacts.confirmed(m.ID, term, begin) {
+					yes++
+				}
 			}
 		}
-		close(now.done)
+		if yes >= voters/2+1 {
+			return nil
+		}
+		select {
+		case <-answer:
+		case <-time.After(20 * time.Millisecond):
+		case <-n.stopped:
+			return ErrStopped
+		}
+		if n.lead.leadingTerm() != term {
+			return ErrNotLeader
+		}
 	}
 }

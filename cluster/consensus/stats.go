@@ -33,6 +33,9 @@ func (n *Node) Stats() Stats {
 	if err := n.log.Room(); err != nil {
 		s.Problem = err.Error()
 	}
+	if err := n.stall.problem(); err != nil {
+		s.Problem = err.Error()
+	}
 	r := n.raft.Load()
 	if r == nil {
 		return s

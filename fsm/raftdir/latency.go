@@ -65,3 +65,24 @@ func (l *Latency) Stats() LatencyStats {
 	}
 	return s
 }
+
+// Count is how many durations were observed.
+func (l *Latency) Count() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.count
+}
+
+// Quantile is what the part q of the latest 512 did not exceed; zero when there
+// was none.
+func (l *Latency) Quantile(q float64) time.Duration {
+	l.mu.Lock()
+	n := int(min(l.count, uint64(len(l.recent))))
+	r := slices.Clone(l.recent[:n])
+	l.mu.Unlock()
+	if n == 0 {
+		return 0
+	}
+	slices.Sort(r)
+	return r[int(q*float64(n-1))]
+}

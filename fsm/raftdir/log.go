@@ -25,6 +25,14 @@ type Options struct {
 	DataDir       string
 	SnapshotIndex uint64 // of the newest snapshot: the log must go on from there
 	Reserve       int64  // bytes kept free for the log; 0 is DefaultReserve
+
+	// Step, for fault tests, is called with NAME:before and NAME:after, where NAME
+	// is append, configuration (an append of one), term, vote, truncate, and of
+	// Snapshots snapshot or install with :create, :write (the first) and :close.
+	// What it takes is part of the write's time.
+	Step func(step string)
+	// Hang, if not nil, is told of writes that hang.
+	Hang *Hang
 }
 
 // DefaultReserve is more than the appends need that can be under way when the
@@ -43,11 +51,16 @@ type Log struct {
 	interrupt   sync.Once
 	interrupted chan struct{}
 
+	step     func(string)
+	hang     *Hang
 	lastTerm atomic.Uint64 // of the newest entry
 	Appends  Latency       // how long appends took, fsync included
 
 	// OnAppend, if set before the log is used, is told of every append.
 	OnAppend func(entries int, size int64)
+	// OnWrite, likewise, of what every synced write took that succeeded: appends,
+	// votes and terms.
+	OnWrite func(took time.Duration)
 
 	mu     sync.Mutex
 	stable map[string][]byte // what Set has written, to skip writing it again
@@ -74,6 +87,8 @@ func OpenLog(o Options) (*Log, Contents, error) {
 		reserve:     &reserve{path: filepath.Join(Path(o.DataDir), "reserve"), size: o.Reserve},
 		interrupted: make(chan struct{}),
 		stable:      map[string][]byte{},
+		step:        o.Step,
+		hang:        o.Hang,
 	}
 	c, err := l.open(o.SnapshotIndex)
 	if isNoSpace(err) && l.reserve.release() {
@@ -178,26 +193,36 @@ func (l *Log) StoreLogs(entries []*raft.Log) error {
 	}
 	sealed, size := seal(entries)
 	start := time.Now()
-	err := l.writing(func() error { return l.bolt.StoreLogs(sealed) })
+	err := l.writing(stepOfLogs(entries), func() error { return l.bolt.StoreLogs(sealed) })
 	if err != nil {
 		return err
 	}
 	l.Appends.Observe(time.Since(start))
 	l.lastTerm.Store(entries[len(entries)-1].Term)
+	l.tell(start)
 	if l.OnAppend != nil {
 		l.OnAppend(len(entries), size)
 	}
 	return nil
 }
 
+func (l *Log) tell(start time.Time) {
+	if l.OnWrite != nil {
+		l.OnWrite(time.Since(start))
+	}
+}
+
 // DeleteRange implements raft.LogStore.
 func (l *Log) DeleteRange(from, to uint64) error {
-	return l.writing(func() error { return l.bolt.DeleteRange(from, to) })
+	return l.writing("truncate", func() error { return l.bolt.DeleteRange(from, to) })
 }
 
 // writing runs a write, once more with the reserve released if there was no
 // space, and sorts its errors.
-func (l *Log) writing(write func() error) error {
+func (l *Log) writing(name string, do func() error) error {
+	write := func() error {
+		return l.hang.watch(func() error { return step(l.step, name, do) })
+	}
 	err := write()
 	if isNoSpace(err) && l.reserve.release() {
 		err = write()
@@ -229,10 +254,12 @@ func (l *Log) Set(key, val []byte) error {
 	}
 	for {
 		var err error
+		start := time.Now()
 		if failed := l.failed.Load(); failed != nil {
 			err = *failed
-		} else if err = l.writing(func() error { return l.bolt.Set(key, val) }); err == nil {
+		} else if err = l.writing(stepOf(key), func() error { return l.bolt.Set(key, val) }); err == nil {
 			l.stable[string(key)] = bytes.Clone(val)
+			l.tell(start)
 			return nil
 		}
 		wait := time.After(250 * time.Millisecond)

@@ -45,6 +45,11 @@ const retainSnapshots = 2
 type Snapshots struct {
 	*raft.FileSnapshotStore
 	dir string
+
+	// For fault tests, see Options.Step. LastIndex tells apart a snapshot that
+	// another member sends. Both are set before the first use, or never.
+	Step      func(step string)
+	LastIndex func() uint64
 }
 
 // OpenSnapshots opens the snapshots of a data dir, and removes what a crash
