@@ -110,7 +110,7 @@ var production = Timing{
 	Gossip:      200 * time.Millisecond,
 	PushPull:    10 * time.Second,
 	Suspicion:   3,
-	Patience:    800 * time.Millisecond,
+	Patience:    600 * time.Millisecond,
 	Rejoin:      time.Second,
 	Gap:         time.Second,
 	Calm:        3 * time.Second,

@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	starved    = 4                     // times more patience where the CPU is short
+	starved    = 5                     // times more patience where the CPU is short
 	lag        = 50 * time.Millisecond // that a tick comes late shows that it is
 	lagFor     = 5 * time.Second
 	atATime    = 16 // doubted processes looked at
