@@ -92,6 +92,9 @@ func (s *Service) Remove(ctx context.Context, name, by string, force bool) (*Rem
 	if err != nil {
 		return nil, err
 	}
+	if r := s.removal(t.ID); r != nil && !r.Pending && !t.inRaft && !t.node {
+		return nil, refuse(http.StatusConflict, "%s was removed already by %s at %s", name, r.By, r.At.Format(time.RFC3339))
+	}
 	out := &Removed{Name: name, ID: t.ID, Role: t.role}
 	if t.inRaft {
 		risk, err := s.risk(ctx, t)
