@@ -68,7 +68,9 @@ func newFleet(t testing.TB, timing Timing) *fleet {
 	return &fleet{t: t, timing: timing, net: [2]byte{byte(64 + os.Getpid()%128), byte(nets.Add(1))}, port: 7001}
 }
 
-func (f *fleet) addr(i int) netip.Addr { return netip.AddrFrom4([4]byte{127, f.net[0], f.net[1], byte(i)}) }
+func (f *fleet) addr(i int) netip.Addr {
+	return netip.AddrFrom4([4]byte{127, f.net[0], f.net[1], byte(i)})
+}
 
 func (f *fleet) config(i int) Config {
 	role := RoleAgent
