@@ -139,13 +139,32 @@ func (l *Leaf) current() (*tls.Certificate, error) {
 	if l.cert != nil && l.from == m.epoch && now.Before(l.renewAt) && !now.Before(l.cert.Leaf.NotBefore) {
 		return l.cert, nil
 	}
+	why := l.why(m, now)
 	if err := l.renew(m); err != nil {
 		if l.cert != nil && now.Before(l.cert.Leaf.NotAfter) {
 			return l.cert, nil
 		}
 		return nil, err
 	}
+	if why != "" {
+		l.pki.log.Load().Info("certificate issued anew", "name", l.req.CommonName, "because", why, "until", l.cert.Leaf.NotAfter.Format(time.RFC3339))
+	}
 	return l.cert, nil
+}
+
+// why is the reason for which the certificate is not good any more.
+func (l *Leaf) why(m *material, now time.Time) string {
+	switch {
+	case l.cert == nil:
+		return ""
+	case now.After(l.cert.Leaf.NotAfter):
+		return "it had expired at " + l.cert.Leaf.NotAfter.Format(time.RFC3339)
+	case now.Before(l.cert.Leaf.NotBefore):
+		return "the clock was set back"
+	case l.from != m.epoch:
+		return "the cluster's keys were rotated"
+	}
+	return "two thirds of its life are over"
 }
 
 func (l *Leaf) renew(m *material) error {

@@ -39,6 +39,8 @@ type PKI struct {
 	clock func() time.Time
 	log   atomic.Pointer[slog.Logger]
 	set   sync.Mutex // held by Set
+
+	writing func(name string) error // asked before each file is written, in tests
 }
 
 // material is what holds at one time. It is immutable.
@@ -192,6 +194,11 @@ func (p *PKI) rewrite(have, plain map[string][]byte) error {
 
 // write replaces one file, sealed if need be.
 func (p *PKI) write(name string, plain []byte) error {
+	if p.writing != nil {
+		if err := p.writing(name); err != nil {
+			return err
+		}
+	}
 	b, err := sealFile(name, plain, p.key)
 	if err == nil {
 		err = replaceFile(filepath.Join(p.dir, name), b)
