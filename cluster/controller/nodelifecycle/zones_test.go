@@ -103,7 +103,7 @@ func world(t *testing.T, nodes int, seconds int64, cfg Config) (*controllertest.
 	for i := range nodes {
 		objs = append(objs, node(corev1.ConditionTrue, func(n *corev1.Node) { n.Name = fmt.Sprintf("n%d", i) }),
 			&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("p%d", i)},
-				Spec: corev1.PodSpec{NodeName: fmt.Sprintf("n%d", i), Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists, TolerationSeconds: ptr.To(seconds), Effect: corev1.TaintEffectNoExecute}}},
+				Spec:   corev1.PodSpec{NodeName: fmt.Sprintf("n%d", i), Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists, TolerationSeconds: ptr.To(seconds), Effect: corev1.TaintEffectNoExecute}}},
 				Status: corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}})
 	}
 	c := controllertest.New(t, objs...)
