@@ -164,6 +164,10 @@ func (m *member) put(t testing.TB, key, value string, expect int64) fsm.Result {
 	return r
 }
 
+func onePut(key, value string) fsm.Command {
+	return fsm.One(fsm.Op{Type: fsm.Put, Key: key, Value: []byte(value), Expect: fsm.Any})
+}
+
 func (m *member) get(key string) string {
 	if kv, ok := m.c.FSM.Store().View().Get(key); ok {
 		return string(kv.Value)

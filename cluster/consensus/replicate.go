@@ -33,7 +33,7 @@ type replicator struct {
 	breaks map[raft.ServerID]uint64 // failed calls
 	moved  chan struct{}            // closed at the next news; nil when nobody waits
 
-	sent atomic.Uint64 // requests that went out, for tests
+	sent, beats atomic.Uint64 // appends and heartbeats that went out
 }
 
 var errDeposed = errors.New("this server no longer leads")
@@ -191,7 +191,7 @@ func (t *replicator) await(reign context.Context, id raft.ServerID, pause time.D
 // heartbeat sends one. When the answer takes too long the connections to the
 // peer are given up: they may lead to where it is no more.
 func (t *replicator) heartbeat(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
-	t.sent.Add(1)
+	t.beats.Add(1)
 	sent := time.Now()
 	giveUp := time.AfterFunc(3*t.n.c.HeartbeatTimeout, func() { t.n.port.drop(string(target)) })
 	err := t.NetworkTransport.AppendEntries(id, target, req, resp)

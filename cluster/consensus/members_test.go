@@ -1,0 +1,541 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// grow starts a cluster of one and lets others join it until they are voters.
+func grow(t testing.TB, heartbeat time.Duration, others ...Config) []*member {
+	t.Helper()
+	l := listen(t, "127.0.0.1:0")
+	all := []*member{start(t, Config{
+		NodeID: "a", DataDir: t.TempDir(), Listener: l, HeartbeatTimeout: heartbeat,
+		Bootstrap: []Server{{ID: "a", Addr: l.Addr().String()}},
+	})}
+	all[0].awaitReady(t)
+	for i, c := range others {
+		c.NodeID, c.DataDir, c.HeartbeatTimeout = string(rune('b'+i)), t.TempDir(), heartbeat
+		c.Join = []string{"127.0.0.1:1", all[len(all)-1].c.AdvertiseAddr}
+		all = append(all, start(t, c))
+		all[i+1].awaitReady(t)
+	}
+	eventually(t, "all are voters", func() bool { return voters(all[0]) == len(all) })
+	return all
+}
+
+func voters(m *member) (n int) {
+	for _, s := range m.Members() {
+		if s.Voter {
+			n++
+		}
+	}
+	return n
+}
+
+// crash stops a member without letting it hand anything over.
+func (m *member) crash(t testing.TB) {
+	t.Helper()
+	m.abrupt = true
+	m.stop(t)
+}
+
+func TestJoin(t *testing.T) {
+	t.Parallel()
+	begin := time.Now()
+	// The third joins through the second, a follower.
+	members := grow(t, hasty, Config{Version: "v9"}, Config{})
+	t.Logf("three voters after %v, with timeouts of a fifth of the usual", time.Since(begin))
+	members[0].put(t, "/a", "1", 0)
+	if err := members[2].ReadIndex(t.Context()); err != nil || members[2].get("/a") != "1" {
+		t.Errorf("the third reads %q, %v", members[2].get("/a"), err)
+	}
+	stats, err := members[2].MemberStats(t.Context())
+	if err != nil || len(stats) != 3 {
+		t.Fatalf("%+v, %v", stats, err)
+	}
+	for i, s := range stats {
+		if !s.Healthy || !s.Voter || s.Leader != (i == 0) || s.Address != members[i].c.AdvertiseAddr ||
+			s.FsyncP99 == 0 || s.LastIndex == 0 || s.Term == 0 || (s.Version == "v9") != (i == 1) {
+			t.Errorf("stats %+v", s)
+		}
+	}
+	// A member with the data of before starts at another address.
+	c := members[1].config
+	members[1].stop(t)
+	c.Listener, c.FSM, c.AdvertiseAddr, c.Join = nil, nil, "", nil
+	moved := start(t, c)
+	moved.awaitReady(t)
+	eventually(t, "its address is corrected", func() bool {
+		m, ok := members[0].member("b")
+		return ok && m.Address == moved.c.AdvertiseAddr && m.Voter
+	})
+	// And the leader itself.
+	c = members[0].config
+	members[0].stop(t)
+	c.Listener, c.FSM, c.AdvertiseAddr, c.Bootstrap = nil, nil, "", nil
+	first := start(t, c)
+	first.awaitReady(t)
+	eventually(t, "its address is corrected", func() bool {
+		m, ok := moved.member("a")
+		return ok && m.Address == first.c.AdvertiseAddr && m.Voter
+	})
+}
+
+// TestJoinOverTheSameAddress: a server that lost its data comes back, first
+// with a new ID and then with the ID it had.
+func TestJoinOverTheSameAddress(t *testing.T) {
+	t.Parallel()
+	members := grow(t, hasty, Config{}, Config{})
+	members[0].put(t, "/a", "1", 0)
+	addr := members[2].c.AdvertiseAddr
+	members[2].crash(t)
+	again := start(t, Config{NodeID: "x", DataDir: t.TempDir(), Listener: listen(t, addr), HeartbeatTimeout: hasty,
+		Join: []string{members[0].c.AdvertiseAddr}})
+	again.awaitReady(t)
+	eventually(t, "it has replaced the one at its address", func() bool {
+		_, old := members[0].member("c")
+		m, ok := members[0].member("x")
+		return !old && ok && m.Voter
+	})
+	again.crash(t)
+	eventually(t, "somebody leads", func() bool { return members[0].IsLeader() || members[1].IsLeader() })
+	empty := start(t, Config{NodeID: "x", DataDir: t.TempDir(), Listener: listen(t, addr), HeartbeatTimeout: hasty,
+		Join: []string{members[0].c.AdvertiseAddr}})
+	empty.awaitReady(t)
+	eventually(t, "it is a voter again, with the data", func() bool {
+		m, ok := members[0].member("x")
+		return ok && m.Voter && empty.get("/a") == "1"
+	})
+}
+
+func TestAdmission(t *testing.T) {
+	t.Parallel()
+	l := listen(t, "127.0.0.1:0")
+	var allow atomic.Bool
+	first := start(t, Config{NodeID: "a", DataDir: t.TempDir(), Listener: l, HeartbeatTimeout: hasty,
+		Bootstrap: []Server{{ID: "a", Addr: l.Addr().String()}},
+		Admit: func(id, addr string) error {
+			if !allow.Load() {
+				return errors.New("not this one")
+			}
+			return nil
+		}})
+	first.awaitReady(t)
+	b := start(t, Config{NodeID: "b", DataDir: t.TempDir(), HeartbeatTimeout: hasty, Join: []string{first.c.AdvertiseAddr}})
+	err := b.askToJoin(t.Context(), b.raft.Load(), true)
+	if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "not this one") {
+		t.Errorf("refused with %v", err)
+	}
+	if len(first.Members()) != 1 {
+		t.Error("it was let in")
+	}
+	allow.Store(true)
+	b.awaitReady(t)
+	if err := first.admit(t.Context(), joinRequest{ID: "old", Addr: "127.0.0.1:1", CommandVersion: 0}); !errors.Is(err, ErrVersion) {
+		t.Errorf("a server of an old version: %v", err)
+	}
+	if err := first.admit(t.Context(), joinRequest{ID: "a", Addr: "127.0.0.1:1", CommandVersion: 1}); !errors.Is(err, ErrRefused) {
+		t.Errorf("a server with the leader's ID: %v", err)
+	}
+}
+
+func TestRemove(t *testing.T) {
+	t.Parallel()
+	members := grow(t, hasty, Config{}, Config{})
+	if err := members[1].Remove(t.Context(), "nobody"); !errors.Is(err, ErrNotMember) {
+		t.Errorf("remove who is none: %v", err)
+	}
+	// The leader, asked through another, hands over first.
+	if err := members[1].Remove(t.Context(), "a"); err != nil {
+		t.Fatalf("remove the leader: %v", err)
+	}
+	leader, _ := leaderOf(t, members[1:])
+	leader.put(t, "/a", "1", 0)
+	eventually(t, "two members", func() bool { return len(leader.Members()) == 2 })
+	// It does not come back by itself.
+	time.Sleep(5 * hasty)
+	if len(leader.Members()) != 2 {
+		t.Error("the removed server is a member again")
+	}
+	other := members[1]
+	if leader == other {
+		other = members[2]
+	}
+	members[0].stop(t)
+	other.crash(t)
+	eventually(t, "no leader", func() bool { return !leader.IsLeader() })
+	ctx, cancel := context.WithTimeout(t.Context(), 5*hasty)
+	defer cancel()
+	if err := leader.Remove(ctx, other.c.NodeID); !errors.Is(err, ErrNoLeader) {
+		t.Errorf("remove without a quorum: %v", err)
+	}
+}
+
+// TestQuorumRisk: with one of three dead, neither of the others can go.
+func TestQuorumRisk(t *testing.T) {
+	t.Parallel()
+	members := cluster(t, 3, hasty)
+	leader, others := leaderOf(t, members)
+	others[0].crash(t)
+	eventually(t, "it is known to be dead", func() bool { return !leader.lives(others[0].c.NodeID) })
+	for _, m := range []*member{others[1], leader} {
+		if err := others[1].Remove(t.Context(), m.c.NodeID); !errors.Is(err, ErrQuorumRisk) {
+			t.Errorf("remove %s: %v", m.c.NodeID, err)
+		}
+	}
+	if err := others[1].Remove(t.Context(), others[0].c.NodeID); err != nil {
+		t.Errorf("remove the dead one: %v", err)
+	}
+	if n := voters(leader); n != 2 {
+		t.Errorf("%d voters", n)
+	}
+}
+
+// TestReplacement: when a fourth has come for a dead one of three, that is
+// removed; a dead one of three stays.
+func TestReplacement(t *testing.T) {
+	t.Parallel()
+	members := cluster(t, 3, hasty)
+	leader, others := leaderOf(t, members)
+	dead := others[0]
+	dead.crash(t)
+	time.Sleep(15 * hasty)
+	if len(leader.Members()) != 3 {
+		t.Fatal("one of three was removed although nobody has replaced it")
+	}
+	c := start(t, Config{NodeID: "n", DataDir: t.TempDir(), HeartbeatTimeout: hasty, Join: []string{others[1].c.AdvertiseAddr}})
+	c.awaitReady(t)
+	eventually(t, "the dead one is replaced", func() bool {
+		_, there := leader.member(dead.c.NodeID)
+		return !there && voters(leader) == 3
+	})
+}
+
+func TestTransfer(t *testing.T) {
+	t.Parallel()
+	members := cluster(t, 3, steady)
+	leader, others := leaderOf(t, members)
+	if err := others[0].TransferLeadership(t.Context(), others[0].c.NodeID); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the chosen one leads", others[0].IsLeader)
+	if err := leader.TransferLeadership(t.Context(), ""); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "another leads", func() bool { return !others[0].IsLeader() && (leader.IsLeader() || others[1].IsLeader()) })
+	// Who stops hands over: others lead long before a timeout.
+	leader, others = leaderOf(t, members)
+	leader.put(t, "/a", "1", -1)
+	begin := time.Now()
+	leader.stop(t)
+	leaderOf(t, others)
+	t.Logf("stopped, and a new leader after %v", time.Since(begin))
+	if d := time.Since(begin); d > steady {
+		t.Errorf("a new leader only after %v", d)
+	}
+}
+
+// TestWitness: a witness gives leadership away, and takes it when it must.
+func TestWitness(t *testing.T) {
+	t.Parallel()
+	members := grow(t, hasty, Config{}, Config{Witness: true})
+	if err := members[0].TransferLeadership(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the witness gives it away", func() bool { return members[0].IsLeader() || members[1].IsLeader() })
+	for range 3 { // a graceful stop never prefers it
+		leader, _ := leaderOf(t, members)
+		if leader == members[2] {
+			t.Fatal("the witness leads")
+		}
+		if err := leader.TransferLeadership(t.Context(), ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestCalls(t *testing.T) {
+	t.Parallel()
+	handlers := func(id string) map[string]Handler {
+		return map[string]Handler{
+			"echo": func(_ context.Context, from string, body []byte) ([]byte, error) {
+				return []byte(id + "<" + from + ":" + string(body)), nil
+			},
+			"fail":   func(context.Context, string, []byte) ([]byte, error) { return nil, errors.New("broken") },
+			"unsure": func(context.Context, string, []byte) ([]byte, error) { return nil, ErrUnknownOutcome },
+		}
+	}
+	var configs []Config
+	for _, id := range []string{"b", "c"} {
+		configs = append(configs, Config{Handlers: handlers(id)})
+	}
+	members := grow(t, hasty, configs...)
+	b := members[1]
+	if err := b.TransferLeadership(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range members {
+		out, err := m.CallLeader(t.Context(), "echo", []byte("x"))
+		if want := "c<" + m.c.NodeID + ":x"; err != nil || string(out) != want {
+			t.Errorf("CallLeader of %s: %q, %v", m.c.NodeID, out, err)
+		}
+		out, err = m.Call(t.Context(), "b", "echo", []byte("y"))
+		if want := "b<" + m.c.NodeID + ":y"; err != nil || string(out) != want {
+			t.Errorf("Call of %s: %q, %v", m.c.NodeID, out, err)
+		}
+	}
+	if _, err := b.CallLeader(t.Context(), "fail", nil); err == nil || !strings.Contains(err.Error(), "broken") {
+		t.Errorf("fail: %v", err)
+	}
+	if _, err := b.CallLeader(t.Context(), "unsure", nil); !errors.Is(err, ErrUnknownOutcome) {
+		t.Errorf("unsure: %v", err)
+	}
+	if _, err := b.Call(t.Context(), "a", "echo", nil); err == nil || !strings.Contains(err.Error(), "echo") {
+		t.Errorf("a method that the member has not: %v", err)
+	}
+	if _, err := b.Call(t.Context(), "nobody", "echo", nil); !errors.Is(err, ErrNotMember) {
+		t.Errorf("a member that there is not: %v", err)
+	}
+	members[0].crash(t)
+	if _, err := b.Call(t.Context(), "a", "echo", nil); !errors.Is(err, ErrUnreachable) && !errors.Is(err, ErrUnknownOutcome) {
+		t.Errorf("a member that is gone: %v", err)
+	}
+	for _, broken := range [][]byte{nil, {0}, {0, 200}, {0, 1, 'a'}, {0, 1, 'a', 255, 255, 255, 255, 255, 255, 255, 255, 255, 1}} {
+		if _, err := b.answerCall(t.Context(), broken); err == nil {
+			t.Errorf("call %v is accepted", broken)
+		}
+	}
+}
+
+// TestVersionGate: a command that a member could not apply is refused.
+func TestVersionGate(t *testing.T) {
+	t.Parallel()
+	members := grow(t, hasty, Config{}, Config{})
+	for _, m := range members {
+		m.versionOf = func([]byte) int { return 2 }
+	}
+	if _, err := members[1].Propose(t.Context(), onePut("/a", "1")); !errors.Is(err, ErrVersion) {
+		t.Errorf("a command of a newer version: %v", err)
+	}
+}
+
+func TestPromote(t *testing.T) {
+	t.Parallel()
+	members := grow(t, steady)
+	b := start(t, Config{NodeID: "b", DataDir: t.TempDir(), HeartbeatTimeout: steady, Join: []string{members[0].c.AdvertiseAddr}})
+	b.awaitReady(t)
+	if m, ok := b.member("b"); !ok || m.Voter {
+		t.Errorf("it joined as %+v", m)
+	}
+	if err := b.Promote(t.Context(), "nobody"); !errors.Is(err, ErrNotMember) {
+		t.Errorf("promote nobody: %v", err)
+	}
+	if err := b.Promote(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	if m, _ := members[0].member("b"); !m.Voter {
+		t.Error("it is no voter")
+	}
+}
+
+func TestTimeouts(t *testing.T) {
+	t.Parallel()
+	const s, ms = time.Second, time.Millisecond
+	for _, c := range []struct {
+		slow     time.Duration
+		leads    bool
+		hb, elec time.Duration
+	}{
+		{0, false, s, s}, {50 * ms, false, s, s}, {200 * ms, false, s, 2 * s}, {500 * ms, false, 1500 * ms, 5 * s},
+		{500 * ms, true, s, 5 * s}, {time.Minute, false, 3 * s, 10 * s},
+	} {
+		if h, e := timeouts(s, c.slow, c.leads); h != c.hb || e != c.elec {
+			t.Errorf("%+v: %v, %v", c, h, e)
+		}
+	}
+	m := single(t, t.TempDir())
+	m.awaitReady(t)
+	for range 64 {
+		m.wrote(300 * ms)
+	}
+	rc := m.raft.Load().ReloadableConfig()
+	if rc.ElectionTimeout != 3*s || rc.HeartbeatTimeout > s+ms {
+		t.Errorf("a leader with a slow disk has %+v", rc)
+	}
+	for range 600 {
+		m.wrote(ms)
+	}
+	if rc := m.raft.Load().ReloadableConfig(); rc.ElectionTimeout > s+ms {
+		t.Errorf("a leader with a fast disk has %+v", rc)
+	}
+}
+
+// gate is a network that can be cut in one direction or both.
+type gate struct {
+	cut   atomic.Bool
+	conns chan net.Conn
+}
+
+func (g *gate) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if g.cut.Load() {
+		return nil, fmt.Errorf("%s is unreachable", addr)
+	}
+	c, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err == nil {
+		select {
+		case g.conns <- c:
+		default:
+		}
+	}
+	return c, err
+}
+
+func (g *gate) set(cut bool) {
+	g.cut.Store(cut)
+	for cut {
+		select {
+		case c := <-g.conns:
+			c.Close()
+		default:
+			return
+		}
+	}
+}
+
+// TestReturnIsSwift: a member that comes back after a long time has the log at
+// once, in spite of Raft's waiting ever longer between its tries.
+func TestReturnIsSwift(t *testing.T) {
+	t.Parallel()
+	members := cluster(t, 3, steady)
+	leader, others := leaderOf(t, members)
+	late := others[0]
+	late.stop(t)
+	for i := range 30 {
+		leader.put(t, "/a", fmt.Sprint(i), -1)
+		time.Sleep(200 * time.Millisecond) // Raft alone would wait 10 s by now
+	}
+	begin := time.Now()
+	c := late.config
+	c.Listener, c.FSM = listen(t, c.AdvertiseAddr), nil
+	late = start(t, c)
+	eventually(t, "it has the log", func() bool { return late.get("/a") == "29" })
+	t.Logf("after %v", time.Since(begin))
+	if d := time.Since(begin); d > 5*time.Second {
+		t.Errorf("only after %v", d)
+	}
+}
+
+// TestStepDownReleasesCalls: calls to a peer that is gone end with the reign.
+func TestStepDownReleasesCalls(t *testing.T) {
+	t.Parallel()
+	members := cluster(t, 3, hasty)
+	leader, others := leaderOf(t, members)
+	others[0].crash(t)
+	leader.put(t, "/a", "1", -1)
+	done := make(chan error, 1)
+	term := leader.raft.Load().CurrentTerm()
+	go func() {
+		req := &raft.AppendEntriesRequest{Term: term, PrevLogEntry: 1, PrevLogTerm: 1, LeaderCommitIndex: 1}
+		done <- leader.trans.AppendEntries(raft.ServerID(others[0].c.NodeID), raft.ServerAddress(others[0].c.AdvertiseAddr), req, &raft.AppendEntriesResponse{})
+	}()
+	select {
+	case err := <-done:
+		t.Fatalf("the call ended by itself: %v", err)
+	case <-time.After(3 * hasty):
+	}
+	if err := leader.TransferLeadership(t.Context(), others[1].c.NodeID); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-done:
+	case <-time.After(10 * hasty):
+		t.Error("the call goes on after the reign")
+	}
+}
+
+// TestStall freezes the disk of the leader, and then that of a follower.
+func TestStall(t *testing.T) {
+	t.Parallel()
+	var frozen [3]atomic.Pointer[chan struct{}]
+	members := make([]*member, 3)
+	var servers []Server
+	var listeners []net.Listener
+	for i := range members {
+		listeners = append(listeners, listen(t, "127.0.0.1:0"))
+		servers = append(servers, Server{ID: string(rune('a' + i)), Addr: listeners[i].Addr().String()})
+	}
+	for i := range members {
+		members[i] = start(t, Config{NodeID: servers[i].ID, DataDir: t.TempDir(), Listener: listeners[i], HeartbeatTimeout: hasty,
+			ElectionWait: 2 * time.Second, Bootstrap: servers, Step: func(step string) {
+				if c := frozen[i].Load(); c != nil && strings.HasSuffix(step, ":before") {
+					<-*c
+				}
+			}})
+	}
+	freeze := func(m *member) (thaw func()) {
+		i, c := slices.Index(members, m), make(chan struct{})
+		frozen[i].Store(&c)
+		thaw = func() {
+			if frozen[i].Swap(nil) != nil {
+				close(c)
+			}
+		}
+		t.Cleanup(thaw)
+		return thaw
+	}
+	for _, m := range members {
+		m.awaitReady(t)
+	}
+	leader, others := leaderOf(t, members)
+	leader.put(t, "/a", "1", -1)
+	thaw := freeze(leader)
+	outcome := make(chan error, 1)
+	go func() {
+		_, err := leader.Propose(t.Context(), onePut("/b", "lost or not"))
+		outcome <- err
+	}()
+	begin := time.Now()
+	next, _ := leaderOf(t, others)
+	t.Logf("another leads %v after the disk hung, which is noticed after %v", time.Since(begin), leader.hangAfter())
+	next.put(t, "/a", "2", -1)
+	if err := <-outcome; !errors.Is(err, ErrUnknownOutcome) {
+		t.Errorf("the write that hung: %v", err)
+	}
+	if _, err := leader.Propose(t.Context(), onePut("/a", "x")); !errors.Is(err, ErrNoLeader) || errors.Is(err, ErrUnknownOutcome) {
+		t.Errorf("a write on the old leader: %v", err)
+	}
+	if err := leader.ReadIndex(t.Context()); !errors.Is(err, ErrNoLeader) {
+		t.Errorf("a read on the old leader: %v", err)
+	}
+	if p := leader.Stats().Problem; !strings.Contains(p, "disk") {
+		t.Errorf("its problem is %q", p)
+	}
+	thaw()
+	eventually(t, "it follows again", func() bool { return leader.ReadIndex(t.Context()) == nil && leader.get("/a") == "2" })
+
+	leader, others = leaderOf(t, members)
+	thaw = freeze(others[0])
+	for i := range 20 {
+		begin := time.Now()
+		leader.put(t, "/c", fmt.Sprint(i), -1)
+		if d := time.Since(begin); d > 2*time.Second {
+			t.Errorf("write %d took %v beside a follower whose disk hangs", i, d)
+		}
+	}
+	time.Sleep(leader.hangAfter() + 5*hasty)
+	if !leader.IsLeader() {
+		t.Error("a follower's disk has cost the leader its place")
+	}
+	thaw()
+	eventually(t, "it catches up", func() bool { return others[0].get("/c") == "19" })
+}
