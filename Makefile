@@ -19,7 +19,7 @@ HELLO := node/image/demo/embedded/hello.gz
 GOTESTFLAGS ?=
 UNIT := $(shell go list ./... 2>/dev/null | grep -v -e /cmd/skiff-shim -e /cmd/test/integration$$)
 
-.PHONY: build demo test unit race integration lint verify bench generate clean deps deps-build shim
+.PHONY: build demo test unit race integration soak lint verify bench generate clean deps deps-build shim
 
 # bin/skiff: one static binary with the shim and the demo image inside
 build: shim
@@ -63,7 +63,17 @@ race: shim
 
 # slow tests with real processes, containers and kubectl; needs root
 integration: deps build
-	go test $(GOTESTFLAGS) -tags integration -timeout 40m -count 1 ./cmd/test/integration/... ./cluster/consensus/...
+	go test $(GOTESTFLAGS) -tags integration -timeout 40m -count 1 ./cmd/test/integration/... ./cluster/consensus/... ./cluster/clustertest/...
+
+SEEDS ?= 2000
+FIRST ?= 1
+
+# whole clusters under faults, one for each of SEEDS seeds from FIRST on; hours
+# of a cluster's life take minutes. One seed again, with its story:
+# go test ./cluster/clustertest -run TestSeeds -v -seed N
+soak:
+	go test -tags soak -c -o bin/soak.test ./cluster/clustertest
+	bin/soak.test -test.timeout 24h -test.run 'TestSeeds|TestSoak' -seeds $(SEEDS) -first $(FIRST)
 
 # staticcheck, at the version pinned in go.mod
 lint: shim

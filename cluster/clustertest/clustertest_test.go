@@ -3,13 +3,12 @@ package clustertest
 import (
 	"flag"
 	"fmt"
-	"io"
-	"log/slog"
+	"maps"
 	"os"
-	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
@@ -27,28 +26,6 @@ func number(flag uint64, env string) (n uint64) {
 		return n
 	}
 	return flag
-}
-
-// inBubble runs a seed on its own clock.
-func inBubble(t *testing.T, seed uint64, o options) (r Result) {
-	t.Helper()
-	root := filepath.Join(memoryDir(t), fmt.Sprintf("s%d", seed))
-	logger := slog.New(slog.DiscardHandler)
-	if os.Getenv("SKIFF_TEST_LOG") != "" {
-		logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	}
-	synctest.Test(t, func(t *testing.T) { r = run(seed, o, root, logger) })
-	return r
-}
-
-// memoryDir is a directory in memory, if there is such a file system.
-func memoryDir(t *testing.T) string {
-	dir, err := os.MkdirTemp("/dev/shm", "skiff-clustertest-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
 }
 
 func report(t *testing.T, r Result, story bool) {
@@ -69,22 +46,69 @@ func report(t *testing.T, r Result, story bool) {
 
 var standard = options{faults: 30 * time.Second, clients: 6, watchers: 4}
 
-// TestSeeds runs some seeds, always the same.
+// TestSeeds runs some seeds: 1 and those that follow, if no flags say otherwise.
 func TestSeeds(t *testing.T) {
 	first, n := *firstFlag, number(uint64(*seedsFlag), "SKIFF_SEEDS")
 	if n == 0 {
-		n = 4
+		n = defaultSeeds
 	}
 	only := number(*seedFlag, "SKIFF_SEED")
 	if only != 0 {
 		first, n = only, 1
 	}
+	all := total{steps: map[string]int{}}
+	t.Cleanup(func() { fmt.Println(all.String()) })
 	for seed := first; seed < first+n; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
-			report(t, inBubble(t, seed, standard), only != 0)
+			r := inBubble(t, seed, standard)
+			all.add(r)
+			report(t, r, only != 0)
 		})
 	}
 }
 
-var _ = io.Discard
+// total is what many runs were made of.
+type total struct {
+	mu                            sync.Mutex
+	seeds, bad                    int
+	ops, unknown, faults, watched int
+	recovery, converged           []time.Duration
+	steps                         map[string]int // crashes at each
+}
+
+func (a *total) add(r Result) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.seeds++
+	if len(r.Anomalies) > 0 {
+		a.bad++
+	}
+	a.ops += r.Stats.Ops
+	a.unknown += r.Stats.Unknown
+	a.faults += r.Stats.Faults
+	a.watched += r.Stats.Watched
+	a.recovery = append(a.recovery, r.Stats.Recovery)
+	a.converged = append(a.converged, r.Stats.Converged)
+	for s, n := range r.Stats.Crashes {
+		a.steps[s] += n
+	}
+}
+
+func (a *total) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d seeds, %d of them with anomalies; %d operations (%d with unknown outcome), %d events seen by watchers, %d faults\n",
+		a.seeds, a.bad, a.ops, a.unknown, a.watched, a.faults)
+	for name, d := range map[string][]time.Duration{"writes again": a.recovery, "members equal": a.converged} {
+		slices.Sort(d)
+		if n := len(d); n > 0 {
+			fmt.Fprintf(&b, "after the last fault: %s within %v (median), %v (p99), %v (max)\n", name,
+				d[n/2].Round(time.Millisecond), d[n*99/100].Round(time.Millisecond), d[n-1].Round(time.Millisecond))
+		}
+	}
+	b.WriteString("crashes at steps:")
+	for _, s := range slices.Sorted(maps.Keys(a.steps)) {
+		fmt.Fprintf(&b, " %s %d,", s, a.steps[s])
+	}
+	return strings.TrimSuffix(b.String(), ",")
+}

@@ -59,6 +59,9 @@ func (m *member) step(what string) {
 	m.w.sawStep(what)
 	if t := m.armed.Load(); t != nil && t.step == what && t.after.Add(-1) == 0 {
 		m.w.logf("%s reaches %s", m.host, what)
+		m.w.mu.Lock()
+		m.w.crashes[what]++
+		m.w.mu.Unlock()
 		m.w.crash(m, t.told)
 	}
 }

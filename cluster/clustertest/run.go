@@ -51,10 +51,8 @@ func run(seed uint64, o options, root string, logger *slog.Logger) Result {
 		w.stop(m)
 	}
 	w.wg.Wait()
-	if len(w.anomalies) == 0 {
-		w.check()
-	}
-	w.stats.Steps = w.steps
+	w.check()
+	w.stats.Crashes = w.crashes
 	return Result{seed, w.anomalies, w.log, w.stats}
 }
 
@@ -79,6 +77,9 @@ func (w *world) live() {
 		clients.Go(func() { w.client(busy, n) })
 	}
 	time.Sleep(2 * time.Second) // a quiet beginning
+	if m := pick(rand.New(rand.NewPCG(w.seed, 4)), w.alive()); w.o.spoilState != nil {
+		w.o.spoilState(m)
+	}
 	wreck, end := context.WithTimeout(ctx, w.o.faults)
 	w.wreak(wreck)
 	end()

@@ -38,8 +38,9 @@ type world struct {
 	ids       int
 	log       []string
 	anomalies []string
-	steps     map[string]int // how often each step of the disk was seen
-	empty     int64          // revision of a new store
+	steps     map[string]bool // of writing, that were seen
+	crashes   map[string]int
+	empty     int64 // revision of a new store
 	history   map[int64]event
 	prints    map[uint64]print // by log index
 	leaders   map[uint64]string
@@ -69,17 +70,19 @@ type options struct {
 	spoil func(*consensus.Node) storage.Log
 	// spoilWatch spoils what a watcher has seen, likewise.
 	spoilWatch func(*watch)
+	// spoilState spoils the state of one member in the middle of the faults.
+	spoilState func(*member)
 }
 
 // Stats says what a run was made of.
 type Stats struct {
 	Ops, Unknown, Failed int
 	Events, Watched      int
-	Faults, Crashes      int
+	Faults               int
 	Members              int
-	Recovery             time.Duration // from the end of the faults to the first write
-	Converged            time.Duration // until all members were equal
-	Steps                map[string]int
+	Recovery             time.Duration  // from the end of the faults to the first write
+	Converged            time.Duration  // until all members were equal
+	Crashes              map[string]int // by the step at which
 }
 
 type event struct {
@@ -96,7 +99,7 @@ type print struct {
 func newWorld(seed uint64, o options, root string, logger *slog.Logger) *world {
 	return &world{
 		o: o, seed: seed, root: root, net: NewNetwork(rand.New(rand.NewPCG(seed, 1))), codec: codec(), ca: newAuthority(),
-		logger: logger, begin: time.Now(), slots: map[string]*slot{}, steps: map[string]int{},
+		logger: logger, begin: time.Now(), slots: map[string]*slot{}, steps: map[string]bool{}, crashes: map[string]int{},
 		empty: store.New(store.Config{}).Revision(), history: map[int64]event{}, prints: map[uint64]print{}, leaders: map[uint64]string{},
 	}
 }
@@ -122,7 +125,7 @@ func (w *world) anomaly(format string, args ...any) {
 func (w *world) sawStep(what string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.steps[what]++
+	w.steps[what] = true
 }
 
 // found starts a cluster of n members.

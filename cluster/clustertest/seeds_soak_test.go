@@ -1,0 +1,5 @@
+//go:build soak
+
+package clustertest
+
+const defaultSeeds = 2000

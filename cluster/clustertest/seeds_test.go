@@ -1,0 +1,5 @@
+//go:build !integration && !soak
+
+package clustertest
+
+const defaultSeeds = 4
