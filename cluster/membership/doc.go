@@ -33,6 +33,9 @@ const (
 	MembersPath    = "/skiff/v1/members"
 	LeavePath      = "/skiff/v1/leave"
 	StatusPath     = "/skiff/v1/status"
+	// RemovedPath, with ?id=, tells whoever knows a member's ID whether that
+	// member was removed.
+	RemovedPath = "/skiff/v1/removed"
 )
 
 const (

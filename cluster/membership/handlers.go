@@ -20,6 +20,9 @@ func (s *Service) OpenHandlers() map[string]http.Handler {
 		CAPath: s.handle(func(r *http.Request) (any, error) {
 			return caAnswer{CA: s.c.Authority.Bundle()}, nil
 		}, http.MethodGet),
+		RemovedPath: s.handle(func(r *http.Request) (any, error) {
+			return removedAnswer{Removal: s.removal(r.URL.Query().Get("id"))}, nil
+		}, http.MethodGet),
 		JoinPath:       s.handle(s.serveJoin, http.MethodPost),
 		RenewPath:      s.handle(s.serveRenew, http.MethodPost),
 		NodeConfigPath: s.handle(func(r *http.Request) (any, error) { return s.nodeConfig(r) }, http.MethodGet),
@@ -29,6 +32,11 @@ func (s *Service) OpenHandlers() map[string]http.Handler {
 // caAnswer is what is told to anybody: certificates are no secrets.
 type caAnswer struct {
 	CA []byte `json:"ca"` // PEM
+}
+
+// removedAnswer tells of a former member; of others it tells nothing.
+type removedAnswer struct {
+	Removal *Removal `json:"removal"`
 }
 
 // Handlers are served to those whom authorization lets pass: administrators,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -304,5 +305,53 @@ func TestARemovedServerNoticesIt(t *testing.T) {
 	}
 	if !strings.Contains(lines.String(), "this server was removed from the cluster") || !strings.Contains(lines.String(), "run skiff reset, and start it with --join and a new token") {
 		t.Errorf("log: %s", lines.String())
+	}
+}
+
+// A server that was removed while it was down learns it from the others.
+func TestAServerAsksWhetherItWasRemoved(t *testing.T) {
+	t.Parallel()
+	b := newBench(t) // of "a", which others removed
+	other := newBench(t)
+	keys := b.pki.Keys()
+	if err := other.pki.Set(keys); err != nil {
+		t.Fatal(err)
+	}
+	b.c.Servers = func() []Server {
+		at := netip.MustParseAddrPort(other.addr())
+		return []Server{b.c.Self(), {Name: "dead", ID: "id-dead", Address: at.Addr(), APIPort: 1}, {Name: "b", ID: "id-b", Address: at.Addr(), APIPort: at.Port()}}
+	}
+	if r := b.askRemoved(context.Background()); r != nil {
+		t.Errorf("it was not removed: %+v", r)
+	}
+	op, _ := putRemoval("id-a", Removal{Name: "a", Role: RoleServer, By: "skiff:admin", At: time.Now(), Pending: true})
+	if err := other.propose(context.Background(), "test", op); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.askRemoved(context.Background()); r != nil {
+		t.Error("pending is not removed")
+	}
+	op, _ = putRemoval("id-a", Removal{Name: "a", Role: RoleServer, By: "skiff:admin", At: time.Now()})
+	if err := other.propose(context.Background(), "test", op); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.askRemoved(context.Background()); r == nil || r.By != "skiff:admin" {
+		t.Errorf("got %+v", r)
+	}
+	if testing.Short() {
+		return
+	}
+	b.raft.leader = ""
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- b.Run(ctx) }()
+	select {
+	case <-b.Gone():
+	case <-time.After(20 * time.Second):
+		t.Error("not noticed")
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

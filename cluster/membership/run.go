@@ -2,10 +2,13 @@ package membership
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/skiff-sh/skiff/fsm/store"
@@ -18,12 +21,10 @@ func (s *Service) Gone() <-chan struct{} { return s.gone }
 // Run keeps the record of this server, which holds its name, and notices when
 // it is removed. It returns when ctx ends.
 func (s *Service) Run(ctx context.Context) error {
-	registered := make(chan struct{})
-	go func() {
-		defer close(registered)
-		s.register(ctx)
-	}()
-	defer func() { <-registered }()
+	var helpers sync.WaitGroup
+	helpers.Go(func() { s.register(ctx) })
+	helpers.Go(func() { s.askOthers(ctx) })
+	defer helpers.Wait()
 	id := s.c.Self().ID
 	for {
 		seen := s.c.Store.Revision()
@@ -54,7 +55,13 @@ func (s *Service) inConfiguration(id string) bool {
 	return len(members) == 0 || slices.ContainsFunc(members, func(m RaftMember) bool { return m.ID == id })
 }
 
+// removed says once that this server was removed.
 func (s *Service) removed(ctx context.Context, r *Removal) {
+	first := false
+	s.once.Do(func() { first = true })
+	if !first {
+		return
+	}
 	s.c.Logger.Error("this server was removed from the cluster and serves no more writes; its pods go on until skiff reset",
 		"by", r.By, "at", r.At.Format(time.RFC3339), "to rejoin", "stop it, run skiff reset, and start it with --join and a new token")
 	close(s.gone)
@@ -63,6 +70,54 @@ func (s *Service) removed(ctx context.Context, r *Removal) {
 	if err := s.c.LeaveGossip(leave); err != nil && ctx.Err() == nil {
 		s.c.Logger.Warn("gossip was not told that this server leaves: the others see it die", "error", err)
 	}
+}
+
+const (
+	leaderless = 5 * time.Second // without a leader, after which the others are asked
+	askEvery   = 10 * time.Second
+)
+
+// askOthers finds out whether this server was removed while it was down or cut
+// off: its own state does not say so, and the others refuse it on the Raft port
+// without a word. They are asked only while there is no leader.
+func (s *Service) askOthers(ctx context.Context) {
+	for pause := leaderless; ; pause = askEvery {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.gone:
+			return
+		case <-time.After(pause):
+		}
+		if s.c.Raft.Stats().LeaderID != "" {
+			continue
+		}
+		if r := s.askRemoved(ctx); r != nil {
+			s.removed(ctx, r)
+			return
+		}
+	}
+}
+
+// askRemoved gives the first word of another server that this one was removed.
+func (s *Service) askRemoved(ctx context.Context) *Removal {
+	self := s.c.Self()
+	certs, err := parseCerts(s.c.Authority.Bundle())
+	if err != nil {
+		return nil
+	}
+	pool := poolOf(certs...)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: serverTLS(func() *x509.CertPool { return pool }), DisableKeepAlives: true}, Timeout: leaderTimeout}
+	for _, o := range s.c.Servers() {
+		if o.ID == self.ID || ctx.Err() != nil {
+			continue
+		}
+		a, err := call[removedAnswer](ctx, client, http.MethodGet, "https://"+o.API()+RemovedPath+"?id="+url.QueryEscape(self.ID), nil, nil)
+		if err == nil && a.Removal != nil && !a.Removal.Pending {
+			return a.Removal
+		}
+	}
+	return nil
 }
 
 // registerRetry is the pause after a failed attempt to write the record.

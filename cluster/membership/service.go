@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -102,6 +103,9 @@ type Config struct {
 
 	// Peers is what gossip knows, this server included; default: only this server.
 	Peers func() []Peer
+	// Servers are all that this server has heard of, alive or not; default: those
+	// of Peers. It asks them whether it was removed while it was down.
+	Servers func() []Server
 	// Forget drops a member from gossip, by name; LeaveGossip says that this
 	// server goes. Both default to nothing.
 	Forget      func(name string)
@@ -135,6 +139,7 @@ type Service struct {
 	c        Config
 	attempts *attempts
 	gone     chan struct{} // closed when this server was removed
+	once     sync.Once     // of closing gone
 }
 
 // New validates c and starts nothing.
@@ -159,6 +164,17 @@ func New(c Config) (*Service, error) {
 		self, role, v, since := c.Self, c.Role, c.Version, c.Started
 		c.Peers = func() []Peer {
 			return []Peer{{Server: self(), Role: role, Version: v, State: Alive, Since: since}}
+		}
+	}
+	if c.Servers == nil {
+		peers := c.Peers
+		c.Servers = func() (out []Server) {
+			for _, p := range peers() {
+				if p.Role.Votes() {
+					out = append(out, p.Server)
+				}
+			}
+			return out
 		}
 	}
 	if c.Forget == nil {
