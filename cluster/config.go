@@ -7,14 +7,18 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"time"
 
 	"github.com/skiff-sh/skiff/cluster/consensus"
+	"github.com/skiff-sh/skiff/cluster/gossip"
+	"github.com/skiff-sh/skiff/cluster/membership"
 )
 
 // Default ports.
 const (
-	DefaultPort     = 6443
-	DefaultRaftPort = 6444
+	DefaultPort       = 6443
+	DefaultRaftPort   = 6444
+	DefaultGossipPort = 6445
 )
 
 // Config of a Server. Only DataDir, Name, AdvertiseAddress and Logger have no
@@ -29,8 +33,15 @@ type Config struct {
 
 	// BindAddress is where both ports listen; default all addresses.
 	BindAddress netip.Addr
-	// Port of the API and RaftPort of the servers among themselves.
-	Port, RaftPort uint16
+	// Port of the API, RaftPort of the servers among themselves, GossipPort (UDP
+	// and TCP) of all members.
+	Port, RaftPort, GossipPort uint16
+	// NodePort is where the node on this host serves its own API; 0 if it runs no
+	// pods. Others are told.
+	NodePort uint16
+	// Role is server (the default) or witness, which leads only while no other
+	// server can.
+	Role membership.Role
 	// AdvertiseAddress is where others reach this server.
 	AdvertiseAddress netip.Addr
 	// ServerNames are further DNS names and addresses of the API, for its
@@ -40,8 +51,17 @@ type Config struct {
 	// ClusterCIDR is where pods, ServiceCIDR where services get their addresses;
 	// defaults 10.42.0.0/16 and 10.43.0.0/16.
 	ClusterCIDR, ServiceCIDR netip.Prefix
-	// ClusterDomain is the DNS domain of services; default cluster.local.
+	// ClusterDomain is the DNS domain of services; default cluster.local. These
+	// three are given up for those of the cluster where it has told them (see
+	// Settings).
 	ClusterDomain string
+	// PodEvictionTimeout is how long pods stay bound to a node that is lost, unless
+	// they say otherwise. Given, it becomes that of the whole cluster; without a
+	// value anywhere it is DefaultPodEvictionTimeout.
+	PodEvictionTimeout time.Duration
+
+	// Passphrase of the keys in DataDir; nil: they have none.
+	Passphrase []byte
 
 	// Version of skiff, as the status shows it.
 	Version string
@@ -49,6 +69,8 @@ type Config struct {
 	Profiling bool
 	// Listen replaces net.Listen, for tests.
 	Listen func(network, address string) (net.Listener, error)
+	// GossipTiming replaces production values, for tests.
+	GossipTiming gossip.Timing
 
 	Logger *slog.Logger
 }
@@ -72,6 +94,18 @@ func (c *Config) complete() error {
 	}
 	if c.RaftPort == 0 {
 		c.RaftPort = DefaultRaftPort
+	}
+	if c.GossipPort == 0 {
+		c.GossipPort = DefaultGossipPort
+	}
+	if c.Role == "" {
+		c.Role = membership.RoleServer
+	}
+	if !c.Role.Votes() {
+		return fmt.Errorf("server: Role is %s, want server or witness", c.Role)
+	}
+	if c.PodEvictionTimeout < 0 {
+		return fmt.Errorf("server: PodEvictionTimeout %s is negative", c.PodEvictionTimeout)
 	}
 	if !c.ClusterCIDR.IsValid() {
 		c.ClusterCIDR = netip.MustParsePrefix("10.42.0.0/16")

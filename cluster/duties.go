@@ -47,8 +47,11 @@ type DutiesConfig struct {
 	API *rest.Config
 	// ClusterCIDR is where nodes get their pod addresses from.
 	ClusterCIDR netip.Prefix
-	// CA is the cluster's CA certificate in PEM, published to every namespace.
-	CA []byte
+	// CA gives the cluster's CA certificates in PEM, which are published to every
+	// namespace; CAChanges gives a channel that is poked when they change, nil:
+	// they never do.
+	CA        func() []byte
+	CAChanges func() (poked <-chan struct{}, cancel func())
 	// Gossip says which nodes are alive, Leases what they may run. Without both,
 	// as in tests of the rest, every node is believed to be alive.
 	Gossip nodehealth.Gossip
@@ -67,7 +70,7 @@ func Duties(cfg DutiesConfig) (func() ([]Duty, error), error) {
 		return nil, errors.New("duties: API is missing")
 	case !cfg.ClusterCIDR.IsValid():
 		return nil, errors.New("duties: ClusterCIDR is missing")
-	case len(cfg.CA) == 0:
+	case cfg.CA == nil:
 		return nil, errors.New("duties: CA is missing")
 	case cfg.Logger == nil:
 		return nil, errors.New("duties: Logger is missing")
@@ -130,7 +133,7 @@ func (t *term) duties() ([]Duty, error) {
 	})
 	add(t, "serviceaccount", "serviceaccount-controller", serviceaccount.New)
 	add(t, "rootca", "root-ca-certificate-publisher-controller", func(c controller.Config) (*rootca.Controller, error) {
-		return rootca.New(rootca.Config{Config: c, CA: t.cfg.CA})
+		return rootca.New(rootca.Config{Config: c, CA: t.cfg.CA, Changes: t.cfg.CAChanges})
 	})
 	t.nodes()
 	add(t, "nodeipam", "cidrAllocator", func(c controller.Config) (*nodeipam.Controller, error) {

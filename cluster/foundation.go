@@ -48,9 +48,6 @@ func (s *Server) duties() ([]Duty, error) {
 	}
 	return []Duty{
 		{Name: "expiry", Run: s.backend.Expire},
-		{Name: "trust", Run: s.trust.Duty},
-		{Name: "encryption", Run: s.sealer.Duty},
-		{Name: "node-leases", Run: s.leases.Run},
 		{Name: "removals", Run: s.members.FinishRemovals},
 		{Name: "api-endpoints", Run: func(ctx context.Context) error { return s.keepEndpoints(ctx, client) }},
 		{Name: "encryption", Run: s.sealer.Duty},

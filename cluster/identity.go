@@ -3,6 +3,7 @@ package cluster
 import (
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/skiff-sh/skiff/cluster/consensus"
@@ -25,8 +27,8 @@ const (
 	adminGroup    = "system:masters"
 )
 
-// nodeID reads this member's stable identity, or makes one.
-func nodeID(dir string) (string, error) {
+// NodeID reads this member's stable identity, or makes one.
+func NodeID(dir string) (string, error) {
 	path := filepath.Join(dir, "node-id")
 	b, err := os.ReadFile(path)
 	if err == nil {
@@ -60,10 +62,10 @@ func writeFileSynced(path string, b []byte) error {
 }
 
 // servingRequest describes the API's serving certificate: every name and
-// address under which clients may reach this server.
-func servingRequest(c Config) pki.Request {
+// address under which clients may reach this server, and its ID.
+func servingRequest(c Config, id string) pki.Request {
 	r := pki.Request{CommonName: apiServerName, DNSNames: []string{
-		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + c.ClusterDomain, "localhost"}}
+		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + c.ClusterDomain, "localhost", id}}
 	seen := map[string]bool{}
 	add := func(name string) {
 		if name == "" || seen[name] {
@@ -100,9 +102,18 @@ func servingRequest(c Config) pki.Request {
 }
 
 // memberTLS lets only servers of this cluster pass, in both directions, at
-// whatever address they are.
-func memberTLS(l *pki.Leaf) *tls.Config {
-	return pki.MutualTLS(l, pki.TLSOptions{Protos: consensus.Protocols(), Verify: pki.CommonName(memberName)})
+// whatever address they are. removed tells of those that are none any more.
+func memberTLS(l *pki.Leaf, removed func(id string) bool) *tls.Config {
+	named := pki.CommonName(memberName)
+	return pki.MutualTLS(l, pki.TLSOptions{Protos: consensus.Protocols(), Verify: func(peer *x509.Certificate) error {
+		if err := named(peer); err != nil {
+			return err
+		}
+		if slices.ContainsFunc(peer.DNSNames, removed) {
+			return errors.New("the peer was removed from the cluster")
+		}
+		return nil
+	}})
 }
 
 // nodeTLS shows the API server's certificate to nodes.

@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"log/slog"
 	"net/http"
@@ -21,15 +20,9 @@ const (
 // Status is what `skiff status` shows.
 type Status = membership.Status
 
-// operatorHandlers serves StatusPath and SnapshotPath.
-func operatorHandlers(status func() Status, snapshot func(context.Context, io.Writer) error, log *slog.Logger) map[string]http.Handler {
+// snapshotHandlers serves SnapshotPath.
+func snapshotHandlers(snapshot func(context.Context, io.Writer) error, log *slog.Logger) map[string]http.Handler {
 	return map[string]http.Handler{
-		StatusPath: get(func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "application/json")
-			if err := json.NewEncoder(w).Encode(status()); err != nil {
-				log.Debug("answer status", "error", err)
-			}
-		}),
 		// The snapshot ends with its checksum: a client that reads a whole,
 		// verified snapshot has got all of it, whatever happened here.
 		SnapshotPath: get(func(w http.ResponseWriter, r *http.Request) {

@@ -1,8 +1,9 @@
 // Package cluster is a server of the cluster: the replicated log and state, the
-// Kubernetes API on it, and the duties of the leader (scheduler and
-// controllers), joined to one Server.
+// Kubernetes API on it, membership and gossip, and the duties of the leader
+// (scheduler and controllers), joined to one Server.
 //
-// Limits: a server makes a cluster of its own; others cannot join yet.
+// A server on a new data directory makes a cluster of its own. One that joins
+// another is given keys and cluster.json first (see Join).
 package cluster
 
 import (
@@ -12,6 +13,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,9 +21,15 @@ import (
 
 	"github.com/skiff-sh/skiff/cluster/api"
 	"github.com/skiff-sh/skiff/cluster/consensus"
+	"github.com/skiff-sh/skiff/cluster/controller/nodelifecycle"
+	"github.com/skiff-sh/skiff/cluster/gossip"
+	"github.com/skiff-sh/skiff/cluster/membership"
+	"github.com/skiff-sh/skiff/cluster/nodehealth"
 	"github.com/skiff-sh/skiff/cluster/pki"
 	"github.com/skiff-sh/skiff/cluster/registry/allocator"
+	"github.com/skiff-sh/skiff/cluster/seal"
 	"github.com/skiff-sh/skiff/cluster/storage"
+	"github.com/skiff-sh/skiff/cluster/trust"
 	"github.com/skiff-sh/skiff/fsm"
 	"github.com/skiff-sh/skiff/fsm/store"
 )
@@ -39,6 +47,18 @@ type Server struct {
 	ready   chan struct{}
 	started time.Time
 
+	known        known
+	settings     atomic.Pointer[membership.Settings]
+	gossip       atomic.Pointer[gossip.Gossip] // nil before this server knows the cluster's ID and keys
+	peersChanged hub
+	members      *membership.Service
+	sealer       *seal.Sealer
+	trust        *trust.Trust
+	leases       *nodehealth.Leases
+	evictions    *nodelifecycle.Board
+	admin        *pki.Leaf
+	leaves       map[string]*pki.Leaf // by what they are for
+
 	// closers undo what New did, for a server that is never run.
 	closers []func() error
 }
@@ -50,7 +70,7 @@ func New(c Config) (*Server, error) {
 	if err := c.complete(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: c, ready: make(chan struct{}), started: time.Now()}
+	s := &Server{cfg: c, ready: make(chan struct{}), started: time.Now(), evictions: &nodelifecycle.Board{}, leaves: map[string]*pki.Leaf{}}
 	if err := s.open(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -66,10 +86,17 @@ func (s *Server) open() (err error) {
 		}
 		s.onClose(func() error { lock.Unlock(); return nil })
 	}
-	if s.pki, err = pki.Open(filepath.Join(c.DataDir, "pki")); err != nil {
+	if err := s.openKnown(); err != nil {
 		return err
 	}
-	if s.id, err = nodeID(c.DataDir); err != nil {
+	if s.pki, err = pki.OpenProtected(filepath.Join(c.DataDir, "pki"), c.Passphrase); err != nil {
+		return err
+	}
+	s.pki.SetLogger(c.Logger)
+	if s.id, err = NodeID(c.DataDir); err != nil {
+		return err
+	}
+	if s.admin, err = s.leaf("administrator", pki.Request{CommonName: adminName, Organization: []string{adminGroup}}); err != nil {
 		return err
 	}
 	apiPort, err := s.listen(c.Port, "API")
@@ -80,11 +107,20 @@ func (s *Server) open() (err error) {
 	if err != nil {
 		return err
 	}
+	if err := s.checkGossipPort(); err != nil {
+		return err
+	}
 	s.state = store.New(store.Config{})
 	if err := s.openLog(lock, raftPort); err != nil {
 		return err
 	}
-	if s.backend, err = storage.New(storage.Config{Store: s.state, Log: s.node, Logger: c.Logger}); err != nil {
+	if err := s.openTrust(); err != nil {
+		return err
+	}
+	if err := s.openMembership(); err != nil {
+		return err
+	}
+	if s.backend, err = storage.New(storage.Config{Store: s.state, Log: s.node, Sealer: s.sealer, Logger: c.Logger}); err != nil {
 		return err
 	}
 	if err := s.openAPI(apiPort); err != nil {
@@ -94,17 +130,23 @@ func (s *Server) open() (err error) {
 }
 
 func (s *Server) openLog(lock *consensus.DirLock, port net.Listener) error {
-	member, err := s.pki.Leaf(pki.Request{CommonName: memberName, DNSNames: []string{s.id}, IPs: []net.IP{s.cfg.AdvertiseAddress.AsSlice()}})
+	member, err := s.leaf("servers among themselves", pki.Request{CommonName: memberName, DNSNames: []string{s.id}, IPs: []net.IP{s.cfg.AdvertiseAddress.AsSlice()}})
 	if err != nil {
-		return fmt.Errorf("certificate of this server: %w", err)
+		return err
 	}
-	addr := hostPort(s.cfg.AdvertiseAddress, listenPort(port))
-	s.node, err = consensus.New(consensus.Config{
-		NodeID: s.id, DataDir: s.cfg.DataDir, Lock: lock, Listener: port, AdvertiseAddr: addr,
-		TLS: memberTLS(member), FSM: fsm.New(s.state), Logger: s.cfg.Logger.With("component", "raft"),
-		Bootstrap: []consensus.Server{{ID: s.id, Addr: addr}},
-	})
-	if err != nil {
+	s.cfg.RaftPort = listenPort(port)
+	c := consensus.Config{
+		NodeID: s.id, DataDir: s.cfg.DataDir, Lock: lock, Listener: port, AdvertiseAddr: s.self().Raft(),
+		TLS: memberTLS(member, s.isRemoved), FSM: fsm.New(s.state), Logger: s.cfg.Logger.With("component", "raft"),
+		Witness: s.cfg.Role == membership.RoleWitness, Version: s.cfg.Version, Alive: s.alive,
+		Admit: func(id, addr string) error { return s.members.Admit(id, addr) }, Handlers: s.rpcHandlers(),
+	}
+	// A server that knows of others asks them to be let in, or to have its address
+	// corrected; else it is the first one.
+	if c.Join = s.joinAddresses(); len(c.Join) == 0 {
+		c.Bootstrap = []consensus.Server{{ID: s.id, Addr: c.AdvertiseAddr}}
+	}
+	if s.node, err = consensus.New(c); err != nil {
 		return err
 	}
 	s.onClose(s.node.Close)
@@ -112,21 +154,23 @@ func (s *Server) openLog(lock *consensus.DirLock, port net.Listener) error {
 }
 
 func (s *Server) openAPI(port net.Listener) error {
-	serving, err := s.pki.Leaf(servingRequest(s.cfg))
+	serving, err := s.leaf("API", servingRequest(s.cfg, s.id))
 	if err != nil {
-		return fmt.Errorf("certificate of the API: %w", err)
+		return err
 	}
-	toNodes, err := s.pki.Leaf(pki.Request{CommonName: apiServerName, Organization: []string{adminGroup}})
+	toNodes, err := s.leaf("API server towards nodes", pki.Request{CommonName: apiServerName, Organization: []string{adminGroup}, DNSNames: []string{s.id}})
 	if err != nil {
-		return fmt.Errorf("certificate of the API server towards nodes: %w", err)
+		return err
 	}
 	s.cfg.Port = listenPort(port)
+	timeout := s.Settings().PodEvictionTimeout
 	s.api, err = api.New(api.Config{
 		Backend: s.backend, Reservations: allocator.New(s.node, s.state),
 		Listener: port, ServingTLS: serving.ServerTLS(), ExternalAddress: hostPort(s.cfg.AdvertiseAddress, s.cfg.Port),
 		TokenKey: s.pki.ServiceAccountKey(), NodeTLS: nodeTLS(toNodes),
 		ServiceCIDR: s.cfg.ServiceCIDR, ClusterDomain: s.cfg.ClusterDomain,
-		Handlers:  operatorHandlers(s.Status, s.Snapshot, s.cfg.Logger),
+		PodEvictionTimeout: &timeout, Gossip: nodeGossip{s},
+		Handlers: s.handlers(), OpenHandlers: s.members.OpenHandlers(), CheckCertificate: s.members.CheckCertificate,
 		Profiling: s.cfg.Profiling, Logger: s.cfg.Logger.With("component", "api"),
 	})
 	if err != nil {
@@ -138,7 +182,7 @@ func (s *Server) openAPI(port net.Listener) error {
 func (s *Server) openLeader() error {
 	logger := s.cfg.Logger.With("component", "leader")
 	controllers, err := Duties(DutiesConfig{API: s.api.LoopbackClientConfig(), ClusterCIDR: s.cfg.ClusterCIDR,
-		CA: s.pki.CACertPEM(), Logger: logger})
+		CA: s.pki.Bundle, CAChanges: s.trust.Changes, Gossip: nodeGossip{s}, Leases: s.leases, Evictions: s.evictions, Logger: logger})
 	if err != nil {
 		return err
 	}
@@ -194,7 +238,8 @@ func (s *Server) Close() error {
 
 // Run serves until ctx ends or a part fails, and returns when everything it
 // started has ended. Parts stop in this order: the leader's duties and the API,
-// then the log they write to.
+// then the log they write to. ErrRestart asks for a new Server on the same data
+// directory. Loss of the leader, of the quorum or of the membership ends nothing.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.Close()
 	if err := s.writeKubeconfig(); err != nil {
@@ -213,21 +258,13 @@ func (s *Server) Run(ctx context.Context) error {
 			return nil
 		}
 	})
-	g.Go(func() error { return s.backend.Run(ctx) })
-	g.Go(func() error { return s.api.Run(ctx) })
-	g.Go(func() error { return s.leader.Run(ctx) })
-	g.Go(func() error { return s.awaitReady(ctx) })
+	for _, run := range []func(context.Context) error{s.backend.Run, s.api.Run, s.leader.Run, s.trust.Run, s.members.Run,
+		s.runGossip, s.followSettings, s.awaitReady} {
+		g.Go(func() error { return run(ctx) })
+	}
 	err := g.Wait()
 	stopLog()
 	return errors.Join(err, <-logEnded)
-}
-
-func (s *Server) writeKubeconfig() error {
-	cert, key, err := s.pki.Issue(pki.Request{CommonName: adminName, Organization: []string{adminGroup}})
-	if err != nil {
-		return fmt.Errorf("certificate of the administrator: %w", err)
-	}
-	return s.pki.WriteKubeconfig(s.KubeconfigPath(), s.URL(), cert, key)
 }
 
 // awaitReady closes ready when the API serves and what every cluster has from
@@ -269,7 +306,6 @@ func (s *Server) URL() string { return "https://" + hostPort(s.cfg.AdvertiseAddr
 // before the call, consistent at one revision.
 func (s *Server) Snapshot(ctx context.Context, w io.Writer) error { return s.node.Snapshot(ctx, w) }
 
-// Status returns the state of this member.
-func (s *Server) Status() Status {
-	return Status{Name: s.cfg.Name, Version: s.cfg.Version, Started: s.started, Duties: s.leader.Running(), Raft: s.node.Stats()}
-}
+// Status is what this member knows of itself and, with the leader's help, of the
+// others.
+func (s *Server) Status(ctx context.Context) Status { return s.members.Status(ctx) }

@@ -19,6 +19,8 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
+
+	"github.com/skiff-sh/skiff/cluster/gossip"
 )
 
 func TestMain(m *testing.M) {
@@ -38,6 +40,25 @@ type testServer struct {
 // onLoopback listens where the test may, whatever port is asked for.
 func onLoopback(network, _ string) (net.Listener, error) { return net.Listen(network, "127.0.0.1:0") }
 
+// quickGossip finds deaths fast.
+var quickGossip = gossip.Timing{Probe: 100 * time.Millisecond, ProbeWait: 50 * time.Millisecond, Gossip: 20 * time.Millisecond}
+
+// freePort is one that nobody has now, for UDP and TCP.
+func freePort() uint16 {
+	for {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			panic(err)
+		}
+		p, err := net.ListenPacket("udp", l.Addr().String())
+		l.Close()
+		if err == nil {
+			p.Close()
+			return listenPort(l)
+		}
+	}
+}
+
 func testConfig(dir string) Config {
 	level := slog.LevelError
 	if testing.Verbose() {
@@ -45,6 +66,7 @@ func testConfig(dir string) Config {
 	}
 	return Config{
 		Name: "test", DataDir: dir, Version: "test", Listen: onLoopback,
+		GossipPort: freePort(), GossipTiming: quickGossip,
 		BindAddress: netip.MustParseAddr("127.0.0.1"), AdvertiseAddress: netip.MustParseAddr("127.0.0.1"),
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	}
@@ -173,9 +195,9 @@ func TestFoundation(t *testing.T) {
 		_, err := s.client.RbacV1().ClusterRoles().Get(ctx, "cluster-admin", metav1.GetOptions{})
 		return err == nil, err
 	})
-	for name := range s.PKI().Files() {
-		if _, ok := s.state.View().Get("/skiff/pki/" + name); !ok {
-			t.Errorf("%s is not in the replicated state", name)
+	for _, key := range []string{"/skiff/trust", settingsKey} {
+		if _, ok := s.state.View().Get(key); !ok {
+			t.Errorf("%s is not in the replicated state", key)
 		}
 	}
 }

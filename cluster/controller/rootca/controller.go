@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
@@ -31,8 +32,11 @@ const (
 // Config is the common one and the certificate.
 type Config struct {
 	controller.Config
-	// CA is published as it is; PEM.
-	CA []byte
+	// CA gives what is published as it is; PEM.
+	CA func() []byte
+	// Changes gives a channel that is poked when CA gives something else; nil:
+	// never.
+	Changes func() (poked <-chan struct{}, cancel func())
 }
 
 // Controller publishes the certificate.
@@ -49,7 +53,7 @@ func New(cfg Config) (*Controller, error) {
 	if err := cfg.Check(); err != nil {
 		return nil, fmt.Errorf("rootca controller: %w", err)
 	}
-	if len(cfg.CA) == 0 {
+	if cfg.CA == nil || len(cfg.CA()) == 0 {
 		return nil, errors.New("rootca controller: config: CA is missing")
 	}
 	c := &Controller{cfg: cfg, maps: ownMaps(cfg.Client)}
@@ -89,9 +93,39 @@ func (c *Controller) Run(ctx context.Context) error {
 		defer close(stopped)
 		c.maps.RunWithContext(ctx)
 	}()
+	followed := make(chan struct{})
+	go func() {
+		defer close(followed)
+		c.follow(ctx)
+	}()
 	err := c.loop.Run(ctx)
 	<-stopped
+	<-followed
 	return err
+}
+
+// follow looks at all namespaces after a change of the CA.
+func (c *Controller) follow(ctx context.Context) {
+	if c.cfg.Changes == nil {
+		return
+	}
+	poked, cancel := c.cfg.Changes()
+	defer cancel()
+	for {
+		select {
+		case <-poked:
+		case <-ctx.Done():
+			return
+		}
+		all, err := c.cfg.Informers.Core().V1().Namespaces().Lister().List(labels.Everything())
+		if err != nil {
+			c.cfg.Logger.Warn("list namespaces after a change of the CA", "error", err)
+			continue
+		}
+		for _, ns := range all {
+			c.loop.Add(ns.Name)
+		}
+	}
 }
 
 func (c *Controller) sync(ctx context.Context, name string) error {
@@ -110,7 +144,7 @@ func (c *Controller) sync(ctx context.Context, name string) error {
 	if !found || !ok {
 		return c.create(ctx, name)
 	}
-	if right(current, string(c.cfg.CA)) {
+	if right(current, string(c.cfg.CA())) {
 		return nil
 	}
 	changed := current.DeepCopy()
@@ -132,7 +166,7 @@ func (c *Controller) create(ctx context.Context, namespace string) error {
 }
 
 func (c *Controller) fill(m *corev1.ConfigMap) {
-	m.Data = map[string]string{mapKey: string(c.cfg.CA)}
+	m.Data = map[string]string{mapKey: string(c.cfg.CA())}
 	m.BinaryData = nil
 	if m.Annotations == nil {
 		m.Annotations = map[string]string{}

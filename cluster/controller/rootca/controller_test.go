@@ -19,7 +19,7 @@ func TestPublishesAndRepairs(t *testing.T) {
 		// Left by an older CA.
 		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "b", Name: mapName}, Data: map[string]string{mapKey: "OLD"}},
 	)
-	ctl, err := New(Config{Config: c.Config, CA: []byte("CERT")})
+	ctl, err := New(Config{Config: c.Config, CA: func() []byte { return []byte("CERT") }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,117 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"net"
+	"reflect"
+	"slices"
+	"sync"
+
+	"github.com/skiff-sh/skiff/cluster/membership"
+	"github.com/skiff-sh/skiff/cluster/servers"
+)
+
+// known is what this server knows of the cluster without it: cluster.json.
+type known struct {
+	mu      sync.Mutex
+	cluster membership.Cluster // as on disk; guarded by mu
+}
+
+// servers are those that were not removed, alive or not, this one included.
+func (s *Server) servers() []membership.Server {
+	s.known.mu.Lock()
+	list := slices.Clone(s.known.cluster.Servers)
+	s.known.mu.Unlock()
+	put := func(m membership.Server) {
+		// Who takes a dead one's name takes its place.
+		list = append(slices.DeleteFunc(list, func(o membership.Server) bool { return o.ID == m.ID || o.Name == m.Name }), m)
+	}
+	for _, p := range s.peers() {
+		if p.Role.Votes() && p.State != membership.Left {
+			put(p.Server)
+		}
+	}
+	put(s.self())
+	list = slices.DeleteFunc(list, func(m membership.Server) bool { return m.ID != s.id && s.members.Removed(m.ID) })
+	slices.SortFunc(list, func(a, b membership.Server) int { return cmp.Compare(a.Name, b.Name) })
+	return list
+}
+
+// remember writes cluster.json if it is out of date. keys, if there are any, are
+// new ones for the gossip.
+func (s *Server) remember(keys [][]byte) error {
+	list := s.servers()
+	generation, _ := s.trusted()
+	s.known.mu.Lock()
+	defer s.known.mu.Unlock()
+	next := s.known.cluster
+	next.Servers, next.Settings, next.Generation = list, s.Settings(), generation
+	if id := s.node.Stats().ClusterID; id != "" {
+		next.ClusterID = id
+	}
+	if len(keys) > 0 {
+		next.GossipKeys = keys
+	}
+	if next.ClusterID == "" || reflect.DeepEqual(next, s.known.cluster) {
+		return nil
+	}
+	if err := membership.SaveCluster(s.cfg.DataDir, &next); err != nil {
+		return err
+	}
+	s.known.cluster = next
+	return nil
+}
+
+// others gives an address of every other server that this one knows of.
+func (s *Server) others(address func(membership.Server) string) []string {
+	var out []string
+	for _, m := range s.servers() {
+		if m.ID != s.id {
+			out = append(out, address(m))
+		}
+	}
+	return out
+}
+
+// seeds are where gossip looks for others: the servers that are known, and who
+// takes part in the log.
+func (s *Server) seeds() []string {
+	out := s.others(membership.Server.Gossip)
+	for _, m := range s.node.Members() {
+		if host, _, err := net.SplitHostPort(m.Address); err == nil && m.ID != s.id {
+			out = append(out, net.JoinHostPort(host, portText(s.cfg.GossipPort)))
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// keepKubeconfig writes the administrator's kubeconfig at every change of the
+// servers, of the CAs and of the administrator's certificate.
+func (s *Server) writeKubeconfig() error {
+	cert, key, err := s.admin.PEM()
+	if err != nil {
+		return err
+	}
+	k := servers.Kubeconfig{CA: s.pki.Bundle(), Cert: cert, Key: key}
+	self := s.self()
+	k.Servers = append(k.Servers, servers.Named{Name: self.Name, Address: self.API()})
+	for _, m := range s.servers() {
+		if m.ID != s.id {
+			k.Servers = append(k.Servers, servers.Named{Name: m.Name, Address: m.API()})
+		}
+	}
+	return k.Write(s.KubeconfigPath())
+}
+
+// bookkeeping keeps cluster.json and the kubeconfig up to date. That a disk is
+// full must not end the server.
+func (s *Server) bookkeeping(ctx context.Context, keys [][]byte) {
+	if err := s.remember(keys); err != nil && ctx.Err() == nil {
+		s.cfg.Logger.Error("what this host knows of the cluster is not saved", "error", err)
+	}
+	if err := s.writeKubeconfig(); err != nil && ctx.Err() == nil {
+		s.cfg.Logger.Error("the administrator's kubeconfig is not up to date", "error", err)
+	}
+}
