@@ -195,9 +195,10 @@ func (s *Service) sign(name, id, address string, csr []byte) ([]byte, error) {
 	if !a.IsLoopback() {
 		req.IPs = append(req.IPs, a.AsSlice())
 	}
+	generation, _ := s.c.Trust() // before the signature: if it changes meanwhile, the agent asks once too often
 	cert, err := s.c.Authority.SignCSR(csr, req)
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "certificate request of %s: %v", name, err)
 	}
-	return cert, nil
+	return withGeneration(cert, generation), nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -109,13 +110,12 @@ func (s *Service) nodeConfig(r *http.Request) (*NodeConfig, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &NodeConfig{Cluster: s.cluster(), CA: s.c.Authority.Bundle(),
-		Renew: !issuedBy(cert, ca) || cert.NotBefore.Before(s.c.RenewBefore().Add(-certBackdate))}, nil
+	generation, err := strconv.ParseUint(r.URL.Query().Get("generation"), 10, 64)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, "the generation of the certificate: %v", err)
+	}
+	return &NodeConfig{Cluster: s.cluster(), CA: s.c.Authority.Bundle(), Renew: !issuedBy(cert, ca) || generation < s.c.Leaves()}, nil
 }
-
-// certBackdate is at least how much earlier than its issue a certificate
-// begins; cluster/pki does it, for clocks that are behind.
-const certBackdate = time.Hour
 
 func issuedBy(c, ca *x509.Certificate) bool {
 	if len(c.AuthorityKeyId) > 0 && len(ca.SubjectKeyId) > 0 {

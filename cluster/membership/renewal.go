@@ -160,7 +160,10 @@ func (i *Identity) renewRequest(next *ecdsa.PrivateKey) (r RenewRequest, old *x5
 func (i *Identity) NodeConfig(ctx context.Context) (*NodeConfig, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	c, err := call[NodeConfig](ctx, i.client(), http.MethodGet, serversURL+NodeConfigPath, nil, nil)
+	i.mu.Lock()
+	generation := generationOf(i.pem)
+	i.mu.Unlock()
+	c, err := call[NodeConfig](ctx, i.client(), http.MethodGet, fmt.Sprintf("%s%s?generation=%d", serversURL, NodeConfigPath, generation), nil, nil)
 	if err != nil {
 		return nil, fmt.Errorf("settings of this node: %w", err)
 	}

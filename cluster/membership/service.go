@@ -116,9 +116,9 @@ type Config struct {
 	Trust func() (generation uint64, gossipKeys [][]byte)
 	// ServerFiles are the files of <data-dir>/pki that a server needs.
 	ServerFiles func() (map[string][]byte, error)
-	// RenewBefore makes agents replace certificates that were issued earlier;
-	// default none.
-	RenewBefore func() time.Time
+	// Leaves is the generation of the trust since which certificates of agents
+	// must be: older ones are replaced. Default 0.
+	Leaves func() uint64
 	// Client reaches the API, to delete Node objects; nil: there are none. It is
 	// asked for when it is needed.
 	Client func() kubernetes.Interface
@@ -186,8 +186,8 @@ func New(c Config) (*Service, error) {
 	if c.Trust == nil {
 		c.Trust = func() (uint64, [][]byte) { return 0, nil }
 	}
-	if c.RenewBefore == nil {
-		c.RenewBefore = func() time.Time { return time.Time{} }
+	if c.Leaves == nil {
+		c.Leaves = func() uint64 { return 0 }
 	}
 	if c.Duties == nil {
 		c.Duties = func() []string { return nil }

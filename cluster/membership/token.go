@@ -5,9 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base32"
-	"encoding/pem"
 	"errors"
-	"fmt"
 	"strings"
 )
 
@@ -59,34 +57,3 @@ func validTokenID(id string) bool {
 
 // bearer is the part of the token that is sent.
 func (t Token) bearer() string { return t.ID + "." + t.secret }
-
-// parseCerts reads all certificates of a PEM text.
-func parseCerts(b []byte) ([]*x509.Certificate, error) {
-	var out []*x509.Certificate
-	for {
-		var block *pem.Block
-		if block, b = pem.Decode(b); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("parse certificate: %w", err)
-		}
-		out = append(out, c)
-	}
-	if len(out) == 0 {
-		return nil, errors.New("no PEM certificate")
-	}
-	return out, nil
-}
-
-func poolOf(certs ...*x509.Certificate) *x509.CertPool {
-	p := x509.NewCertPool()
-	for _, c := range certs {
-		p.AddCert(c)
-	}
-	return p
-}
