@@ -100,7 +100,7 @@ func (n *Node) CallLeader(ctx context.Context, method string, body []byte) (out 
 			out, err = n.runMethod(ctx, n.c.NodeID, method, body)
 			return err
 		}
-		out, err = n.peers.call(ctx, leader, kindCall, appendCall(nil, callLeaderOnly, n.c.NodeID, method, body))
+		out, err = n.peers.callLeader(ctx, leader, kindCall, appendCall(nil, callLeaderOnly, n.c.NodeID, method, body))
 		return err
 	})
 	return out, err

@@ -107,9 +107,6 @@ func (c *Config) complete() error {
 	setDefault(&c.HeartbeatTimeout, time.Second)
 	setDefault(&c.ElectionWait, 5*time.Second)
 	setDefault(&c.DeadServerGrace, time.Hour)
-	if c.Alive == nil {
-		c.Alive = func(string) bool { return true }
-	}
 	for _, a := range c.Join {
 		if _, _, err := net.SplitHostPort(a); err != nil {
 			return fmt.Errorf("consensus: Join: %w", err)

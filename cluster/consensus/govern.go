@@ -125,7 +125,7 @@ func (g *governor) KnownServers() map[raft.ServerID]*autopilot.Server {
 func (g *governor) expired(m Member) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if m.ID == g.n.c.NodeID || g.n.lives(m.ID) {
+	if m.ID == g.n.c.NodeID || !g.n.silent(m.ID) {
 		delete(g.dead, m.ID)
 		return false
 	}

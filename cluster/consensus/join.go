@@ -18,6 +18,7 @@ type joinRequest struct {
 	ID             string `json:"id"`
 	Addr           string `json:"addr"`
 	CommandVersion int    `json:"commandVersion"`
+	Instance       string `json:"instance"`
 	// Fresh: the server knows of no configuration and holds no log.
 	Fresh bool `json:"fresh"`
 	// Forwarded: whoever gets it does not pass it on.
@@ -83,7 +84,7 @@ func (n *Node) mustAsk(r *raft.Raft) (ask, fresh bool) {
 // askToJoin asks the members that are known until one of them has done it.
 func (n *Node) askToJoin(ctx context.Context, r *raft.Raft, fresh bool) error {
 	body, err := json.Marshal(joinRequest{
-		ID: n.c.NodeID, Addr: n.c.AdvertiseAddr, CommandVersion: fsm.MaxCommandVersion, Fresh: fresh,
+		ID: n.c.NodeID, Addr: n.c.AdvertiseAddr, CommandVersion: fsm.MaxCommandVersion, Instance: n.instance, Fresh: fresh,
 	})
 	if err != nil {
 		return err
@@ -153,6 +154,11 @@ func (n *Node) admit(ctx context.Context, q joinRequest) error {
 	if n.c.Admit != nil {
 		if err := n.c.Admit(q.ID, q.Addr); err != nil {
 			return fmt.Errorf("%w: %w", ErrRefused, err)
+		}
+	}
+	if known && (q.Fresh || m.Address != q.Addr) {
+		if s := n.askMember(ctx, m); s.Error == "" && s.Instance != q.Instance {
+			return fmt.Errorf("%w: another server of its ID answers at %s; a data dir is for one server, and a copy of it for none", ErrRefused, m.Address)
 		}
 	}
 	id, addr := raft.ServerID(q.ID), raft.ServerAddress(q.Addr)

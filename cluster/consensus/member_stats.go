@@ -32,6 +32,7 @@ type MemberStats struct {
 	FsyncP99       time.Duration `json:"fsyncP99Nanoseconds"`
 	Problem        string        `json:"problem,omitempty"` // why its log takes no writes
 	Error          string        `json:"error,omitempty"`   // why it could not be asked; the figures are zero then
+	Instance       string        `json:"instance"`          // of the process, random
 }
 
 const (
@@ -59,7 +60,7 @@ func (n *Node) ownStats() MemberStats {
 	return MemberStats{
 		ID: n.c.NodeID, Witness: n.c.Witness, Version: n.c.Version, CommandVersion: fsm.MaxCommandVersion,
 		Term: s.Term, LastTerm: n.log.LastTerm(), LastIndex: s.LastIndex, Committed: s.Committed, Applied: s.Applied,
-		FsyncP50: s.Appends.P50, FsyncP99: s.Appends.P99, Problem: s.Problem,
+		Instance: n.instance, FsyncP50: s.Appends.P50, FsyncP99: s.Appends.P99, Problem: s.Problem,
 	}
 }
 

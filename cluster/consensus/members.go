@@ -250,5 +250,10 @@ func (n *Node) heirs(witnesses bool) []Member {
 // lives says whether a member is alive by what others know, and answered this
 // leader lately.
 func (n *Node) lives(id string) bool {
-	return n.c.Alive(id) && n.contacts.since(id) < 3*n.c.HeartbeatTimeout
+	return (n.c.Alive == nil || n.c.Alive(id)) && n.contacts.since(id) < silentBeats*n.c.HeartbeatTimeout
+}
+
+// silent says whether a member does not answer and nobody knows it to be alive.
+func (n *Node) silent(id string) bool {
+	return (n.c.Alive == nil || !n.c.Alive(id)) && n.contacts.since(id) >= silentBeats*n.c.HeartbeatTimeout
 }

@@ -221,6 +221,17 @@ func TestReplacement(t *testing.T) {
 	})
 }
 
+// TestCopiedData: a second server on a copy of the data is refused while the
+// first lives.
+func TestCopiedData(t *testing.T) {
+	t.Parallel()
+	members := grow(t, hasty, Config{})
+	q := joinRequest{ID: "b", Addr: "127.0.0.1:1", CommandVersion: 1, Instance: "other"}
+	if err := members[0].admit(t.Context(), q); !errors.Is(err, ErrRefused) {
+		t.Errorf("a second server: %v", err)
+	}
+}
+
 func TestTransfer(t *testing.T) {
 	t.Parallel()
 	members := cluster(t, 3, steady)
@@ -253,15 +264,12 @@ func TestWitness(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the witness gives it away", func() bool { return members[0].IsLeader() || members[1].IsLeader() })
-	for range 3 { // a graceful stop never prefers it
+	// Nor does anybody prefer it who stops.
+	eventually(t, "the leader knows the witness and both of its heirs", func() bool {
 		leader, _ := leaderOf(t, members)
-		if leader == members[2] {
-			t.Fatal("the witness leads")
-		}
-		if err := leader.TransferLeadership(t.Context(), ""); err != nil {
-			t.Fatal(err)
-		}
-	}
+		heirs := leader.heirs(true)
+		return len(leader.lastStats()) == 3 && len(heirs) == 2 && heirs[1].ID == "c" && len(leader.heirs(false)) == 1
+	})
 }
 
 func TestCalls(t *testing.T) {

@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -42,6 +43,7 @@ type Node struct {
 	adapted   atomic.Int64    // slowest when Raft's timeouts were set
 	reloading sync.Mutex
 
+	instance  string                        // random
 	abrupt    bool                          // stop without handing over, for tests
 	versionOf func([]byte) int              // fsm.CommandVersion, but for tests
 	asked     atomic.Pointer[[]MemberStats] // by the leader, last
@@ -59,7 +61,7 @@ func New(c Config) (*Node, error) {
 	if err := c.complete(); err != nil {
 		return nil, err
 	}
-	n := &Node{c: c, lock: c.Lock, ready: make(chan struct{}), stopped: make(chan struct{}), versionOf: fsm.CommandVersion}
+	n := &Node{c: c, lock: c.Lock, ready: make(chan struct{}), stopped: make(chan struct{}), versionOf: fsm.CommandVersion, instance: rand.Text()}
 	n.stall.changed = make(chan struct{}, 1)
 	if n.lock == nil {
 		l, err := LockDir(c.DataDir)

@@ -37,7 +37,7 @@ func (p *peers) close() {
 }
 
 func (p *peers) propose(ctx context.Context, leader string, cmd []byte) (r fsm.Result, index uint64, err error) {
-	body, err := p.call(ctx, leader, kindPropose, cmd)
+	body, err := p.callLeader(ctx, leader, kindPropose, cmd)
 	if err != nil {
 		return r, 0, err
 	}
@@ -52,7 +52,7 @@ func (p *peers) propose(ctx context.Context, leader string, cmd []byte) (r fsm.R
 }
 
 func (p *peers) readIndex(ctx context.Context, leader string) (uint64, error) {
-	body, err := p.call(ctx, leader, kindReadIndex, nil)
+	body, err := p.callLeader(ctx, leader, kindReadIndex, nil)
 	if err != nil {
 		return 0, err
 	}
@@ -66,6 +66,23 @@ func (p *peers) readIndex(ctx context.Context, leader string) (uint64, error) {
 // call sends one request and waits for its answer. An error that wraps
 // ErrNotLeader or ErrUnreachable says that it was not carried out.
 func (p *peers) call(ctx context.Context, addr string, kind byte, body []byte) ([]byte, error) {
+	return p.callWhile(ctx, addr, kind, body, nil)
+}
+
+// callLeader is call of a member that leads. When another does, an answer can
+// only come from before that: it is waited for a moment longer, if at all.
+func (p *peers) callLeader(ctx context.Context, leader string, kind byte, body []byte) ([]byte, error) {
+	return p.callWhile(ctx, leader, kind, body, func() bool {
+		id, addr := p.n.Leader()
+		return id == "" || addr == leader
+	})
+}
+
+// lateAnswer is how long an answer is waited for after its server was replaced
+// as the leader.
+const lateAnswer = time.Second
+
+func (p *peers) callWhile(ctx context.Context, addr string, kind byte, body []byte, leads func() bool) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
@@ -85,16 +102,29 @@ func (p *peers) call(ctx context.Context, addr string, kind byte, body []byte) (
 		c.fail(err)
 		return nil, fmt.Errorf("%w: send to %s: %w", ErrUnknownOutcome, addr, err)
 	}
-	select {
-	case f := <-answer:
-		if f.kind != statusOK {
-			return nil, errorOf(f.kind, string(f.body))
+	var late <-chan time.Time
+	for {
+		changed := p.n.lead.changed()
+		if leads != nil && late == nil && !leads() {
+			if kind == kindReadIndex {
+				return nil, fmt.Errorf("%w: another server leads now", ErrNotLeader)
+			}
+			late = time.After(lateAnswer)
 		}
-		return f.body, nil
-	case <-c.failed:
-		return nil, fmt.Errorf("%w: connection to %s: %w", ErrUnknownOutcome, addr, c.err)
-	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: no answer from %s: %w", ErrUnknownOutcome, addr, ctx.Err())
+		select {
+		case f := <-answer:
+			if f.kind != statusOK {
+				return nil, errorOf(f.kind, string(f.body))
+			}
+			return f.body, nil
+		case <-changed:
+		case <-late:
+			return nil, fmt.Errorf("%w: no answer from %s, and another server leads now", ErrUnknownOutcome, addr)
+		case <-c.failed:
+			return nil, fmt.Errorf("%w: connection to %s: %w", ErrUnknownOutcome, addr, c.err)
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: no answer from %s: %w", ErrUnknownOutcome, addr, ctx.Err())
+		}
 	}
 }
 
