@@ -70,7 +70,7 @@ func (s *Server) openMembership() (err error) {
 	s.members, err = membership.New(membership.Config{
 		Self: s.self, Role: s.cfg.Role, Version: s.cfg.Version, Started: s.started,
 		Store: s.state, Log: s.node, Raft: raftMembers{s.node}, Authority: s.pki,
-		Peers: s.peers, Forget: s.forget, LeaveGossip: s.leaveGossip,
+		Peers: s.peers, Servers: s.servers, Forget: s.forget, LeaveGossip: s.leaveGossip, Leaves: s.trust.Leaves,
 		Settings: s.Settings, Trust: s.trusted,
 		ServerFiles: func() (map[string][]byte, error) { return s.pki.Files(), nil },
 		Client:      s.client,
