@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -120,6 +121,29 @@ func TestPodGetsAccountTokenAndTolerations(t *testing.T) {
 	// A template that was read back and applied again must not gain a second volume.
 	if err := createPod(t, usual(), p); err != nil || len(p.Spec.Volumes) != 1 || len(p.Spec.Tolerations) != 2 {
 		t.Errorf("second pass: %v, %+v", err, p.Spec)
+	}
+}
+
+func TestDefaultTolerations(t *testing.T) {
+	for timeout, want := range map[time.Duration]int64{0: 0, 30 * time.Second: 30, 1500 * time.Millisecond: 2} {
+		chain, err := New(usual(), Config{PodEvictionTimeout: &timeout})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := pod(func(p *corev1.Pod) {
+			p.Spec.Tolerations = []corev1.Toleration{{Key: corev1.TaintNodeNotReady, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute}}
+		})
+		a := admission.NewAttributesRecord(p, nil, corev1.SchemeGroupVersion.WithKind("Pod"), "ns", "p", corev1.SchemeGroupVersion.WithResource("pods"), "", admission.Create, nil, false, admin)
+		if err := chain.(admission.MutationInterface).Admit(t.Context(), a, nil); err != nil {
+			t.Fatal(err)
+		}
+		if l := p.Spec.Tolerations; len(l) != 2 || l[0].TolerationSeconds != nil || l[1].Key != corev1.TaintNodeUnreachable || *l[1].TolerationSeconds != want {
+			t.Errorf("%v: tolerations %+v", timeout, l)
+		}
+	}
+	negative := -time.Second
+	if _, err := New(usual(), Config{PodEvictionTimeout: &negative}); err == nil || !strings.Contains(err.Error(), "the pod eviction timeout -1s is negative") {
+		t.Error(err)
 	}
 }
 
