@@ -141,6 +141,12 @@ func clockError(host, server time.Time, whose string) error {
 		host.UTC().Format(layout), d.Round(time.Second), direction, whose, server.UTC().Format(layout), MaxClockSkew)
 }
 
+// settleTime is how long after its start a server may not have heard of all that
+// live.
+const settleTime = 15 * time.Second
+
+var errTryAgain = errors.New("try again in a few seconds")
+
 // claim gives the writes that make r the holder of its name. A holder that is
 // dead loses it; a live one keeps it.
 func (s *Service) claim(ctx context.Context, r *JoinRequest) ([]fsm.Op, error) {
@@ -153,7 +159,11 @@ func (s *Service) claim(ctx context.Context, r *JoinRequest) ([]fsm.Op, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p, known := s.peer(r.Name); known && p.ID != r.NodeID && p.State == Alive {
+	p, known := s.peer(r.Name)
+	if !known && old != nil && old.ID != r.NodeID && s.c.Now().Sub(s.c.Started) < settleTime {
+		return nil, fmt.Errorf("%w: this server has just started and does not know yet whether the member %s lives", errTryAgain, r.Name)
+	}
+	if known && p.ID != r.NodeID && p.State == Alive {
 		return nil, refuse(http.StatusConflict, "the name %s is taken by a live member at %s: choose another with --name, or stop that one first", r.Name, p.Address)
 	}
 	var ops []fsm.Op

@@ -255,6 +255,21 @@ func TestADeadMemberIsReplaced(t *testing.T) {
 	refusedWith(t, err, "this node was removed from the cluster by the host that took its name")
 }
 
+// Gossip of a server that has just started may not know yet who lives.
+func TestNobodyIsReplacedByAServerThatKnowsNothing(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.mustJoin(t, agentRequest(t, "w", "id-w"))
+	_, err := b.join(b.token(t, RoleAgent), agentRequest(t, "w", "id-new"))
+	if r := new(Refusal); err == nil || errors.As(err, &r) || !strings.Contains(err.Error(), "try again in a few seconds: this server has just started") {
+		t.Errorf("got %v", err)
+	}
+	b.mu.Lock()
+	b.offset = settleTime
+	b.mu.Unlock()
+	b.mustJoin(t, agentRequest(t, "w", "id-new"))
+}
+
 func TestADeadServerIsReplaced(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

@@ -257,7 +257,7 @@ func statusOf(err error) int {
 	switch {
 	case errors.As(err, &r):
 		return r.Status
-	case errors.Is(err, consensus.ErrNoLeader), errors.Is(err, consensus.ErrUnknownOutcome), errors.Is(err, consensus.ErrStopped), errors.Is(err, consensus.ErrNoSpace):
+	case errors.Is(err, errTryAgain), errors.Is(err, consensus.ErrNoLeader), errors.Is(err, consensus.ErrUnknownOutcome), errors.Is(err, consensus.ErrStopped), errors.Is(err, consensus.ErrNoSpace):
 		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError
