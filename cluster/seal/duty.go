@@ -160,6 +160,18 @@ func (s *Sealer) commit(ctx context.Context, ops []fsm.Op) (int, error) {
 	return max(done, 1), nil // look again
 }
 
+// unused looks at every value there is, also where none should be sealed: a data
+// key that is dropped too early is the loss of what it seals.
+func (s *Sealer) unused(newest uint64) (err error) {
+	s.cfg.Store.View().Ascend("", "", func(kv *store.KeyValue) bool {
+		if n, _ := Number(kv.Value); n != 0 && n != newest {
+			err = fmt.Errorf("%s is sealed with data key %d and was not brought to key %d: the old keys stay", kv.Key, n, newest)
+		}
+		return err == nil
+	})
+	return err
+}
+
 // drop removes all data keys but the newest.
 func (s *Sealer) drop(ctx context.Context, newest uint64) error {
 	var ops []fsm.Op
@@ -171,6 +183,9 @@ func (s *Sealer) drop(ctx context.Context, newest uint64) error {
 	})
 	if len(ops) == 0 {
 		return nil
+	}
+	if err := s.unused(newest); err != nil {
+		return err
 	}
 	s.step("drop")
 	r, err := s.cfg.Log.Propose(ctx, fsm.Batch(ops...))

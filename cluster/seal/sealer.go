@@ -24,8 +24,8 @@ type Config struct {
 	Key   *Key
 	Store *store.Store
 	Log   Log
-	// Prefixes of the keys whose values are sealed; Duty brings what is there
-	// into the newest form.
+	// Prefixes of the keys whose values are sealed, besides skiff's own; Duty
+	// brings what is there into the newest form.
 	Prefixes []string
 	// Pause before an old data key is dropped, default one minute: as long as a
 	// request may take.
@@ -51,6 +51,7 @@ func New(c Config) (*Sealer, error) {
 	if c.Key == nil || c.Store == nil || c.Log == nil {
 		return nil, errors.New("seal: Key, Store and Log are needed")
 	}
+	c.Prefixes = append([]string{TrustKey}, c.Prefixes...)
 	if c.Pause <= 0 {
 		c.Pause = time.Minute
 	}

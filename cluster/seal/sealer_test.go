@@ -67,7 +67,7 @@ const prefix = "/registry/secrets/"
 
 func newSealer(t testing.TB, l *memoryLog, k *Key) *Sealer {
 	t.Helper()
-	s, err := New(Config{Key: k, Store: l.store(), Log: l, Prefixes: []string{prefix, "/skiff/trust"}, Pause: time.Millisecond})
+	s, err := New(Config{Key: k, Store: l.store(), Log: l, Prefixes: []string{prefix}, Pause: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -364,6 +364,28 @@ func TestUnconfirmedCreateWithADroppedKeyIsRemoved(t *testing.T) {
 	}
 	next := newSealer(t, l, k)
 	duty(t, next, func() bool { _, ok := l.store().View().Get(prefix + "late"); return !ok })
+}
+
+func TestDataKeyInUseElsewhereStays(t *testing.T) {
+	l := newLog()
+	s := newSealer(t, l, mustKey(t, ""))
+	l.put(t, "/elsewhere/x", sealed(t, s, "/elsewhere/x", "x"), 0)
+	l.put(t, TrustKey, sealed(t, s, TrustKey, "document"), 0)
+	if err := s.Rotate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	clean := time.Time{}
+	var err error
+	for range 20 {
+		err = s.tidy(t.Context(), &clean)
+		time.Sleep(time.Millisecond)
+	}
+	if err == nil || !strings.Contains(err.Error(), "/elsewhere/x") || len(s.Status().DataKeys) != 2 {
+		t.Errorf("%v, %+v", err, s.Status())
+	}
+	if n, _ := Number(l.get(t, TrustKey)); n != 2 {
+		t.Errorf("skiff's own document has data key %d", n)
+	}
 }
 
 func TestKeyUnderAPassphraseIsInTheState(t *testing.T) {

@@ -22,6 +22,8 @@ const (
 	// FileKey holds the cluster key in the form under its passphrase, if it has
 	// one: a snapshot and the passphrase are then enough for a restore.
 	FileKey = "/skiff/cluster-key"
+	// TrustKey is the document of package trust.
+	TrustKey = "/skiff/trust"
 )
 
 // magic begins every sealed value. The number of the data key follows, then a

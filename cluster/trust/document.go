@@ -19,7 +19,7 @@ import (
 
 const (
 	// Key is where the document is in the state. Its value is sealed.
-	Key = "/skiff/trust"
+	Key = seal.TrustKey
 	// plainPrefix is where versions before kept the keys, readable.
 	plainPrefix = "/skiff/pki/"
 )
