@@ -51,6 +51,8 @@ type Server struct {
 	settings     atomic.Pointer[membership.Settings]
 	gossip       atomic.Pointer[gossip.Gossip] // nil before this server knows the cluster's ID and keys
 	peersChanged hub
+	roster       *Roster
+	refusals     refusals
 	members      *membership.Service
 	sealer       *seal.Sealer
 	trust        *trust.Trust
@@ -89,6 +91,7 @@ func (s *Server) open() (err error) {
 	if err := s.openKnown(); err != nil {
 		return err
 	}
+	s.roster = OpenRoster(c.DataDir, c.Logger)
 	if s.pki, err = pki.OpenProtected(filepath.Join(c.DataDir, "pki"), c.Passphrase); err != nil {
 		return err
 	}
@@ -259,7 +262,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	})
 	for _, run := range []func(context.Context) error{s.backend.Run, s.api.Run, s.leader.Run, s.trust.Run, s.members.Run,
-		s.runGossip, s.followSettings, s.awaitReady} {
+		s.runGossip, s.keepRoster, s.followSettings, s.awaitReady} {
 		g.Go(func() error { return run(ctx) })
 	}
 	err := g.Wait()
