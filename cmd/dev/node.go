@@ -368,3 +368,34 @@ func (c *Cluster) Exec(node string, cmd *exec.Cmd) error {
 	}
 	return c.p.begin(node, cmd)
 }
+
+// Wipe removes all data of a node that is switched off or on which skiff does
+// not run, as when its disk was replaced.
+func (c *Cluster) Wipe(ctx context.Context, node string) error {
+	return c.change(ctx, func(s *state) error {
+		n, err := s.node(node)
+		if err != nil {
+			return err
+		}
+		proc, err := c.p.skiff(node)
+		if err != nil {
+			return err
+		}
+		if proc.state() != 0 {
+			return fmt.Errorf("skiff of %s runs; kill it first", node)
+		}
+		if !c.p.prepared(node) {
+			if err := c.p.prepare(ctx, s, n); err != nil {
+				return err
+			}
+		}
+		return c.p.inside(node, []string{"mnt"}, func() error {
+			data := c.p.nodeFile(node, "data")
+			entries, err := os.ReadDir(data)
+			for _, e := range entries {
+				err = errors.Join(err, os.RemoveAll(filepath.Join(data, e.Name())))
+			}
+			return err
+		})
+	})
+}

@@ -160,3 +160,15 @@ func (p place) killAll(node string, afterEach func()) error {
 		time.Sleep(5 * time.Millisecond)
 	}
 }
+
+// Processes lists all processes of a node: skiff, shims and containers.
+func (c *Cluster) Processes(node string) ([]int, error) {
+	s, err := c.p.load()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.node(node); err != nil {
+		return nil, err
+	}
+	return c.p.inCgroups(node)
+}

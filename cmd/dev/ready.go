@@ -3,6 +3,7 @@ package dev
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -14,7 +15,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/skiff-sh/skiff/cluster/membership"
 )
 
 // awaitAPI returns when the server answers its readiness check.
@@ -79,9 +83,9 @@ func (c *Cluster) Kubeconfig(ctx context.Context) (string, error) {
 	return "", fmt.Errorf("no kubeconfig yet: %w", last)
 }
 
-// Client is a client of the API that goes on with another server when one
-// fails.
-func (c *Cluster) Client(ctx context.Context) (*kubernetes.Clientset, error) {
+// RESTConfig is the administrator's way to the API of one server, or with ""
+// as the kubeconfig has it.
+func (c *Cluster) RESTConfig(ctx context.Context, server string) (*rest.Config, error) {
 	path, err := c.Kubeconfig(ctx)
 	if err != nil {
 		return nil, err
@@ -90,8 +94,66 @@ func (c *Cluster) Client(ctx context.Context) (*kubernetes.Clientset, error) {
 	if err != nil {
 		return nil, err
 	}
+	if server != "" {
+		s, err := c.p.load()
+		if err != nil {
+			return nil, err
+		}
+		n, err := s.node(server)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Host = "https://" + n.Addr.String() + ":6443"
+	}
 	cfg.QPS, cfg.Timeout = -1, 10*time.Second
+	return cfg, nil
+}
+
+// Client is a client with RESTConfig.
+func (c *Cluster) Client(ctx context.Context, server string) (*kubernetes.Clientset, error) {
+	cfg, err := c.RESTConfig(ctx, server)
+	if err != nil {
+		return nil, err
+	}
 	return kubernetes.NewForConfig(cfg)
+}
+
+// Members asks the servers in turn for the status of all members, and gives
+// the first answer that names a leader.
+func (c *Cluster) Members(ctx context.Context) (*membership.Status, error) {
+	s, err := c.p.load()
+	if err != nil {
+		return nil, err
+	}
+	last := errors.New("no server runs")
+	for _, n := range s.Nodes {
+		if proc, err := c.p.skiff(n.Name); n.Role == Agent || err != nil || proc.state() == 0 {
+			continue
+		}
+		st, err := c.membersOf(ctx, n.Name)
+		if err == nil && st.Leader != "" {
+			return st, nil
+		}
+		if last = err; err == nil {
+			last = fmt.Errorf("%s knows no leader", n.Name)
+		}
+	}
+	return nil, last
+}
+
+func (c *Cluster) membersOf(ctx context.Context, server string) (*membership.Status, error) {
+	client, err := c.Client(ctx, server)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	b, err := client.RESTClient().Get().AbsPath(membership.StatusPath).DoRaw(ctx)
+	if err != nil {
+		return nil, err
+	}
+	st := &membership.Status{}
+	return st, json.Unmarshal(b, st)
 }
 
 // awaitAll returns when every node with pods is Ready.
@@ -102,7 +164,48 @@ func (c *Cluster) awaitAll(ctx context.Context, s *state) error {
 			names = append(names, n.Name)
 		}
 	}
-	return c.AwaitReady(ctx, 2*time.Minute, names...)
+	if err := c.AwaitReady(ctx, 2*time.Minute, names...); err != nil {
+		return err
+	}
+	return c.AwaitVoters(ctx, time.Minute)
+}
+
+// AwaitVoters returns when every server and witness votes.
+func (c *Cluster) AwaitVoters(ctx context.Context, limit time.Duration) error {
+	s, err := c.p.load()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		err := c.voters(ctx, s)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func (c *Cluster) voters(ctx context.Context, s *state) error {
+	st, err := c.Members(ctx)
+	if err != nil {
+		return err
+	}
+	voter := map[string]bool{}
+	for _, m := range st.Members {
+		voter[m.Name] = m.Voter
+	}
+	for _, n := range s.Nodes {
+		if n.Role != Agent && !voter[n.Name] {
+			return fmt.Errorf("%s does not vote yet", n.Name)
+		}
+	}
+	return nil
 }
 
 // AwaitReady returns when the named nodes are Ready in the API.
@@ -128,7 +231,7 @@ func (c *Cluster) AwaitReady(ctx context.Context, limit time.Duration, names ...
 }
 
 func (c *Cluster) ready(ctx context.Context, names []string) error {
-	client, err := c.Client(ctx)
+	client, err := c.Client(ctx, "")
 	if err != nil {
 		return err
 	}

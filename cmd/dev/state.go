@@ -26,7 +26,7 @@ const (
 	Agent   Role = "agent"
 )
 
-// state is what <dir>/cluster.json holds.
+// state is what <dir>/dev.json holds.
 type state struct {
 	Binary     string       `json:"binary"`
 	Subnet     netip.Prefix `json:"subnet"`
@@ -56,7 +56,7 @@ type Cut struct {
 var ErrNotUp = errors.New("no cluster is up here")
 
 const (
-	stateFile = "cluster.json"
+	stateFile = "dev.json"
 	runDir    = "/run/skiff-dev"
 	cgroupDir = "skiff-dev"
 )

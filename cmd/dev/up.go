@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/skiff-sh/skiff/cluster/membership"
 )
 
 // up makes everything of a new cluster; the lock is held.
@@ -146,16 +148,12 @@ func (c *Cluster) start(ctx context.Context, s *state, n nodeState) error {
 	}
 	var env []string
 	if !member && s.Formed {
-		token, err := c.token(ctx, s, n)
+		token, server, err := c.token(ctx, s, n)
 		if err != nil {
 			return err
 		}
+		args = append(args, "--join", server.Addr.String())
 		env = append(env, "SKIFF_TOKEN="+token) // flags can be read by everybody
-		for _, o := range s.Nodes {
-			if o.Role != Agent && o.Name != n.Name {
-				args = append(args, "--join", o.Addr.String())
-			}
-		}
 	} else if !member && n.Index != 1 {
 		return fmt.Errorf("%s cannot join before %s has made the cluster", n.Name, s.Nodes[0].Name)
 	}
@@ -164,12 +162,8 @@ func (c *Cluster) start(ctx context.Context, s *state, n nodeState) error {
 
 // isMember says whether the node's data are those of a member.
 func (p place) isMember(n nodeState) (member bool, err error) {
-	proof := filepath.Join("raft", "raft.db")
-	if n.Role == Agent {
-		proof = filepath.Join("agent", "node.crt")
-	}
 	err = p.inside(n.Name, []string{"mnt"}, func() error {
-		_, err := os.Stat(filepath.Join(p.nodeFile(n.Name, "data"), proof))
+		_, err := os.Stat(filepath.Join(p.nodeFile(n.Name, "data"), membership.ClusterFile))
 		if errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
@@ -179,34 +173,32 @@ func (p place) isMember(n nodeState) (member bool, err error) {
 	return member, err
 }
 
-// token asks the servers in turn until one gives a token for n.
-func (c *Cluster) token(ctx context.Context, s *state, n nodeState) (string, error) {
-	role := "server"
+// token asks the servers in turn until one gives a token for n, and says which
+// one that was.
+func (c *Cluster) token(ctx context.Context, s *state, n nodeState) (token string, server nodeState, err error) {
+	role := Server
 	if n.Role == Agent {
-		role = "agent"
+		role = Agent
 	}
-	var last error
+	last := errors.New("no server runs")
 	for deadline := time.Now().Add(time.Minute); ; {
 		for _, o := range s.Nodes {
 			if proc, err := c.p.skiff(o.Name); o.Role == Agent || o.Name == n.Name || err != nil || proc.state() == 0 {
 				continue
 			}
 			ask, cancel := context.WithTimeout(ctx, 10*time.Second)
-			out, err := c.output(ask, s, o.Name, s.Binary, "token", "create", "--role", role, "--ttl", "10m", "--data-dir", c.p.nodeFile(o.Name, "data"))
+			out, err := c.output(ask, s, o.Name, s.Binary, "token", "create", "--role", string(role), "--ttl", "10m")
 			cancel()
 			if err == nil {
-				return strings.TrimSpace(out), nil
+				return strings.TrimSpace(out), o, nil
 			}
 			last = err
 		}
-		if last == nil {
-			return "", fmt.Errorf("%s has to join, but no server runs", n.Name)
-		}
 		if ctx.Err() != nil {
-			return "", ctx.Err()
+			return "", server, ctx.Err()
 		}
 		if time.Now().After(deadline) {
-			return "", fmt.Errorf("no server gives a token for %s: %w", n.Name, last)
+			return "", server, fmt.Errorf("%s has to join, and no server gives a token: %w", n.Name, last)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}

@@ -43,39 +43,11 @@ func openDev(c *cli.Context) (*dev.Cluster, error) {
 	return dev.Open(c.String("data-dir"))
 }
 
-// devArgs gives the arguments of a command that takes flags also after them:
+// devArgs gives the arguments of a command, also where flags come after them:
 // skiff dev kill server-1 --host. what names them, want is their number.
 func devArgs(c *cli.Context, want int, what string) (args []string, err error) {
-	flags := map[string]cli.Flag{}
-	for _, f := range c.Command.Flags {
-		for _, name := range f.Names() {
-			flags[name] = f
-		}
-	}
-	rest := c.Args().Slice()
-	for len(rest) > 0 {
-		arg := rest[0]
-		rest = rest[1:]
-		if !strings.HasPrefix(arg, "-") {
-			args = append(args, arg)
-			continue
-		}
-		name, value, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
-		f := flags[name]
-		if f == nil {
-			return nil, usagef("there is no flag %s; see skiff help dev", arg)
-		}
-		if _, isBool := f.(*cli.BoolFlag); isBool && !hasValue {
-			value = "true"
-		} else if !hasValue {
-			if len(rest) == 0 {
-				return nil, usagef("flag %s needs a value", arg)
-			}
-			value, rest = rest[0], rest[1:]
-		}
-		if err := c.Set(name, value); err != nil {
-			return nil, usagef("flag %s: %v", arg, err)
-		}
+	if args, err = argsAndFlags(c); err != nil {
+		return nil, err
 	}
 	if len(args) != want {
 		return nil, usagef("%s; see skiff dev status", what)

@@ -1,36 +1,36 @@
-// Command demo shows skiff at work: a server on a throw-away host, an
-// application with three replicas behind a Service, a pod that is killed and
-// comes back, a snapshot. It cleans up after itself; with -keep it leaves all
-// of it running.
+// Command demo shows skiff at work: three servers and an agent on this machine
+// (see package dev), an application behind a Service, the leader killed while it
+// is asked without a pause, a node without power whose pods are replaced, a
+// snapshot. It cleans up after itself; with -keep it leaves all of it running.
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/skiff-sh/skiff/cmd/test/host"
+	"github.com/skiff-sh/skiff/cmd/dev"
 )
 
 const manifest = `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: hello}
 spec:
-  replicas: 3
+  replicas: 4
   selector: {matchLabels: {app: hello}}
   template:
     metadata: {labels: {app: hello}}
     spec:
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: hello}}}
       containers:
       - name: hello
         image: skiff.local/hello:v1
@@ -52,7 +52,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	if err := demo(ctx, *binary, *keep); err != nil {
 		fmt.Fprintln(os.Stderr, "demo: "+err.Error())
@@ -60,105 +60,156 @@ func main() {
 	}
 }
 
+// show is a demo under way.
+type show struct {
+	*dev.Cluster
+	binary, kubeconfig string
+}
+
 func demo(ctx context.Context, binary string, keep bool) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("containers and network namespaces need root: try sudo make demo")
 	}
-	dir, err := os.MkdirTemp("", "skiff-demo-")
-	if err != nil {
-		return err
-	}
 	if binary, err = filepath.Abs(binary); err != nil {
 		return err
 	}
-	h, err := host.New("skiff-demo", 250)
+	tmp, err := os.MkdirTemp("", "skiff-demo-")
 	if err != nil {
-		return fmt.Errorf("%w (is another demo running? remove it with: ip netns delete skiff-demo)", err)
-	}
-	log := &bytes.Buffer{}
-	s := &host.Server{Host: h, Binary: binary, DataDir: filepath.Join(dir, "data"), Log: log}
-	if keep {
-		// The server outlives us, so its log cannot be a pipe to us.
-		f, err := os.Create(filepath.Join(dir, "skiff.log"))
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		s.Log = f
-	}
-	defer func() {
-		if keep && err == nil {
-			return
-		}
-		if err != nil {
-			fmt.Fprintf(os.Stderr, "--- the server's last words\n%s\n", tail(log.String(), 30))
-		}
-		say("cleaning up")
-		clean, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		err = errors.Join(err, s.Reset(clean), h.Close(), os.RemoveAll(dir))
-	}()
-	if err := show(ctx, s, filepath.Join(dir, "demo.snapshot")); err != nil {
 		return err
 	}
-	if keep {
-		fmt.Printf("\nLeft running. Talk to it with:\n  export KUBECONFIG=%s\n  %s kubectl get pods\nRemove it with:\n  kill %d; ip netns exec %s %s reset --yes --delete-data --data-dir %s; ip netns delete %s\n",
-			s.Kubeconfig(), binary, s.PID(), h.Name, binary, s.DataDir, h.Name)
+	dir := filepath.Join(tmp, "cluster")
+	defer func() {
+		if keep && err == nil {
+			fmt.Printf("\nLeft running. Talk to it with:\n  export KUBECONFIG=%s/kubeconfig\n  %s kubectl get pods\nRemove it with:\n  %s dev down --data-dir %s\n", dir, binary, binary, dir)
+			return
+		}
+		say("skiff dev down")
+		clean, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		_, downErr := dev.Down(clean, dir)
+		err = errors.Join(err, downErr, os.RemoveAll(tmp))
+	}()
+	say("skiff dev up --servers 3 --agents 1 --server-arg=--pod-eviction-timeout=1s")
+	c, err := dev.Up(ctx, dev.Config{Dir: dir, Binary: binary, Servers: 3, Agents: 1, ServerArgs: []string{"--pod-eviction-timeout=1s"},
+		Progress: func(format string, args ...any) { fmt.Printf(format+"\n", args...) }})
+	if err != nil {
+		return err
 	}
+	s := &show{Cluster: c, binary: binary}
+	if s.kubeconfig, err = c.Kubeconfig(ctx); err != nil {
+		return err
+	}
+	began := time.Now()
+	for _, scene := range []func(context.Context) error{s.application, s.leader, s.node, s.snapshot} {
+		if err := scene(ctx); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("\nAll of that took %.0f s.\n", time.Since(began).Seconds())
 	return nil
 }
 
-func show(ctx context.Context, s *host.Server, snapshot string) error {
-	say("skiff server (on a host of its own: %s)", s.Host.Addr)
-	begin := time.Now()
-	if err := s.Start(); err != nil {
+// application starts the application and lets it answer.
+func (s *show) application(ctx context.Context) error {
+	say("skiff kubectl apply -f hello.yaml")
+	began := time.Now()
+	cmd := s.kubectl(ctx, "apply", "-f", "-")
+	cmd.Stdin = strings.NewReader(manifest)
+	if err := run(cmd); err != nil {
 		return err
 	}
-	if _, err := s.WaitAPI(ctx); err != nil {
+	if err := s.rolledOut(ctx); err != nil {
 		return err
 	}
-	api := time.Since(begin)
-	if err := s.WaitNode(ctx); err != nil {
+	fmt.Printf("all replicas ready after %.1f s\n", time.Since(began).Seconds())
+	if err := s.print(ctx, "get", "nodes,pods,services", "-o", "wide"); err != nil {
 		return err
 	}
-	fmt.Printf("API ready after %.2f s, node Ready after %.2f s\n", api.Seconds(), time.Since(begin).Seconds())
-	begin = time.Now()
-	say("kubectl apply -f hello.yaml")
-	if err := s.Apply(ctx, manifest); err != nil {
-		return err
-	}
-	if _, err := s.Kubectl(ctx, "rollout", "status", "deployment/hello", "--timeout=60s"); err != nil {
-		return err
-	}
-	fmt.Printf("three replicas ready after %.2f s\n", time.Since(begin).Seconds())
-	if err := get(ctx, s); err != nil {
-		return err
-	}
-	url := "http://" + s.Host.Addr + ":30080/"
-	say("curl %s", url)
-	if err := answers(ctx, url); err != nil {
-		return err
-	}
-	name, err := s.Kubectl(ctx, "get", "pods", "-l", "app=hello", "-o", "jsonpath={.items[0].metadata.name}")
+	url, err := s.url("agent-1")
 	if err != nil {
 		return err
 	}
-	say("kubectl delete pod %s --now", name)
-	if _, err := s.Kubectl(ctx, "delete", "pod", name, "--now"); err != nil {
+	say("curl %s", url)
+	return answers(ctx, url, 4)
+}
+
+// leader kills it while writes and requests go on.
+func (s *show) leader(ctx context.Context) error {
+	st, err := s.Members(ctx)
+	if err != nil {
 		return err
 	}
-	if _, err := s.Kubectl(ctx, "rollout", "status", "deployment/hello", "--timeout=60s"); err != nil {
+	if err := s.members(ctx, st.Leader); err != nil {
 		return err
 	}
-	if err := get(ctx, s); err != nil {
+	url, err := s.url("agent-1")
+	if err != nil {
 		return err
 	}
-	say("skiff snapshot save; skiff snapshot verify")
-	for _, args := range [][]string{
-		{"snapshot", "save", "--data-dir", s.DataDir, snapshot},
-		{"snapshot", "verify", snapshot},
-	} {
-		out, err := s.Skiff(ctx, args...)
+	t := startTraffic(url)
+	time.Sleep(500 * time.Millisecond)
+	say("skiff dev kill %s        # the leader, kill -9", st.Leader)
+	killed := time.Now()
+	if err := s.Kill(ctx, st.Leader, dev.KillOptions{}); err != nil {
+		return err
+	}
+	gap, err := s.firstWrite(ctx, killed)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("writes work again after %.2f s\n", gap.Seconds())
+	time.Sleep(time.Second)
+	ok, failed := t.end()
+	fmt.Printf("meanwhile the Service answered %d requests, %d failed\n", ok, len(failed))
+	if len(failed) > 0 {
+		return fmt.Errorf("a request failed: %s", failed[0])
+	}
+	now, err := s.Members(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.members(ctx, now.Leader); err != nil {
+		return err
+	}
+	say("skiff dev start %s", st.Leader)
+	if err := s.Start(ctx, st.Leader); err != nil {
+		return err
+	}
+	return s.AwaitVoters(ctx, time.Minute)
+}
+
+// node cuts the power of one; its pods are replaced.
+func (s *show) node(ctx context.Context) error {
+	say("skiff dev kill agent-1 --host        # a power cut: its pods are gone")
+	cut := time.Now()
+	if err := s.Kill(ctx, "agent-1", dev.KillOptions{Host: true}); err != nil {
+		return err
+	}
+	gone, replaced, err := s.awaitReplaced(ctx, "agent-1", cut)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("endpoints on it gone after %.1f s, its pods replaced and ready after %.1f s\n", gone.Seconds(), replaced.Seconds())
+	if err := s.print(ctx, "get", "nodes,pods", "-o", "wide"); err != nil {
+		return err
+	}
+	say("skiff dev start agent-1")
+	if err := s.Start(ctx, "agent-1"); err != nil {
+		return err
+	}
+	if err := s.AwaitReady(ctx, time.Minute, "agent-1"); err != nil {
+		return err
+	}
+	fmt.Println("agent-1 is ready again")
+	return nil
+}
+
+// snapshot saves everything and checks it.
+func (s *show) snapshot(ctx context.Context) error {
+	say("skiff snapshot save demo.snapshot; skiff snapshot verify demo.snapshot")
+	file := filepath.Join(filepath.Dir(s.Dir()), "demo.snapshot")
+	for _, args := range [][]string{{"snapshot", "save", file}, {"snapshot", "verify", file}} {
+		out, err := s.Output(ctx, "server-1", "skiff", args...)
 		if err != nil {
 			return err
 		}
@@ -167,50 +218,52 @@ func show(ctx context.Context, s *host.Server, snapshot string) error {
 	return nil
 }
 
-func get(ctx context.Context, s *host.Server) error {
-	say("kubectl get nodes,deployments,pods,services -o wide")
-	out, err := s.Kubectl(ctx, "get", "nodes,deployments,pods,services", "-o", "wide")
+// members prints them as a server that runs sees them.
+func (s *show) members(ctx context.Context, on string) error {
+	say("skiff member list")
+	out, err := s.Output(ctx, on, "skiff", "member", "list")
 	fmt.Print(out)
 	return err
 }
 
-// answers asks until three replicas have answered.
-func answers(ctx context.Context, url string) error {
-	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	pods := map[string]bool{}
-	for range 200 {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-		if err != nil {
-			return err
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return err
-		}
-		b, err := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if err != nil || resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("%s answered %s: %v", url, resp.Status, err)
-		}
-		text := strings.TrimSpace(string(b))
-		who := text
-		if i := strings.Index(text, "hello-"); i >= 0 {
-			who = strings.FieldsFunc(text[i:], func(r rune) bool { return r == ' ' || r == ',' || r == '"' || r == '\n' })[0]
-		}
-		if !pods[who] {
-			pods[who] = true
-			fmt.Println(text)
-		}
-		if len(pods) == 3 {
-			return nil
+func (s *show) kubectl(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, s.binary, append([]string{"kubectl"}, args...)...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+s.kubeconfig)
+	return cmd
+}
+
+func (s *show) print(ctx context.Context, args ...string) error {
+	say("skiff kubectl %s", strings.Join(args, " "))
+	cmd := s.kubectl(ctx, args...)
+	cmd.Stdout = os.Stdout
+	return run(cmd)
+}
+
+func (s *show) rolledOut(ctx context.Context) error {
+	return run(s.kubectl(ctx, "rollout", "status", "deployment/hello", "--timeout=60s"))
+}
+
+// url is that of the Service on a node.
+func (s *show) url(node string) (string, error) {
+	st, err := s.Status()
+	if err != nil {
+		return "", err
+	}
+	for _, n := range st.Nodes {
+		if n.Name == node {
+			return "http://" + n.Address + ":30080/", nil
 		}
 	}
-	return fmt.Errorf("only %d of 3 replicas answered", len(pods))
+	return "", fmt.Errorf("there is no node %s", node)
+}
+
+func run(cmd *exec.Cmd) error {
+	var problem strings.Builder
+	cmd.Stderr = &problem
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args[1:], " "), err, strings.TrimSpace(problem.String()))
+	}
+	return nil
 }
 
 func say(format string, args ...any) { fmt.Printf("\n\x1b[1m$ "+format+"\x1b[0m\n", args...) }
-
-func tail(s string, n int) string {
-	lines := strings.Split(strings.TrimSpace(s), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
-}
