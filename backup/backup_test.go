@@ -297,6 +297,52 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+func TestRestoreOfSealedKeys(t *testing.T) {
+	f := sample(t, 3)
+	entry, err := fsm.EncodeEntry(fsm.One(fsm.Op{Type: fsm.Put, Key: "/skiff/keys/000001", Value: []byte("wrapped")}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Apply(&raft.Log{Index: 8, Term: 3, Data: entry})
+	path, _ := save(t, f)
+	parent := t.TempDir()
+	dir := filepath.Join(parent, "data")
+	if _, err := Restore(t.Context(), path, dir, RestoreOptions{}); !errors.Is(err, ErrSealed) {
+		t.Errorf("without keys: %v", err)
+	}
+	wrong := errors.New("wrong key")
+	for want, keys := range map[string]func(map[string][]byte) (map[string][]byte, error){
+		"wrong key": func(map[string][]byte) (map[string][]byte, error) { return nil, wrong },
+		"no name":   func(map[string][]byte) (map[string][]byte, error) { return map[string][]byte{"../x": nil}, nil },
+	} {
+		if _, err := Restore(t.Context(), path, dir, RestoreOptions{Keys: keys}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	if got := names(t, parent); len(got) != 0 {
+		t.Errorf("left behind: %v", got)
+	}
+	// What does not open anything works without.
+	if _, err := Status(path); err != nil {
+		t.Error(err)
+	}
+	if _, err := Verify(t.Context(), path, nil); err != nil {
+		t.Error(err)
+	}
+	r, err := Restore(t.Context(), path, dir, RestoreOptions{Keys: func(state map[string][]byte) (map[string][]byte, error) {
+		if string(state["/skiff/keys/000001"]) != "wrapped" || state["/registry/configmaps/default/c000001"] != nil {
+			t.Errorf("got %d keys", len(state))
+		}
+		return map[string][]byte{"cluster.key": []byte("opened")}, nil
+	}})
+	if err != nil || fmt.Sprint(r.PKIFiles) != "[cluster.key]" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if b, _ := os.ReadFile(filepath.Join(dir, "pki", "cluster.key")); string(b) != "opened" {
+		t.Errorf("cluster.key holds %q", b)
+	}
+}
+
 func TestRestoreRefuses(t *testing.T) {
 	path, _ := save(t, sample(t, 30))
 	good, _ := os.ReadFile(path)

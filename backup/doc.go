@@ -1,7 +1,8 @@
 // Package backup saves, checks and restores the state of a cluster as one file.
 // The file has the format of package fsm; what it holds besides the API objects
-// are skiff's own keys, certificates among them, so a file lets a bare host take
-// over. Treat it like a private key.
+// are skiff's own keys, certificates among them, so that a file and the cluster
+// key let a bare host take over. Secrets and keys in it are sealed (cluster/seal);
+// all else is not: keep it from others.
 //
 // Promises:
 //

@@ -24,8 +24,18 @@ import (
 // is larger than what any cluster writes in that time.
 const DefaultRevisionStep = 1_000_000_000
 
-// PKIPrefix is where the keys are that Restore also writes as files.
-const PKIPrefix = "/skiff/pki/"
+const (
+	// OwnPrefix is where skiff keeps what is its own.
+	OwnPrefix = "/skiff/"
+	// PKIPrefix is where versions that sealed nothing kept the cluster's keys,
+	// which Restore also writes as files.
+	PKIPrefix = OwnPrefix + "pki/"
+	// sealedPrefix is where the keys of sealed values are.
+	sealedPrefix = OwnPrefix + "keys/"
+)
+
+// ErrSealed says that a snapshot can't be restored without its cluster's key.
+var ErrSealed = errors.New("its secrets are sealed with the cluster key")
 
 // RestoreOptions for Restore.
 type RestoreOptions struct {
@@ -37,7 +47,11 @@ type RestoreOptions struct {
 	AdvertiseAddr string
 	// RevisionStep is added to the revision; 0 is DefaultRevisionStep.
 	RevisionStep int64
-	Progress     Progress
+	// Keys opens what is sealed: it gets everything below OwnPrefix and returns the
+	// files for DIR/pki. Without it only a snapshot of which nothing is sealed can
+	// be restored (ErrSealed).
+	Keys     func(state map[string][]byte) (files map[string][]byte, err error)
+	Progress Progress
 }
 
 // Restored says what Restore has made.
@@ -73,18 +87,17 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 	}
 	defer f.Close()
 
-	pki := map[string][]byte{}
+	own := map[string][]byte{}
 	info, err := read(ctx, f, size, "verifying", o.Progress, func(kv *store.KeyValue) error {
-		name, ok := strings.CutPrefix(kv.Key, PKIPrefix)
-		if !ok {
-			return nil
+		if strings.HasPrefix(kv.Key, OwnPrefix) {
+			own[kv.Key] = kv.Value
 		}
-		if name == "" || name != filepath.Base(name) || name == "." || name == ".." {
-			return fmt.Errorf("key %q is no name for a file", kv.Key)
-		}
-		pki[name] = kv.Value
 		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	pki, err := keyFiles(own, o.Keys)
 	if err != nil {
 		return nil, err
 	}
@@ -190,6 +203,32 @@ func rewrite(ctx context.Context, src io.Reader, size int64, dst io.Writer, hash
 	}
 	progress.tell("restoring", size, size)
 	return w.Close()
+}
+
+// keyFiles are the files for DIR/pki.
+func keyFiles(own map[string][]byte, open func(map[string][]byte) (map[string][]byte, error)) (files map[string][]byte, err error) {
+	files = map[string][]byte{}
+	sealed := false
+	for key, value := range own {
+		sealed = sealed || strings.HasPrefix(key, sealedPrefix)
+		if name, ok := strings.CutPrefix(key, PKIPrefix); ok {
+			files[name] = value
+		}
+	}
+	switch {
+	case open != nil:
+		if files, err = open(own); err != nil {
+			return nil, err
+		}
+	case sealed:
+		return nil, ErrSealed
+	}
+	for name := range files {
+		if name == "" || name != filepath.Base(name) || name == "." || name == ".." {
+			return nil, fmt.Errorf("key %q is no name for a file", PKIPrefix+name)
+		}
+	}
+	return files, nil
 }
 
 func writePKI(dataDir string, files map[string][]byte) (names []string, err error) {

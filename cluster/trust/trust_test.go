@@ -351,7 +351,7 @@ func TestRotationIsResumed(t *testing.T) {
 		f.advance(leader)
 	}
 	f.install("a", "b")
-	if failures < 3 {
+	if failures < 2 { // both rotations go on with the same write
 		t.Errorf("only %d writes failed", failures)
 	}
 	must(f.trusts["b"].RotateCA(t.Context(), true))
