@@ -62,7 +62,9 @@ type Log struct {
 	// votes and terms.
 	OnWrite func(took time.Duration)
 
-	mu     sync.Mutex
+	// turn is held by whoever uses stable. It is no mutex: a write may hang, and
+	// the simulated clock of tests does not count waiting for a mutex as waiting.
+	turn   chan struct{}
 	stable map[string][]byte // what Set has written, to skip writing it again
 }
 
@@ -86,6 +88,7 @@ func OpenLog(o Options) (*Log, Contents, error) {
 		path:        LogPath(o.DataDir),
 		reserve:     &reserve{path: filepath.Join(Path(o.DataDir), "reserve"), size: o.Reserve},
 		interrupted: make(chan struct{}),
+		turn:        make(chan struct{}, 1),
 		stable:      map[string][]byte{},
 		step:        o.Step,
 		hang:        o.Hang,
@@ -247,8 +250,8 @@ func (l *Log) writing(name string, do func() error) error {
 // Interrupt ends the wait by ending the goroutine, which is Raft's own: neither of the
 // answers Set could give would be true.
 func (l *Log) Set(key, val []byte) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.turn <- struct{}{}
+	defer func() { <-l.turn }()
 	if have, ok := l.stable[string(key)]; ok && bytes.Equal(have, val) {
 		return nil
 	}
@@ -278,9 +281,9 @@ func (l *Log) Set(key, val []byte) error {
 func (l *Log) Get(key []byte) ([]byte, error) {
 	val, err := l.bolt.Get(key)
 	if err == nil {
-		l.mu.Lock()
+		l.turn <- struct{}{}
 		l.stable[string(key)] = bytes.Clone(val)
-		l.mu.Unlock()
+		<-l.turn
 	}
 	return val, err
 }
