@@ -172,5 +172,14 @@ func (i *Identity) NodeConfig(ctx context.Context) (*NodeConfig, error) {
 
 // Leave ends the membership of this node.
 func (i *Identity) Leave(ctx context.Context) (*Removed, error) {
-	return call[Removed](ctx, i.client(), http.MethodPost, serversURL+LeavePath, nil, nil)
+	ctx, cancel := context.WithTimeout(ctx, 2*askTimeout)
+	defer cancel()
+	r, err := call[Removed](ctx, i.client(), http.MethodPost, serversURL+LeavePath, nil, nil)
+	var refused *Refusal
+	if errors.As(err, &refused) && refused.Status == http.StatusUnauthorized {
+		if _, why := i.NodeConfig(ctx); why != nil {
+			return nil, why // the API itself does not say
+		}
+	}
+	return r, err
 }
