@@ -92,8 +92,9 @@ func sealFile(name string, plain []byte, key *seal.Key) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: sealedFile, Bytes: b}), nil
 }
 
-// sealFiles gives what belongs on the disk, the cluster key included.
-func sealFiles(plain map[string][]byte, key *seal.Key) (map[string][]byte, error) {
+// OnDisk gives the content of a directory for OpenProtected from plain files and
+// the cluster key.
+func OnDisk(plain map[string][]byte, key *seal.Key) (map[string][]byte, error) {
 	out := map[string][]byte{seal.KeyFile: key.File()}
 	for name, b := range plain {
 		var err error

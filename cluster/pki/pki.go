@@ -131,11 +131,37 @@ func Install(dir string, files map[string][]byte, passphrase []byte) error {
 	if _, err := parse(dir, plain); err != nil {
 		return fmt.Errorf("keys from the other server: %w", err)
 	}
-	out, err := sealFiles(plain, key)
+	out, err := OnDisk(plain, key)
 	if err != nil {
 		return err
 	}
 	return writeFiles(dir, out)
+}
+
+// ChangePassphrase puts the private keys in dir under another passphrase; nil is
+// none. A crash in between leaves files that open with the new one.
+func ChangePassphrase(dir string, current, next []byte) error {
+	files, err := readFiles(dir)
+	if err != nil {
+		return err
+	}
+	if len(files) == 0 {
+		return fmt.Errorf("%s holds no keys of a cluster", dir)
+	}
+	p := &PKI{dir: dir}
+	if p.key, err = openKey(dir, files[seal.KeyFile], current); err != nil {
+		return err
+	}
+	plain, err := unsealFiles(dir, files, p.key)
+	if err != nil {
+		return err
+	}
+	if p.key = p.key.Plain(); next != nil {
+		if p.key, err = p.key.WithPassphrase(next); err != nil {
+			return err
+		}
+	}
+	return p.rewrite(files, plain)
 }
 
 func (p *PKI) create(passphrase []byte) (err error) {
@@ -150,7 +176,7 @@ func (p *PKI) create(passphrase []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	out, err := sealFiles(plain, p.key)
+	out, err := OnDisk(plain, p.key)
 	if err != nil {
 		return err
 	}

@@ -462,6 +462,44 @@ func TestPassphrase(t *testing.T) {
 	}
 }
 
+func TestChangePassphrase(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "pki")
+	p, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ current, next, want string }{
+		{"", "one", ""}, {"", "two", "--passphrase-file"}, {"x", "two", "does not open"}, {"one", "two", ""}, {"two", "", ""}, {"", "", ""},
+	} {
+		bytesOf := func(s string) []byte {
+			if s == "" {
+				return nil
+			}
+			return []byte(s)
+		}
+		err := ChangePassphrase(dir, bytesOf(c.current), bytesOf(c.next))
+		if c.want != "" {
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%q to %q: %v", c.current, c.next, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, err := OpenProtected(dir, bytesOf(c.next))
+		if err != nil || !bytes.Equal(q.Keys().CAs[0].Key, p.Keys().CAs[0].Key) || q.ClusterKey().ID() != p.ClusterKey().ID() {
+			t.Errorf("%q to %q: other keys, %v", c.current, c.next, err)
+		}
+		if b, _ := os.ReadFile(filepath.Join(dir, CAKeyFile)); isSealed(b) != (c.next != "") {
+			t.Errorf("%q to %q: ca.key sealed %v", c.current, c.next, isSealed(b))
+		}
+	}
+	if err := ChangePassphrase(t.TempDir(), nil, nil); err == nil || !strings.Contains(err.Error(), "holds no keys") {
+		t.Errorf("an empty directory: %v", err)
+	}
+}
+
 func TestInstall(t *testing.T) {
 	p := mustOpen(t)
 	dir := filepath.Join(t.TempDir(), "pki")

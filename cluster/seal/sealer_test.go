@@ -159,7 +159,7 @@ func TestValuesAreSealedForTheirKey(t *testing.T) {
 	if err := foreign.Rotate(t.Context()); err == nil {
 		t.Error("a host with another cluster key may rotate")
 	}
-	if st := foreign.Status(); !strings.Contains(st.Problem, "put the cluster's file") {
+	if st := foreign.Status(); !strings.Contains(st.Problem, "other servers") {
 		t.Errorf("status %+v", st)
 	}
 }

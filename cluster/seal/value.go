@@ -78,7 +78,7 @@ func openRecord(k *Key, n uint64, b []byte) (*dataKey, error) {
 		return nil, err
 	}
 	if r.ClusterKey != k.id {
-		return nil, fmt.Errorf("data key %d is sealed with cluster key %s, but %s of this host is %s: put the cluster's file in its place", n, r.ClusterKey, KeyFile, k.id)
+		return nil, fmt.Errorf("data key %d is sealed with cluster key %s, but the one given is %s: the right %s is on the cluster's other servers or where its copy is kept", n, r.ClusterKey, k.id, KeyFile)
 	}
 	raw, err := k.Unwrap(recordKey(n), r.Wrapped)
 	if err != nil {

@@ -24,9 +24,10 @@ func snapshotCommand() *cli.Command {
 		Subcommands: []*cli.Command{
 			{
 				Name: "save", Usage: "save the state of a running cluster to FILE", ArgsUsage: "FILE",
-				Description: "FILE holds everything, the cluster's keys among it: treat it like a private key.",
-				Flags:       clientFlags(&cli.BoolFlag{Name: "force", Usage: "replace FILE if it exists", EnvVars: env("force")}, format),
-				Action:      saveSnapshot,
+				Description: "FILE holds everything. Secrets and keys in it are sealed: a restore needs the cluster key as well,\n" +
+					"a copy of DATA-DIR/pki/cluster.key of any server. Keep the two apart.",
+				Flags:  clientFlags(&cli.BoolFlag{Name: "force", Usage: "replace FILE if it exists", EnvVars: env("force")}, format),
+				Action: saveSnapshot,
 			},
 			{
 				Name: "status", Usage: "verify FILE and show what is in it", ArgsUsage: "FILE",
@@ -65,6 +66,8 @@ func snapshotCommand() *cli.Command {
 				Description: "The directory must not exist. A server started on it is the single member of the same cluster.",
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "data-dir", Usage: "directory to make", EnvVars: env("data-dir")},
+					&cli.StringFlag{Name: "key-file", Usage: "copy of pki/cluster.key of a server of the cluster", EnvVars: env("key-file")},
+					&cli.StringFlag{Name: "passphrase-file", Usage: "file with the passphrase of the cluster key; without --key-file the snapshot's own copy of it is used", EnvVars: env("passphrase-file")},
 					outputFlag(),
 				},
 				Action: restoreSnapshot,
@@ -119,14 +122,15 @@ func restoreSnapshot(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	b := newBar("restore")
-	done, err := backup.Restore(c.Context, path, c.String("data-dir"), backup.RestoreOptions{Progress: b.snapshot})
-	b.done()
-	if errors.Is(err, backup.ErrExists) {
-		return fmt.Errorf("%w: a restore never overwrites; choose another directory or move that one away", err)
-	}
+	keys, err := restoreKeys(c.String("key-file"), c.String("passphrase-file"))
 	if err != nil {
 		return err
+	}
+	b := newBar("restore")
+	done, err := backup.Restore(c.Context, path, c.String("data-dir"), backup.RestoreOptions{Keys: keys, Progress: b.snapshot})
+	b.done()
+	if err != nil {
+		return explainRestore(err)
 	}
 	if asJSON {
 		return json.NewEncoder(c.App.Writer).Encode(done)
