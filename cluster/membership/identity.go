@@ -92,7 +92,7 @@ func (i *Identity) load() error {
 	key, err := i.readKey(KeyFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(i.path(CertFile)); err == nil {
-			return fmt.Errorf("%s is missing beside %s: put it back, or run skiff reset and join again", i.path(KeyFile), CertFile)
+			return fmt.Errorf("%s is missing beside %s: put it back, or run skiff reset --delete-data and join again", i.path(KeyFile), CertFile)
 		}
 		if key, err = newKey(); err == nil {
 			err = i.writeKey(KeyFile, key)
@@ -125,7 +125,7 @@ func (i *Identity) load() error {
 		// The process ended between the two writes of a renewal.
 		next, e := i.readKey(newKeyFile)
 		if e != nil {
-			return fmt.Errorf("%s does not belong to %s: run skiff reset and join again", CertFile, i.path(KeyFile))
+			return fmt.Errorf("%s does not belong to %s: run skiff reset --delete-data and join again", CertFile, i.path(KeyFile))
 		}
 		if cert, err = pair(certPEM, next); err == nil {
 			if err = os.Rename(i.path(newKeyFile), i.path(KeyFile)); err == nil {
@@ -141,7 +141,7 @@ func (i *Identity) load() error {
 		i.c.Name = name
 	}
 	if err != nil || name != i.c.Name {
-		return fmt.Errorf("this host joined as %s, and is started as %s: start it with --name %s, or run skiff reset and join again", name, i.c.Name, name)
+		return fmt.Errorf("this host joined as %s, and is started as %s: start it with --name %s, or run skiff reset --delete-data and join again", name, i.c.Name, name)
 	}
 	i.cert, i.pem, i.ca, i.roots = cert, certPEM, ca, poolOf(roots...)
 	return nil

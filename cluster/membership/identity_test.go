@@ -183,7 +183,7 @@ func TestARemovedNodeIsTold(t *testing.T) {
 	select {
 	case err := <-ended:
 		refusedWith(t, err, "this node was removed from the cluster by skiff:admin at")
-		refusedWith(t, err, "run skiff reset and join again")
+		refusedWith(t, err, "run skiff reset --delete-data and join again")
 	case <-time.After(20 * time.Second):
 		t.Fatal("it was not told")
 	}

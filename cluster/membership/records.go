@@ -41,7 +41,7 @@ func (r *Removal) error() error {
 		what = "server"
 	}
 	return &Refusal{Status: http.StatusForbidden, Removed: true, Message: fmt.Sprintf(
-		"this %s was removed from the cluster by %s at %s; run skiff reset and join again", what, r.By, r.At.Format(time.RFC3339))}
+		"this %s was removed from the cluster by %s at %s; run skiff reset --delete-data and join again", what, r.By, r.At.Format(time.RFC3339))}
 }
 
 // Removal of the member with that ID, nil if there is none. It reads the local

@@ -126,7 +126,7 @@ func (s *Service) Remove(ctx context.Context, name, by string, force bool) (*Rem
 	}
 	s.c.Forget(name)
 	if t.state == Alive {
-		out.Notes = append(out.Notes, "the host still runs: on it, stop skiff and run skiff reset, which ends its pods and makes it free to join again")
+		out.Notes = append(out.Notes, "the host still runs: on it, stop skiff and run skiff reset --delete-data, which ends its pods and makes it free to join again")
 	}
 	s.c.Logger.Info("a member was removed", "name", name, "id", t.ID, "role", t.role, "by", by)
 	return out, nil
@@ -221,7 +221,7 @@ func (s *Service) risk(ctx context.Context, t *target) (string, error) {
 	}
 	switch {
 	case stay == 0:
-		return "", refuse(http.StatusConflict, "%s is the only server: without it there is no cluster (skiff reset removes everything from a host)", t.Name)
+		return "", refuse(http.StatusConflict, "%s is the only server: without it there is no cluster (skiff reset --delete-data removes everything from a host)", t.Name)
 	case liveStay < stay/2+1:
 		return "", refuse(http.StatusConflict, "without %s only %d of %d servers would be up (%s down), and no write would be possible, not even the removal: bring another server up first",
 			t.Name, liveStay, stay, strings.Join(down, ", "))
@@ -291,7 +291,7 @@ func (s *Service) Promote(ctx context.Context, name string) error {
 	case !t.inRaft && t.role.Votes():
 		return refuse(http.StatusConflict, "server %s has not reached the log yet: see its own log for why", name)
 	case !t.inRaft:
-		return refuse(http.StatusConflict, "%s is an agent: to make it a server, remove it, run skiff reset there, and join it with skiff server --join", name)
+		return refuse(http.StatusConflict, "%s is an agent: to make it a server, remove it, run skiff reset --delete-data there, and join it with skiff server --join", name)
 	case t.voter:
 		return refuse(http.StatusConflict, "server %s votes already", name)
 	}

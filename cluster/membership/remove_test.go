@@ -187,7 +187,7 @@ func TestRemovingAnAgentSaysWhatBecomesOfItsPods(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{"2 of its pods are deleted and replaced on other nodes by their controllers", "pods without a controller are lost: shop/tool",
-		"the host still runs: on it, stop skiff and run skiff reset, which ends its pods and makes it free to join again"}
+		"the host still runs: on it, stop skiff and run skiff reset --delete-data, which ends its pods and makes it free to join again"}
 	if !slices.Equal(r.Notes, want) {
 		t.Errorf("notes %q", r.Notes)
 	}
@@ -303,7 +303,7 @@ func TestARemovedServerNoticesIt(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	if !strings.Contains(lines.String(), "this server was removed from the cluster") || !strings.Contains(lines.String(), "run skiff reset, and start it with --join and a new token") {
+	if !strings.Contains(lines.String(), "this server was removed from the cluster") || !strings.Contains(lines.String(), "run skiff reset --delete-data, and start it with --join and a new token") {
 		t.Errorf("log: %s", lines.String())
 	}
 }

@@ -34,7 +34,7 @@ func (s *Service) Renew(ctx context.Context, r RenewRequest) (*RenewAnswer, erro
 		return nil, fmt.Errorf("CA of the cluster: %w", err)
 	}
 	if !slices.ContainsFunc(trusted, func(ca *x509.Certificate) bool { return old[0].CheckSignatureFrom(ca) == nil }) {
-		return nil, refuse(http.StatusForbidden, "the certificate of this node is of a CA that this cluster does not trust (any more): run skiff reset and join again")
+		return nil, refuse(http.StatusForbidden, "the certificate of this node is of a CA that this cluster does not trust (any more): run skiff reset --delete-data and join again")
 	}
 	name, id, err := nodeOf(old[0])
 	if err != nil {
@@ -86,7 +86,7 @@ func (s *Service) stillMember(name, id string) error {
 	}
 	if rec == nil || rec.ID != id {
 		return &Refusal{Status: http.StatusForbidden, Removed: true,
-			Message: fmt.Sprintf("no member %s with this identity is known (it was removed, or the cluster was restored from an older snapshot); run skiff reset and join again", name)}
+			Message: fmt.Sprintf("no member %s with this identity is known (it was removed, or the cluster was restored from an older snapshot); run skiff reset --delete-data and join again", name)}
 	}
 	return nil
 }

@@ -63,7 +63,7 @@ func (s *Service) removed(ctx context.Context, r *Removal) {
 		return
 	}
 	s.c.Logger.Error("this server was removed from the cluster and serves no more writes; its pods go on until skiff reset",
-		"by", r.By, "at", r.At.Format(time.RFC3339), "to rejoin", "stop it, run skiff reset, and start it with --join and a new token")
+		"by", r.By, "at", r.At.Format(time.RFC3339), "to rejoin", "stop it, run skiff reset --delete-data, and start it with --join and a new token")
 	close(s.gone)
 	leave, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()

@@ -157,7 +157,7 @@ func leaveCommand() *cli.Command {
 		Name:  "leave",
 		Usage: "end the membership of this host",
 		Description: "Pods are not moved away before: see skiff kubectl drain. What runs here goes on until skiff is stopped\n" +
-			"and skiff reset is run, after which the host can join again.",
+			"and skiff reset --delete-data is run, after which the host can join again.",
 		Flags: clientFlags(outputFlag(), forceFlag()),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
