@@ -428,15 +428,15 @@ func TestReturnIsSwift(t *testing.T) {
 	leader, others := leaderOf(t, members)
 	late := others[0]
 	late.stop(t)
-	for i := range 30 {
+	for i := range 20 {
 		leader.put(t, "/a", fmt.Sprint(i), -1)
-		time.Sleep(200 * time.Millisecond) // Raft alone would wait 10 s by now
+		time.Sleep(150 * time.Millisecond) // Raft alone would wait for seconds by now
 	}
 	begin := time.Now()
 	c := late.config
 	c.Listener, c.FSM = listen(t, c.AdvertiseAddr), nil
 	late = start(t, c)
-	eventually(t, "it has the log", func() bool { return late.get("/a") == "29" })
+	eventually(t, "it has the log", func() bool { return late.get("/a") == "19" })
 	t.Logf("after %v", time.Since(begin))
 	if d := time.Since(begin); d > 5*time.Second {
 		t.Errorf("only after %v", d)

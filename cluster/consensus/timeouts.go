@@ -59,10 +59,7 @@ func (n *Node) wrote(d time.Duration) {
 func (n *Node) adapt(r *raft.Raft, leads bool) {
 	h, e := timeouts(n.c.HeartbeatTimeout, time.Duration(n.adapted.Load()), leads)
 	n.reload(r, func(rc *raft.ReloadableConfig) {
-		if rc.HeartbeatTimeout/time.Millisecond != h/time.Millisecond { // see hasten
-			rc.HeartbeatTimeout = h
-		}
-		rc.ElectionTimeout = max(e, rc.HeartbeatTimeout)
+		rc.HeartbeatTimeout, rc.ElectionTimeout = h, e
 	})
 }
 
