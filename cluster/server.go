@@ -8,6 +8,7 @@ package cluster
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -33,6 +34,9 @@ import (
 	"github.com/skiff-sh/skiff/fsm"
 	"github.com/skiff-sh/skiff/fsm/store"
 )
+
+// nodePurpose is the certificate of the node on this host.
+const nodePurpose = "node"
 
 // Server is one member. See New.
 type Server struct {
@@ -101,6 +105,12 @@ func (s *Server) open() (err error) {
 	}
 	if s.admin, err = s.leaf("administrator", pki.Request{CommonName: adminName, Organization: []string{adminGroup}}); err != nil {
 		return err
+	}
+	if c.NodePort != 0 {
+		if _, err := s.leaf(nodePurpose, pki.Request{CommonName: "system:node:" + c.Name, Organization: []string{"system:nodes"},
+			DNSNames: []string{c.Name, s.id}, IPs: []net.IP{c.AdvertiseAddress.AsSlice(), net.IPv4(127, 0, 0, 1)}}); err != nil {
+			return err
+		}
 	}
 	apiPort, err := s.listen(c.Port, "API")
 	if err != nil {
@@ -295,6 +305,11 @@ func (s *Server) LoopbackClientConfig() *rest.Config { return s.api.LoopbackClie
 
 // PKI is the cluster's certificate authority.
 func (s *Server) PKI() *pki.PKI { return s.pki }
+
+// NodeTLS serves the API of the node on this host.
+func (s *Server) NodeTLS() *tls.Config {
+	return pki.MutualTLS(s.leaves[nodePurpose], pki.TLSOptions{Protos: []string{"http/1.1"}})
+}
 
 // ID is this member's stable identity.
 func (s *Server) ID() string { return s.id }

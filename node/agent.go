@@ -34,6 +34,7 @@ type Agent struct {
 	services *services
 	self     *self
 	pods     *pod.Manager
+	fence    *fence // nil: pods never have to stop for lack of contact
 }
 
 // New validates the configuration and starts nothing.
@@ -85,13 +86,19 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer source.Close()
 	a.services = newServices(a.client, a.cfg.Logger)
 	a.self = newSelf(a, recorder)
+	if a.cfg.Contact != nil {
+		a.fence = newFence(a.cfg, a.renewLease, func() { a.pods.Poke() })
+	}
 	a.pods = pod.NewManager(a.podConfig(source, recorder))
 
+	if a.fence != nil {
+		g.Go(func() error { a.fence.run(ctx); return nil })
+	}
 	g.Go(func() error { a.services.run(ctx); return nil })
 	g.Go(func() error { return a.self.run(ctx) })
 	g.Go(func() error { return a.runPods(ctx) })
 	g.Go(func() error { return a.keepHouse(ctx) })
-	server := stream.New(stream.Config{Pods: a.pods, ServingCert: a.cfg.ServingCert, ClientCAs: a.cfg.ClientCAs, NodeName: a.cfg.Name,
+	server := stream.New(stream.Config{Pods: a.pods, TLS: a.cfg.TLS, NodeName: a.cfg.Name,
 		Images: a.cfg.Images, DataDir: a.cfg.DataDir, Logger: a.cfg.Logger})
 	g.Go(func() error { return server.Serve(ctx, listener) })
 	err = g.Wait()
@@ -100,6 +107,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// renewLease asks any server to renew this node's lease.
+func (a *Agent) renewLease(ctx context.Context) ([]byte, error) {
+	return a.client.Discovery().RESTClient().Put().AbsPath(leasePath).MaxRetries(0).DoRaw(ctx)
 }
 
 func (a *Agent) podConfig(source *objects.Source, recorder record.EventRecorder) pod.Config {
@@ -113,7 +125,7 @@ func (a *Agent) podConfig(source *objects.Source, recorder record.EventRecorder)
 		dns.Domain = c.ClusterDomain
 	}
 	memory := a.machine.capacity.Memory().Value()
-	return pod.Config{
+	pc := pod.Config{
 		NodeName: c.Name, HostIPs: []string{c.NodeIP.Unmap().String()}, Client: a.client,
 		Runtime: c.Runtime, Images: c.Images, Network: c.Network,
 		Volumes: volume.New(volume.Config{Root: filepath.Join(c.DataDir, "pods"), MemRoot: filepath.Join(c.StateDir, "volumes"),
@@ -122,4 +134,8 @@ func (a *Agent) podConfig(source *objects.Source, recorder record.EventRecorder)
 		DataDir: c.DataDir, LogDir: c.LogDir, ResolvConf: c.ResolvConf, DNS: dns,
 		Allocatable: a.machine.allocatable, MemoryCapacity: memory, Logger: c.Logger,
 	}
+	if a.fence != nil {
+		pc.Permit, pc.FenceFile = a.fence.permit, a.fence.path
+	}
+	return pc
 }

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -42,8 +41,8 @@ type noImages struct{ Images }
 func (noImages) List() ([]*image.Image, error) { return nil, nil }
 
 func config(t *testing.T) Config {
-	return Config{Name: "n1", RESTConfig: &rest.Config{Host: "https://127.0.0.1:1"}, ServingCert: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, nil },
-		ClientCAs: x509.NewCertPool(), ListenAddr: ":10250", DataDir: t.TempDir(), StateDir: t.TempDir(), NodeIP: netip.MustParseAddr("192.0.2.1"),
+	return Config{Name: "n1", RESTConfig: &rest.Config{Host: "https://127.0.0.1:1"}, TLS: &tls.Config{MinVersion: tls.VersionTLS12},
+		ListenAddr: ":10250", DataDir: t.TempDir(), StateDir: t.TempDir(), NodeIP: netip.MustParseAddr("192.0.2.1"),
 		Labels: map[string]string{"zone": "a"}, Taints: []v1.Taint{{Key: "k", Effect: v1.TaintEffectNoSchedule}},
 		Network: nothing{}, Runtime: noRuntime{}, Images: noImages{}, Version: "v1.37.2+skiff.1", RuntimeVersion: "1.2.3", Logger: slog.New(slog.DiscardHandler)}
 }

@@ -2,7 +2,6 @@ package node
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -31,11 +30,10 @@ type Config struct {
 	Name       string       // of the Node object
 	RESTConfig *rest.Config // with the client identity system:node:NAME
 
-	// ServingCert returns the certificate of the node's HTTPS API; it is
-	// asked for each connection, so that a rotation needs no restart.
-	ServingCert func(*tls.ClientHelloInfo) (*tls.Certificate, error)
-	ClientCAs   *x509.CertPool // whose client certificates are let in
-	ListenAddr  string         // ":10250" when empty
+	// TLS of the node's HTTPS API: HTTP/1.1 only, with client certificates that are
+	// required and verified. GetConfigForClient lets both change without a restart.
+	TLS        *tls.Config
+	ListenAddr string // ":10250" when empty
 
 	DataDir  string // <data-dir>/node
 	StateDir string // /run/skiff/<id>; what need not survive a reboot
@@ -46,6 +44,11 @@ type Config struct {
 	ClusterDNS    netip.Addr // default: what Network.DNS says
 	ClusterDomain string     // default: what Network.DNS says
 	ResolvConf    string     // of the host; /etc/resolv.conf when empty
+
+	// Contact says what is known of the cluster while no server answers. With it the
+	// agent holds a lease, and stops pods of StatefulSets when it has lost it for
+	// longer than they tolerate. Nil, for a node that needs no fence: it never does.
+	Contact func() Contact
 
 	Labels  map[string]string
 	Taints  []v1.Taint // put on the Node when it registers first
@@ -72,8 +75,7 @@ func (c *Config) complete() error {
 		errs = append(errs, fmt.Errorf("node name %q: %s", c.Name, msgs[0]))
 	}
 	need(c.RESTConfig != nil, "RESTConfig")
-	need(c.ServingCert != nil, "ServingCert")
-	need(c.ClientCAs != nil, "ClientCAs")
+	need(c.TLS != nil, "TLS")
 	need(c.DataDir != "", "DataDir")
 	need(c.StateDir != "", "StateDir")
 	need(c.NodeIP.IsValid(), "NodeIP")

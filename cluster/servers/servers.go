@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -198,6 +199,29 @@ func (b *Balancer) find(address string) *server {
 		return b.servers[i]
 	}
 	return nil
+}
+
+// Dial connects to the first server that can be reached; the address that it is
+// called with means nothing. It is for clients that verify the server
+// themselves.
+func (b *Balancer) Dial(ctx context.Context, network, _ string) (net.Conn, error) {
+	var errs []error
+	for _, address := range b.order() {
+		conn, err := Dialer().DialContext(ctx, network, address)
+		if err == nil {
+			b.Good(address)
+			return conn, nil
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		b.Bad(address)
+		errs = append(errs, err)
+	}
+	if len(errs) == 0 {
+		return nil, ErrNone
+	}
+	return nil, errors.Join(errs...)
 }
 
 // Pick gives the first server for which try succeeds. The next one is asked as

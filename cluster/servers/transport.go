@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skiff-sh/skiff/cluster/pki"
 )
 
 // How fast a server that vanished without a word is noticed: a connection on
@@ -63,6 +65,23 @@ func Transport(c *tls.Config) *http.Transport {
 		IdleConnTimeout:     90 * time.Second,
 		HTTP2:               &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingWait},
 	}
+}
+
+// DynamicTransport is Transport for a holder whose certificate and CAs change:
+// each connection is made with those of its time, and ends before its
+// certificate does.
+func DynamicTransport(source pki.CertSource) *http.Transport {
+	t := Transport(&tls.Config{MinVersion: tls.VersionTLS12})
+	t.TLSClientConfig = nil
+	t.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return Dialer().DialContext(ctx, network, address)
+		}
+		ctx, cancel := context.WithTimeout(ctx, dialWait+handshakeWait)
+		defer cancel()
+		return pki.DialTLS(source, pki.TLSOptions{}, dial)(ctx, network, net.JoinHostPort(ServerName, "443"))
+	}
+	return t
 }
 
 // Wrap gives a RoundTripper that sends each request to one of the servers by way

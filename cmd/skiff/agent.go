@@ -2,179 +2,325 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
+	"sync"
+	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	componentversion "k8s.io/component-base/version"
 
 	"github.com/skiff-sh/skiff/cluster"
+	"github.com/skiff-sh/skiff/cluster/consensus"
+	"github.com/skiff-sh/skiff/cluster/gossip"
+	"github.com/skiff-sh/skiff/cluster/membership"
 	"github.com/skiff-sh/skiff/cluster/pki"
-	"github.com/skiff-sh/skiff/netproxy"
-	"github.com/skiff-sh/skiff/netproxy/podnet"
+	"github.com/skiff-sh/skiff/cluster/servers"
 	"github.com/skiff-sh/skiff/node"
-	"github.com/skiff-sh/skiff/node/image"
-	"github.com/skiff-sh/skiff/node/image/demo"
-	"github.com/skiff-sh/skiff/node/pod"
-	"github.com/skiff-sh/skiff/node/runtime"
 )
 
-// agent is what makes a host a node: containers, their network, the service
-// proxy and DNS.
-type agent struct {
-	node     *node.Agent
-	proxy    *netproxy.Proxy
-	images   *image.Store
-	loaded   chan struct{} // closed when the built-in images and those of imageDir are in the store
-	imageDir string
-	o        options
-}
-
-// images makes pods wait for images that are just being loaded, in place of
-// asking a registry for them.
-type images struct {
-	*image.Store
-	loaded <-chan struct{}
-}
-
-// Pull fetches ref, unless it was missing and has come with the images that
-// are loaded at start.
-func (s images) Pull(ctx context.Context, ref string, auth authn.Keychain, progress image.ProgressFunc) (*image.Image, error) {
-	_, had := s.Get(ref)
-	select {
-	case <-s.loaded:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+func agentCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "agent",
+		Usage: "run a node: this host's pods, in a cluster whose servers are elsewhere",
+		Description: "The first start needs --join and --token; later ones find what they need in the data directory. The agent\n" +
+			"knows all servers, and goes on with another when one fails.\n\n" + flagsDescription,
+		Flags: hostFlags(),
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			if err := loadConfigFile(c); err != nil {
+				return err
+			}
+			o, err := parseHost(c, "gossip-port", "node-port")
+			if err != nil {
+				return err
+			}
+			if err := o.findAddress(); err != nil {
+				return err
+			}
+			return runAgent(c.Context, o)
+		},
 	}
-	if i, ok := s.Get(ref); ok && !had {
-		return i, nil
-	}
-	return s.Store.Pull(ctx, ref, auth, progress)
 }
 
-// nodeClient reaches the API of server in this process, as the node: it may do
-// what a node on another host may do.
-func nodeClient(server *cluster.Server, name string) *rest.Config {
-	c := server.LoopbackClientConfig()
-	c.Impersonate = rest.ImpersonationConfig{UserName: "system:node:" + name, Groups: []string{"system:nodes", "system:authenticated"}}
-	c.ContentType = "application/vnd.kubernetes.protobuf"
-	c.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
-	c.UserAgent = "skiff-node"
-	return c
-}
-
-func newAgent(server *cluster.Server, o options) (_ *agent, err error) {
-	c := o.cluster
-	nodeDir := filepath.Join(c.DataDir, "node")
-	if err := os.MkdirAll(nodeDir, 0o700); err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
+// runAgent runs until ctx ends. What servers say, and that none answers, ends
+// nothing.
+func runAgent(ctx context.Context, o hostOptions) error {
+	started := time.Now()
+	keepHeadroom()
+	if err := needRoot("skiff agent"); err != nil {
+		return err
 	}
-	state, err := stateDir(c.DataDir)
+	if err := checkHost(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.dataDir, 0o700); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	lock, err := consensus.LockDir(o.dataDir)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := makeStateDir(state); err != nil {
-		return nil, err
+	defer lock.Unlock()
+	a := &agent{o: o, servers: servers.New(o.name), roster: cluster.OpenRoster(o.dataDir, o.logger)}
+	if err := a.open(ctx); err != nil {
+		return err
 	}
-	a := &agent{o: o, imageDir: o.imageDir, loaded: make(chan struct{})}
-	if a.imageDir == "" {
-		a.imageDir = filepath.Join(c.DataDir, "images")
+	n, err := newNodePart(o, a.access())
+	if err != nil {
+		return explain(err, o)
 	}
-	if a.images, err = image.Open(image.Config{Dir: filepath.Join(nodeDir, "images"), Registries: o.registries, Owner: true, Logger: o.logger}); err != nil {
-		return nil, fmt.Errorf("image store: %w", err)
+	g, ctx2 := errgroup.WithContext(ctx)
+	g.Go(func() error { settleMemory(ctx2); return nil })
+	g.Go(func() error { return o.watchAddress(ctx2) })
+	g.Go(func() error { return a.run(ctx2) })
+	g.Go(func() error { return n.run(ctx2, a.reachable(ctx2)) })
+	g.Go(func() error { n.sayReady(ctx2, started); return nil })
+	err = g.Wait()
+	if ctx.Err() != nil {
+		o.logger.Info("stopping; pods go on running")
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, a.images.Close())
+	return ending(ctx, err)
+}
+
+// agent is a host's part in a cluster whose servers are elsewhere: identity,
+// gossip, and the way to the servers.
+type agent struct {
+	o        hostOptions
+	id       string
+	identity *membership.Identity
+	servers  *servers.Balancer
+	gossip   *gossip.Gossip
+	roster   *cluster.Roster
+
+	mu    sync.Mutex
+	known membership.Cluster // as on disk; guarded by mu
+}
+
+// open makes or reads the identity, joins if need be, and opens the gossip port.
+func (a *agent) open(ctx context.Context) (err error) {
+	o := a.o
+	server, err := exists(o.dataDir, "pki", pki.CACertFile)
+	if err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	if server {
+		return fmt.Errorf("this host is a server of its cluster (%s): run skiff leave and skiff reset --delete-data before it becomes an agent", filepath.Join(o.dataDir, "pki"))
+	}
+	if a.id, err = cluster.NodeID(o.dataDir); err != nil {
+		return err
+	}
+	a.identity, err = membership.OpenIdentity(membership.IdentityConfig{
+		Dir: filepath.Join(o.dataDir, "agent"), Name: o.name, NodeID: a.id, Address: func() string { return o.advertise.String() },
+		Dial: a.servers.Dial, OnConfig: a.take, Logger: o.logger.With("component", "identity"),
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.join(ctx); err != nil {
+		return err
+	}
+	a.aim(nil)
+	c := &a.known
+	a.gossip, err = gossip.New(gossip.Config{
+		Name: o.name, Bind: o.bind, Advertise: o.advertise, Port: o.gossipPort, Keys: c.GossipKeys,
+		Tags:  gossip.Tags{ID: a.id, Role: gossip.RoleAgent, ClusterID: c.ClusterID, Version: version, NodePort: o.nodePort, Trust: c.Generation},
+		Seeds: a.seeds, Logger: o.logger.With("component", "gossip"),
+	})
+	if err != nil {
+		return explain(err, o)
+	}
+	return nil
+}
+
+func (a *agent) join(ctx context.Context) error {
+	o := a.o
+	known, err := membership.LoadCluster(o.dataDir)
+	if err != nil {
+		return err
+	}
+	switch {
+	case a.identity.Joined() && known != nil:
+		a.known = *known
+		return o.join.sameCluster(a.identity.CA(), o.dataDir)
+	case o.join.host == "":
+		return usagef("this host is in no cluster yet: start it with --join HOST --token T (skiff token create --role agent, on a server, makes a token)")
+	}
+	csr, err := a.identity.CSR()
+	if err != nil {
+		return err
+	}
+	answer, err := o.join.ask(ctx, membership.JoinRequest{Role: membership.RoleAgent, Name: o.name, NodeID: a.id, Version: version,
+		Address: o.advertise.String(), GossipPort: o.gossipPort, NodePort: o.nodePort, CSR: csr}, o.logger)
+	if err != nil {
+		return err
+	}
+	// The certificate comes last: it tells that the join is complete.
+	if err := membership.SaveCluster(o.dataDir, &answer.Cluster); err != nil {
+		return err
+	}
+	a.known = answer.Cluster
+	return a.identity.Install(answer.Cert, answer.CA)
+}
+
+// access is how the node on this host reaches the cluster.
+func (a *agent) access() access {
+	c := &rest.Config{Host: servers.Host, Transport: a.servers.Wrap(servers.DynamicTransport(a.identity))}
+	asNode(c)
+	serving := pki.MutualTLS(a.identity, pki.TLSOptions{Protos: []string{"http/1.1"}})
+	return access{api: c, tls: serving, settings: a.known.Settings, contact: func() node.Contact {
+		return node.Contact{AliveFraction: a.roster.AliveFraction(cluster.Peers(a.gossip))}
+	}}
+}
+
+// reachable gives a channel that is closed when a server has answered.
+func (a *agent) reachable(ctx context.Context) <-chan struct{} {
+	out := make(chan struct{})
+	client := &http.Client{Transport: a.servers.Wrap(servers.DynamicTransport(a.identity)), Timeout: readyPatience}
+	go func() {
+		defer client.CloseIdleConnections()
+		for ctx.Err() == nil {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, servers.Host+"/livez", nil)
+			if err == nil {
+				var resp *http.Response
+				if resp, err = client.Do(req); err == nil {
+					resp.Body.Close()
+					close(out)
+					return
+				}
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
 		}
 	}()
-	containers, err := runtime.New(runtime.Config{StateDir: state, DataDir: nodeDir, CgroupRoot: cgroupRoot(state), Logger: o.logger})
-	if err != nil {
-		return nil, fmt.Errorf("container runtime: %w", err)
-	}
-	api := nodeClient(server, c.Name)
-	client, err := kubernetes.NewForConfig(api)
-	if err != nil {
-		return nil, fmt.Errorf("client of the API: %w", err)
-	}
-	a.proxy, err = netproxy.New(netproxy.Config{
-		Client: client, NodeName: c.Name, NodeIP: c.AdvertiseAddress, ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR,
-		ClusterDomain: c.ClusterDomain, UpstreamResolvConf: o.resolvConf, ListenDNS: containers.Listen, DataDir: c.DataDir, Logger: o.logger.With("component", "network"),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("network: %w", err)
-	}
-	serving, err := server.PKI().Leaf(pki.Request{CommonName: "system:node:" + c.Name, Organization: []string{"system:nodes"},
-		DNSNames: []string{c.Name}, IPs: []net.IP{c.AdvertiseAddress.AsSlice(), net.IPv4(127, 0, 0, 1)}})
-	if err != nil {
-		return nil, fmt.Errorf("certificate of the node: %w", err)
-	}
-	a.node, err = node.New(node.Config{
-		Name: c.Name, RESTConfig: api, ServingCert: serving.ServerTLS().GetCertificate, ClientCAs: server.PKI().Pool(),
-		ListenAddr: fmt.Sprintf(":%d", o.nodePort), DataDir: nodeDir, StateDir: state, NodeIP: c.AdvertiseAddress,
-		ClusterDomain: c.ClusterDomain, ResolvConf: o.resolvConf, Labels: o.labels, Taints: o.taints, MaxPods: o.maxPods,
-		Network: podNetwork{a.proxy.Network()}, Runtime: pod.Wrap(containers), Images: images{a.images, a.loaded},
-		Version: componentversion.Get().GitVersion, RuntimeVersion: version, Logger: o.logger.With("component", "node"),
-	})
-	if err != nil {
-		return nil, err
-	}
-	return a, nil
+	return out
 }
 
-// podNetwork fits netproxy's pod network to what the agent asks for.
-type podNetwork struct{ *podnet.Network }
-
-func (n podNetwork) HostPorts(ctx context.Context, podUID string, ports []pod.HostPort) error {
-	out := make([]podnet.PortMapping, len(ports))
-	for i, p := range ports {
-		out[i] = podnet.PortMapping(p)
-	}
-	return n.Network.HostPorts(ctx, podUID, out)
-}
-
-// cgroupRoot keeps the cgroups of several instances on one machine apart.
-func cgroupRoot(state string) string { return filepath.Join("skiff", filepath.Base(state)) }
-
-// run works until ctx ends. Pods, rules and mounts stay.
-func (a *agent) run(ctx context.Context, apiReady <-chan struct{}) (err error) {
-	defer func() { err = errors.Join(err, a.images.Close()) }()
+// run takes part in the gossip and follows what the servers say.
+func (a *agent) run(ctx context.Context) error {
+	changes, cancel := a.gossip.Changes()
+	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.loadImages(ctx) })
-	select {
-	case <-apiReady:
-	case <-ctx.Done():
-		return g.Wait()
-	}
-	g.Go(func() error { return a.proxy.Run(ctx) })
-	g.Go(func() error { return a.node.Run(ctx) })
+	g.Go(func() error { return a.gossip.Run(ctx) })
+	g.Go(func() error { cluster.ReportLoad(ctx, a.gossip); return nil })
+	g.Go(func() error {
+		if err := a.identity.Run(ctx); err != nil && ctx.Err() == nil {
+			a.o.logger.Error("this node is no member of the cluster any more; its pods go on until skiff reset", "error", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		for {
+			peers := cluster.Peers(a.gossip)
+			a.roster.Update(peers, nil)
+			a.aim(peers)
+			if a.behind(peers) {
+				a.identity.Refresh()
+			}
+			select {
+			case <-changes:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
 	return g.Wait()
 }
 
-// loadImages brings in the demo images and the archives in the image folder. A
-// bad archive is reported and left; it does not keep the node down.
-func (a *agent) loadImages(ctx context.Context) error {
-	defer close(a.loaded)
-	log := a.o.logger.With("component", "images")
-	if err := demo.Ensure(ctx, a.images); err != nil && ctx.Err() == nil {
-		log.Warn("the demo images are missing", "error", err)
+// behind tells whether a server has installed newer keys.
+func (a *agent) behind(peers []membership.Peer) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, p := range peers {
+		if p.Role.Votes() && p.State == membership.Alive && p.Trust > a.known.Generation {
+			return true
+		}
 	}
-	if _, err := os.Stat(a.imageDir); errors.Is(err, fs.ErrNotExist) && a.o.imageDir == "" {
-		return nil
+	return false
+}
+
+// take keeps what a server said.
+func (a *agent) take(c *membership.NodeConfig) {
+	if err := a.gossip.SetKeys(c.GossipKeys); err != nil {
+		a.o.logger.Error("the keys of the gossip are not replaced", "error", err)
+		return
 	}
-	images, err := a.images.ImportDir(ctx, a.imageDir, nil)
-	for _, i := range images {
-		log.Info("loaded image", "image", nameOf(i))
+	a.mu.Lock()
+	a.known.GossipKeys, a.known.Generation, a.known.Settings, a.known.Servers = c.GossipKeys, c.Generation, c.Settings, c.Servers
+	a.save()
+	a.mu.Unlock()
+	a.gossip.SetTags(func(t *gossip.Tags) { t.Trust = c.Generation })
+	a.aim(cluster.Peers(a.gossip))
+}
+
+// save writes cluster.json. a.mu is held. A full disk must not end the agent.
+func (a *agent) save() {
+	if err := membership.SaveCluster(a.o.dataDir, &a.known); err != nil {
+		a.o.logger.Error("what this host knows of the cluster is not saved", "error", err)
 	}
-	if err != nil && ctx.Err() == nil {
-		log.Error("load the archives of the image folder", "folder", a.imageDir, "error", err)
+}
+
+// aim tells the balancer which servers there are: those that are known, as gossip
+// sees them.
+func (a *agent) aim(peers []membership.Peer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	byID := map[string]membership.Server{}
+	var order []string
+	put := func(s membership.Server) {
+		if _, have := byID[s.ID]; !have {
+			order = append(order, s.ID)
+		}
+		byID[s.ID] = s
 	}
-	return nil
+	for _, s := range a.known.Servers {
+		put(s)
+	}
+	dead := map[string]bool{}
+	for _, p := range peers {
+		if !p.Role.Votes() {
+			continue
+		}
+		if p.State == membership.Left {
+			delete(byID, p.ID)
+			continue
+		}
+		put(p.Server)
+		dead[p.ID] = p.State == membership.Dead
+	}
+	var known []membership.Server
+	var list []servers.Server
+	for _, id := range order {
+		if s, have := byID[id]; have {
+			known = append(known, s)
+			list = append(list, servers.Server{Address: s.API(), Dead: dead[id]})
+		}
+	}
+	if len(list) == 0 {
+		return
+	}
+	a.servers.Set(list)
+	if !reflect.DeepEqual(known, a.known.Servers) {
+		a.known.Servers = known
+		a.save()
+	}
+}
+
+// seeds are where gossip looks for others.
+func (a *agent) seeds() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []string
+	for _, s := range a.known.Servers {
+		out = append(out, s.Gossip())
+	}
+	return out
 }

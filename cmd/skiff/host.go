@@ -45,7 +45,7 @@ func checkHost() error {
 		unix.Close(s)
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("this host lacks %s; use --disable-agent to run without pods", strings.Join(missing, " and "))
+		return fmt.Errorf("this host lacks %s", strings.Join(missing, " and "))
 	}
 	return nil
 }

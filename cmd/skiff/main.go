@@ -29,6 +29,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args)
 	stop()
+	if errors.Is(err, errAgain) {
+		err = runAgain()
+	}
 	if err == nil {
 		return
 	}
@@ -58,10 +61,13 @@ func newApp() *cli.App {
 		UseShortOptionHandling: true,
 		Commands: []*cli.Command{
 			serverCommand(),
+			agentCommand(),
 			kubectlCommand(),
 			snapshotCommand(),
 			imageCommand(),
 			statusCommand(),
+			certsCommand(),
+			encryptionCommand(),
 			tokenCommand(),
 			memberCommand(),
 			leaveCommand(),

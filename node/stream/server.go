@@ -9,7 +9,6 @@ package stream
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,13 +46,12 @@ type Images interface {
 
 // Config configures a Server.
 type Config struct {
-	Pods        Pods
-	Images      Images
-	NodeName    string
-	DataDir     string
-	ServingCert func(*tls.ClientHelloInfo) (*tls.Certificate, error)
-	ClientCAs   *x509.CertPool
-	Logger      *slog.Logger
+	Pods     Pods
+	Images   Images
+	NodeName string
+	DataDir  string
+	TLS      *tls.Config // see node.Config
+	Logger   *slog.Logger
 }
 
 // Server serves the node API.
@@ -94,8 +92,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
-		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.cfg.ServingCert,
-			ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: s.cfg.ClientCAs, NextProtos: []string{"http/1.1"}},
+		TLSConfig:         s.cfg.TLS,
 	}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()

@@ -167,8 +167,8 @@ func serve(t *testing.T) (base string, c ca, client *tls.Config, dir string) {
 	if err := os.WriteFile(filepath.Join(dir, "1.log"), []byte("2026-01-01T00:00:00Z stdout F out\n2026-01-01T00:00:01Z stderr F err\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := New(Config{Pods: pods{v}, Images: noImages{}, NodeName: "n1", DataDir: dir, ClientCAs: c.pool(), Logger: slog.New(slog.DiscardHandler),
-		ServingCert: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &serving, nil }})
+	s := New(Config{Pods: pods{v}, Images: noImages{}, NodeName: "n1", DataDir: dir, Logger: slog.New(slog.DiscardHandler),
+		TLS: &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{serving}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: c.pool(), NextProtos: []string{"http/1.1"}}})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/skiff-sh/skiff/cluster"
+	"github.com/skiff-sh/skiff/cluster/membership"
+	"github.com/skiff-sh/skiff/cluster/pki"
+)
+
+// joinOptions are --join and --token.
+type joinOptions struct {
+	host  string
+	token *membership.Token // nil: none was given
+}
+
+func parseJoin(c *cli.Context) (j joinOptions, err error) {
+	j.host = c.String("join")
+	text := c.String("token")
+	if text == "" {
+		return j, nil
+	}
+	if j.host == "" {
+		return j, usagef("--token goes with --join HOST, the address of any server of the cluster")
+	}
+	t, err := membership.ParseToken(text)
+	if err != nil {
+		return j, usagef("--token: %v", err)
+	}
+	j.token = &t
+	return j, nil
+}
+
+const (
+	joinPatience = 2 * time.Minute // for a server that does not answer, or has no leader
+	joinRetry    = time.Second
+	joinRetryMax = 10 * time.Second
+)
+
+// ask asks the cluster to admit this host until it answers.
+func (j joinOptions) ask(ctx context.Context, r membership.JoinRequest, log *slog.Logger) (*membership.Answer, error) {
+	if j.token == nil {
+		return nil, usagef("--join needs --token: make one with skiff token create --role %s on a server", r.Role)
+	}
+	began := time.Now()
+	for pause := joinRetry; ; pause = min(2*pause, joinRetryMax) {
+		a, err := membership.Join(ctx, j.host, *j.token, r)
+		var refused *membership.Refusal
+		switch {
+		case err == nil:
+			log.Info("this host has joined the cluster", "cluster", a.ClusterID, "servers", len(a.Servers))
+			return a, nil
+		case errors.As(err, &refused), ctx.Err() != nil, time.Since(began) > joinPatience:
+			return nil, fmt.Errorf("join %s: %w", j.host, err)
+		}
+		log.Warn("cannot join yet", "error", err, "again in", pause)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("join %s: %w", j.host, err)
+		}
+	}
+}
+
+// sameCluster refuses a token of another cluster than the one that this host is
+// in. bundle holds the certificates of its CAs.
+func (j joinOptions) sameCluster(bundle []byte, dataDir string) error {
+	if j.token == nil {
+		return nil
+	}
+	for {
+		var block *pem.Block
+		if block, bundle = pem.Decode(bundle); block == nil {
+			break
+		}
+		if sha256.Sum256(block.Bytes) == j.token.CA {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s belongs to another cluster than the token: skiff reset --delete-data removes this host's part in it, and all that only this host has; or choose another --data-dir", dataDir)
+}
+
+// exists tells whether there is a file.
+func exists(path ...string) (bool, error) {
+	_, err := os.Stat(filepath.Join(path...))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// joinServer makes the data directory that of a server of the cluster that it is
+// to join, unless it is one already. Without --join nothing is to be done. It
+// refuses settings that are not those of the cluster.
+func joinServer(ctx context.Context, o *serverOptions) error {
+	pkiDir := filepath.Join(o.dataDir, "pki")
+	agent, err := exists(o.dataDir, "agent", membership.CertFile)
+	if err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	if agent {
+		return fmt.Errorf("this host is an agent of its cluster (%s): run skiff reset --delete-data before it becomes a server", filepath.Join(o.dataDir, "agent"))
+	}
+	member, err := exists(pkiDir, pki.CACertFile)
+	if err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	known, err := membership.LoadCluster(o.dataDir)
+	if err != nil {
+		return err
+	}
+	switch {
+	case member && o.join.host != "":
+		bundle, err := os.ReadFile(filepath.Join(pkiDir, pki.CACertFile))
+		if err != nil {
+			return fmt.Errorf("data directory: %w", err)
+		}
+		if err := o.join.sameCluster(bundle, o.dataDir); err != nil {
+			return err
+		}
+	case member:
+	case o.join.host == "" && known != nil:
+		return fmt.Errorf("this host's join was interrupted, or %s was deleted: start it with --join HOST and a new --token", pkiDir)
+	case o.join.host == "":
+		return nil // the first server of a new cluster
+	default:
+		if known, err = o.joinNow(ctx, pkiDir); err != nil {
+			return err
+		}
+	}
+	return o.agree(known)
+}
+
+func (o *serverOptions) joinNow(ctx context.Context, pkiDir string) (*membership.Cluster, error) {
+	id, err := cluster.NodeID(o.dataDir)
+	if err != nil {
+		return nil, err
+	}
+	c := &o.cluster
+	a, err := o.join.ask(ctx, membership.JoinRequest{Role: c.Role, Name: o.name, NodeID: id, Version: version, Address: o.advertise.String(),
+		APIPort: c.Port, RaftPort: c.RaftPort, GossipPort: c.GossipPort, NodePort: c.NodePort}, o.logger)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.agree(&a.Cluster); err != nil {
+		return nil, err
+	}
+	// The keys come last: they tell that the join is complete.
+	if err := membership.SaveCluster(o.dataDir, &a.Cluster); err != nil {
+		return nil, err
+	}
+	return &a.Cluster, pki.Install(pkiDir, a.PKI, c.Passphrase)
+}
+
+// agree refuses settings that are not those of the cluster.
+func (o *serverOptions) agree(known *membership.Cluster) error {
+	if known == nil {
+		return nil
+	}
+	have, given := known.Settings, o.given
+	for _, f := range []struct {
+		flag        string
+		differs     bool
+		given, have any
+	}{
+		{"cluster-cidr", given.ClusterCIDR.IsValid() && given.ClusterCIDR != have.ClusterCIDR, given.ClusterCIDR, have.ClusterCIDR},
+		{"service-cidr", given.ServiceCIDR.IsValid() && given.ServiceCIDR != have.ServiceCIDR, given.ServiceCIDR, have.ServiceCIDR},
+		{"cluster-domain", given.ClusterDomain != "" && given.ClusterDomain != have.ClusterDomain, given.ClusterDomain, have.ClusterDomain},
+	} {
+		if f.differs {
+			return usagef("--%s %v: the cluster has %v, which cannot be changed; leave the flag out", f.flag, f.given, f.have)
+		}
+	}
+	return nil
+}

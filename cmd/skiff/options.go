@@ -1,0 +1,193 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/skiff-sh/skiff/cluster"
+	"github.com/skiff-sh/skiff/node/image"
+)
+
+const flagsDescription = "Every flag can also be set by an environment variable, SKIFF_ and the flag's name in capitals with\n" +
+	"underscores, or in the YAML file of --config under its own name. The command line wins over the\n" +
+	"environment, and that over the file."
+
+func stringFlag(name, usage, value string) cli.Flag {
+	return &cli.StringFlag{Name: name, Usage: usage, Value: value, EnvVars: env(name)}
+}
+
+func numberFlag(name, usage string, value int) cli.Flag {
+	return &cli.IntFlag{Name: name, Usage: usage, Value: value, EnvVars: env(name)}
+}
+
+func listFlag(name, usage string) cli.Flag {
+	return &cli.StringSliceFlag{Name: name, Usage: usage, EnvVars: env(name)}
+}
+
+func boolFlag(name, usage string) cli.Flag {
+	return &cli.BoolFlag{Name: name, Usage: usage, EnvVars: env(name)}
+}
+
+// hostFlags are those of servers and agents; more come after the address.
+func hostFlags(more ...cli.Flag) []cli.Flag {
+	return append(append([]cli.Flag{
+		configFlag(),
+		dataDirFlag(),
+		stringFlag("name", "name of this host in the cluster (default: the host name)", ""),
+		stringFlag("join", "HOST or HOST:PORT of the API of any server of the cluster to join; needed once", ""),
+		stringFlag("token", "what skiff token create has printed, with --join; needed once", ""),
+		stringFlag("advertise-address", "address by which others reach this host (default: that of the default route, followed when it changes)", ""),
+		stringFlag("bind-address", "address the ports for other hosts listen on", "0.0.0.0"),
+	}, more...),
+		numberFlag("gossip-port", "port, UDP and TCP, by which all hosts watch over each other", cluster.DefaultGossipPort),
+		numberFlag("node-port", "port of this node's own API", 10250),
+		listFlag("node-label", "KEY=VALUE label of this node, when it registers first"),
+		listFlag("node-taint", "KEY=VALUE:EFFECT taint of this node, when it registers first"),
+		numberFlag("max-pods", "pods that this node takes", 110),
+		stringFlag("image-dir", "folder of image archives to load at start (default: DATA-DIR/images)", ""),
+		stringFlag("resolv-conf", "resolvers for names outside of the cluster", "/etc/resolv.conf"),
+		stringFlag("log-format", "text or json", "text"),
+		&cli.IntFlag{Name: "v", Usage: "log level: 0 for what matters, 1 for detail, 4 and more for the Kubernetes libraries too", EnvVars: env("v")},
+	)
+}
+
+// hostOptions are those of a host, whatever it does in the cluster.
+type hostOptions struct {
+	name, dataDir        string
+	join                 joinOptions
+	advertise            netip.Addr
+	detected             bool // advertise was found, not given: it may change
+	bind                 netip.Addr
+	gossipPort, nodePort uint16
+	labels               map[string]string
+	taints               []corev1.Taint
+	maxPods              int
+	imageDir, resolvConf string
+	registries           map[string]image.Registry
+	logger               *slog.Logger
+}
+
+// parseHost reads hostFlags. ports are the port flags of the command, which must
+// differ.
+func parseHost(c *cli.Context, ports ...string) (o hostOptions, err error) {
+	if o.logger, err = newLogger(os.Stderr, c.String("log-format"), c.Int("v")); err != nil {
+		return o, err
+	}
+	if o.name = c.String("name"); o.name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return o, fmt.Errorf("host name: %w; choose one with --name", err)
+		}
+		o.name = strings.ToLower(host)
+	}
+	if msgs := validation.IsDNS1123Subdomain(o.name); len(msgs) > 0 {
+		return o, usagef("--name %q: %s", o.name, msgs[0])
+	}
+	if o.advertise, err = parseAddr(c, "advertise-address"); err != nil {
+		return o, err
+	}
+	if o.advertise.IsValid() && !o.advertise.Is4() {
+		return o, usagef("--advertise-address %s: only IPv4 is supported yet", o.advertise)
+	}
+	if o.bind, err = parseAddr(c, "bind-address"); err != nil {
+		return o, err
+	}
+	if err := differentPorts(c, ports); err != nil {
+		return o, err
+	}
+	if o.labels, err = parseLabels(c.StringSlice("node-label")); err != nil {
+		return o, err
+	}
+	if o.taints, err = parseTaints(c.StringSlice("node-taint")); err != nil {
+		return o, err
+	}
+	if o.registries, err = loadRegistries(c); err != nil {
+		return o, err
+	}
+	if o.maxPods = c.Int("max-pods"); o.maxPods < 1 {
+		return o, usagef("--max-pods %d: want at least 1", o.maxPods)
+	}
+	if o.join, err = parseJoin(c); err != nil {
+		return o, err
+	}
+	o.dataDir, o.imageDir, o.resolvConf = c.String("data-dir"), c.String("image-dir"), c.String("resolv-conf")
+	o.gossipPort, o.nodePort = uint16(c.Int("gossip-port")), uint16(c.Int("node-port"))
+	return o, nil
+}
+
+// findAddress sets the address that was not given. It is looked for as late as
+// possible, and last among the things that can be wrong.
+func (o *hostOptions) findAddress() (err error) {
+	if o.advertise.IsValid() {
+		return nil
+	}
+	o.advertise, err = hostAddress()
+	o.detected = err == nil && !o.advertise.IsLoopback()
+	return err
+}
+
+func differentPorts(c *cli.Context, flags []string) error {
+	taken := map[int]string{}
+	for _, f := range flags {
+		p := c.Int(f)
+		if p < 1 || p > 65535 {
+			return usagef("--%s %d: want 1 to 65535", f, p)
+		}
+		if other := taken[p]; other != "" {
+			return usagef("--%s and --%s are both %d", other, f, p)
+		}
+		taken[p] = f
+	}
+	return nil
+}
+
+func parseAddr(c *cli.Context, flag string) (netip.Addr, error) {
+	s := c.String(flag)
+	if s == "" {
+		return netip.Addr{}, nil
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return a, usagef("--%s %q is no IP address", flag, s)
+	}
+	return a, nil
+}
+
+func parseLabels(list []string) (map[string]string, error) {
+	out := map[string]string{}
+	for _, s := range list {
+		k, v, ok := strings.Cut(s, "=")
+		if !ok {
+			return nil, usagef("--node-label %q: want KEY=VALUE", s)
+		}
+		if msgs := append(validation.IsQualifiedName(k), validation.IsValidLabelValue(v)...); len(msgs) > 0 {
+			return nil, usagef("--node-label %q: %s", s, msgs[0])
+		}
+		out[k] = v
+	}
+	return out, nil
+}
+
+func parseTaints(list []string) ([]corev1.Taint, error) {
+	var out []corev1.Taint
+	for _, s := range list {
+		kv, effect, ok := strings.Cut(s, ":")
+		switch e := corev1.TaintEffect(effect); {
+		case !ok || e != corev1.TaintEffectNoSchedule && e != corev1.TaintEffectPreferNoSchedule && e != corev1.TaintEffectNoExecute:
+			return nil, usagef("--node-taint %q: want KEY=VALUE:NoSchedule, :PreferNoSchedule or :NoExecute", s)
+		}
+		k, v, _ := strings.Cut(kv, "=")
+		if msgs := append(validation.IsQualifiedName(k), validation.IsValidLabelValue(v)...); len(msgs) > 0 {
+			return nil, usagef("--node-taint %q: %s", s, msgs[0])
+		}
+		out = append(out, corev1.Taint{Key: k, Value: v, Effect: corev1.TaintEffect(effect)})
+	}
+	return out, nil
+}
