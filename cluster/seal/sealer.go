@@ -61,6 +61,12 @@ func New(c Config) (*Sealer, error) {
 	return &Sealer{cfg: c, keys: map[uint64]*dataKey{}, step: func(string) {}}, nil
 }
 
+// Fresh is a Sealer of the same configuration that has not opened a data key yet,
+// as after a restart.
+func (s *Sealer) Fresh() *Sealer {
+	return &Sealer{cfg: s.cfg, keys: map[uint64]*dataKey{}, step: func(string) {}}
+}
+
 // TransformToStorage seals data for the store's key that dataCtx names, with the
 // newest data key; the first call in a cluster makes one.
 func (s *Sealer) TransformToStorage(ctx context.Context, data []byte, dataCtx value.Context) ([]byte, error) {
@@ -75,7 +81,7 @@ func (s *Sealer) TransformToStorage(ctx context.Context, data []byte, dataCtx va
 // with another key than the newest. ErrKeyGone is for past versions only.
 func (s *Sealer) TransformFromStorage(ctx context.Context, data []byte, dataCtx value.Context) ([]byte, bool, error) {
 	plain, n, err := open(ctx, dataCtx.AuthenticatedData(), data, s.find)
-	return plain, n != s.newest(), err
+	return plain, n == 0 || n != s.newest(), err
 }
 
 // Lost says whether a value that was just stored is sealed with a data key that

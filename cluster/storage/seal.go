@@ -62,20 +62,19 @@ func (r *Resource) same(kv *store.KeyValue, data []byte) (bool, error) {
 // keep writes once more what was created with a data key that had just been
 // dropped. An update can't be: its version would have been rewritten before.
 func (r *Resource) keep(ctx context.Context, key string, data, stored []byte, expires, rev int64) (int64, error) {
-	for r.sealer != nil && r.sealer.Lost(stored) {
+	for r.sealer != nil && (rev == 0 || r.sealer.Lost(stored)) {
 		var err error
 		if stored, err = r.seal(ctx, key, data); err != nil {
 			return rev, err
 		}
 		res, err := r.put(ctx, key, stored, rev, expires)
-		if err != nil {
-			return rev, err
-		}
 		switch {
+		case err != nil:
+			return rev, err
 		case res.Err == nil:
 			rev = res.Revision
 		case res.Current != nil:
-			return rev, nil // whoever has written it since could read it
+			return res.Current.ModRevision, nil // whoever has written it since could read it
 		default:
 			rev = 0 // it was removed because nobody could read it
 		}
