@@ -86,8 +86,8 @@ func TestDevCommands(t *testing.T) {
 	good("running", "status")
 	good(`"state": "running"`, "status", "-o", "json")
 
-	url := strings.TrimSpace(good(".", "kubeconfig"))
-	if _, err := os.Stat(url); err != nil {
+	path := strings.TrimSpace(good("kubeconfig", "kubeconfig"))
+	if _, err := os.Stat(path); err != nil {
 		t.Error(err)
 	}
 	good("", "kill", "server-1", "--signal", "STOP")
@@ -193,8 +193,10 @@ func devInventory(t *testing.T, dir string) (out []string) {
 	procs, _ := filepath.Glob("/proc/[0-9]*/cgroup")
 	for _, p := range procs {
 		if b, err := os.ReadFile(p); err == nil && strings.Contains(string(b), "/skiff-dev/") {
-			name, _ := os.ReadFile(filepath.Join(filepath.Dir(p), "cmdline"))
-			add("process %s %q", p, name)
+			// What has ended and waits for its parent has no command line.
+			if name, _ := os.ReadFile(filepath.Join(filepath.Dir(p), "cmdline")); len(name) > 0 {
+				add("process %s %q", p, name)
+			}
 		}
 	}
 	return out
