@@ -63,7 +63,7 @@ race: shim
 
 # slow tests with real processes, containers and kubectl; needs root
 integration: deps build
-	go test $(GOTESTFLAGS) -tags integration -timeout 40m -count 1 ./cmd/test/integration/... ./cluster/consensus/... ./cluster/clustertest/...
+	go test $(GOTESTFLAGS) -tags integration -timeout 40m -count 1 ./cmd/test/integration/... ./cluster/consensus/... ./cluster/clustertest/... ./cmd/test/fleet/...
 
 SEEDS ?= 2000
 FIRST ?= 1
@@ -74,6 +74,8 @@ FIRST ?= 1
 soak:
 	go test -tags soak -c -o bin/soak.test ./cluster/clustertest
 	bin/soak.test -test.timeout 24h -test.run 'TestSeeds|TestSoak' -seeds $(SEEDS) -first $(FIRST)
+	go test -tags soak -timeout 2h -count 1 -v -run TestSoak ./cluster/gossip
+	go test -tags soak -timeout 2h -count 1 -v ./cmd/test/fleet
 
 # staticcheck, at the version pinned in go.mod
 lint: shim

@@ -21,7 +21,6 @@ import (
 type containers struct {
 	mu    sync.Mutex
 	boxes map[string]*sandbox // by UID of the pod
-	began int                 // containers started so far
 }
 
 // sandbox is one pod on it.
@@ -64,8 +63,7 @@ func (c *containers) lose() {
 	clear(c.boxes)
 }
 
-// running returns the pods that have a running container, by UID, with the
-// number of containers started for them here.
+// running returns the number of running containers of each pod, by UID.
 func (c *containers) running() map[string]int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -80,13 +78,6 @@ func (c *containers) running() map[string]int {
 	return out
 }
 
-// started returns how many containers were ever started.
-func (c *containers) started() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.began
-}
-
 func (s *sandbox) PodUID() string                { return s.cfg.PodUID }
 func (s *sandbox) Config() runtime.SandboxConfig { return s.cfg }
 func (s *sandbox) NetNSPath() string             { return "/proc/self/ns/net" }
@@ -98,9 +89,6 @@ func (s *sandbox) Alive() bool {
 }
 
 func (s *sandbox) StartContainer(_ context.Context, c runtime.ContainerConfig) error {
-	s.all.mu.Lock()
-	s.all.began++
-	s.all.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()

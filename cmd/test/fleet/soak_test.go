@@ -1,0 +1,11 @@
+//go:build soak
+
+package fleet
+
+import "time"
+
+const idleFor = 2 * time.Minute
+
+// An hour in which a node comes or goes every ten seconds and a leader every two
+// minutes, compressed to ten minutes.
+var long = Config{Nodes: 100, Warm: 90 * time.Second, Churn: 10 * time.Minute}
