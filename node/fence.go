@@ -37,8 +37,13 @@ const (
 	leaseEvery    = 5 * time.Second
 	leaseTimeout  = 4 * time.Second // of one request
 	leaseRetry    = 500 * time.Millisecond
-	soleEvery     = 2 * time.Second // how soon a sole server notices another; one that joins waits 5 s
+	firstRetry    = 100 * time.Millisecond // pods wait for the first lease
 	mostAlive     = 0.55
+	// excuseAfter is how long an excuse has to hold before it counts: until then
+	// the leader's gossip has noticed the same, and frozen evictions.
+	excuseAfter = 10 * time.Second
+	lookEvery   = time.Second // at excuses
+	soleEvery   = 2 * time.Second
 )
 
 // fence decides whether pods that must not run twice may run on this node. Its
@@ -51,11 +56,18 @@ type fence struct {
 	log     *slog.Logger
 	clock   func() time.Duration // since boot
 
-	mu      sync.Mutex
-	granted time.Duration // when the last request was sent that was granted; 0: never
+	mu sync.Mutex
+	// base is when this host was last known to be allowed to run everything: when
+	// the last request was sent that was granted, or what an excuse made of it; 0:
+	// never.
+	base    time.Duration
+	asked   time.Duration // when the last request was sent that was granted
 	own     bool          // by this process
-	chain   uint64        // counts gaps between grants; 0: no grant yet
+	excused time.Duration // since when an excuse holds; 0: none does
+	chain   uint64        // counts gaps in base; 0: no grant yet
 	from    uint64        // revision at the first grant of the chain
+	sole    bool          // the cluster's only server
+	boot    string        // ID of this boot
 	written shimproto.FenceRecord
 }
 
@@ -64,7 +76,7 @@ type fence struct {
 func FencePath(stateDir string) string { return filepath.Join(stateDir, "fence.json") }
 
 func newFence(c Config, renew func(context.Context) ([]byte, error), changed func()) *fence {
-	f := &fence{contact: c.Contact, renew: renew, path: FencePath(c.StateDir), changed: changed, log: c.Logger, clock: sinceBoot}
+	f := &fence{contact: c.Contact, renew: renew, path: FencePath(c.StateDir), changed: changed, log: c.Logger, clock: sinceBoot, boot: readLine(bootIDPath)}
 	f.load()
 	return f
 }
@@ -80,52 +92,64 @@ func sinceBoot() time.Duration {
 // load takes over what an earlier process was granted.
 func (f *fence) load() {
 	r, err := shimproto.ReadFence(f.path)
-	if err != nil || r.Boot != readLine(bootIDPath) {
+	if err != nil || r.Boot != f.boot {
 		return // none, or of before a reboot, after which nothing runs
 	}
 	now := f.clock()
 	f.written = r
-	f.granted = min(time.Duration(r.Granted), now)
+	f.base = min(time.Duration(r.Granted), now)
 	if r.Always { // until just now: another server would have been noticed
-		f.granted = now
+		f.base = now
 	}
 }
 
 const bootIDPath = "/proc/sys/kernel/random/boot_id"
 
-// run renews the lease until ctx ends.
+// run renews the lease, and looks for excuses while it is not renewed, until ctx
+// ends.
 func (f *fence) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		for pause(ctx, f.look()) {
+		}
+	})
 	failing := false
 	for {
-		pause := leaseEvery
-		now := f.contact()
-		if now.SoleVoter {
-			f.keep(true, f.clock())
-			pause = soleEvery
-		} else {
-			err := f.ask(ctx)
-			if ctx.Err() != nil {
-				return
-			}
-			if err != nil {
-				pause = leaseRetry
-				if f.excused(now) {
-					f.keep(false, f.clock())
-				}
-				if !failing {
-					f.log.Warn("no server renews this node's lease", "err", err)
-				}
-			} else if failing {
-				f.log.Info("this node's lease is renewed again")
-			}
-			failing = err != nil
-		}
-		select {
-		case <-ctx.Done():
+		next, err := leaseEvery, f.ask(ctx)
+		switch {
+		case ctx.Err() != nil:
 			return
-		case <-time.After(pause):
+		case err != nil:
+			if next = leaseRetry; !f.had() {
+				next = firstRetry
+			}
+			if !failing {
+				f.log.Warn("no server renews this node's lease", "err", err)
+			}
+		case failing:
+			f.log.Info("this node's lease is renewed again")
+		}
+		failing = err != nil
+		if !pause(ctx, next) {
+			return
 		}
 	}
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+func (f *fence) had() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.own
 }
 
 // ask renews the lease once. It counts from before the request was sent.
@@ -148,71 +172,85 @@ func (f *fence) ask(ctx context.Context) error {
 		return fmt.Errorf("a server grants a lease of %d s, less than %s", g.Seconds, leaseDuration)
 	}
 	f.mu.Lock()
-	gap := f.chain == 0 || sent-f.granted > leaseDuration
+	gap := f.chain == 0 || sent-f.base > leaseDuration
 	if gap {
 		f.chain++
 		f.from = g.Revision
 	}
-	f.granted, f.own = sent, true
+	f.asked, f.own, f.excused = sent, true, 0
+	f.base = max(f.base, sent)
 	f.mu.Unlock()
-	f.keep(false, sent)
+	f.record()
 	if gap {
 		f.changed()
 	}
 	return nil
 }
 
-// keep records for the shims until when this host has been allowed to run
-// everything.
-func (f *fence) keep(always bool, granted time.Duration) {
-	r := shimproto.FenceRecord{Boot: readLine(bootIDPath), Always: always, Granted: int64(granted)}
+// look lets an excuse count as contact, and returns when to look again. It only
+// goes on with what the host was allowed until then: once that is over for the
+// pods that tolerate least, nothing but a new lease helps. What gossip says is
+// believed only by a process that has had contact: before, it may not know who
+// belongs to the cluster.
+func (f *fence) look() time.Duration {
+	now, c := f.clock(), f.contact()
 	f.mu.Lock()
-	same := always && f.written.Always && f.written.Boot == r.Boot
-	f.written = r
-	f.mu.Unlock()
-	if same {
+	defer func() {
+		f.mu.Unlock()
+		f.record()
+	}()
+	f.sole = c.SoleVoter
+	if c.SoleVoter {
+		f.base = now
+		return soleEvery
+	}
+	if fresh := f.asked + 2*leaseEvery - now; f.own && fresh > 0 {
+		f.excused = 0
+		return fresh
+	}
+	switch {
+	case !f.own || !c.OthersDown && c.AliveFraction <= mostAlive:
+		f.excused = 0
+	case f.excused == 0:
+		f.excused = now
+	case now-f.excused >= excuseAfter && now-f.base <= leaseDuration:
+		f.base = max(f.base, now-excuseAfter)
+	}
+	return lookEvery
+}
+
+// record tells the shims.
+func (f *fence) record() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r := shimproto.FenceRecord{Boot: f.boot, Always: f.sole, Granted: int64(f.base)}
+	if r == f.written || r.Always && f.written.Always {
 		return
 	}
 	if err := shimproto.WriteFence(f.path, r); err != nil {
 		f.log.Warn("recording the node's lease", "err", err)
+		return
 	}
-}
-
-// excused reports whether nobody can replace pods of this node although its lease
-// is over. What gossip says is believed only by a process that has had contact:
-// before, it may not know who belongs to the cluster.
-func (f *fence) excused(c Contact) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.own && (c.OthersDown || c.AliveFraction > mostAlive)
+	f.written = r
 }
 
 // permit implements pod.Config.Permit.
 func (f *fence) permit(tolerated time.Duration) pod.Permit {
 	f.mu.Lock()
-	left := f.granted + max(leaseDuration, tolerated) - f.clock()
-	if f.granted == 0 {
+	defer f.mu.Unlock()
+	allowed := max(leaseDuration, tolerated)
+	left := f.base + allowed - f.clock()
+	if f.base == 0 {
 		left = 0
 	}
-	p := pod.Permit{Run: true, For: left, Start: f.chain > 0, Chain: f.chain, Revision: f.from}
-	f.mu.Unlock()
-	if left > time.Second && p.Start {
-		return p
+	p := pod.Permit{Chain: f.chain, Revision: f.from}
+	if left > 0 {
+		p.Run, p.For, p.Start = true, left, f.chain > 0
+	} else {
+		p.Why = fmt.Sprintf("the node has had no contact with a server for more than %s", allowed)
 	}
-	c := f.contact()
-	switch {
-	case c.SoleVoter:
-		return pod.Permit{Run: true, For: soleEvery, Start: true}
-	case left > 0: // nearly over, or of an earlier process
+	if f.chain == 0 {
 		p.Why = "the node has had no contact with a server since skiff was started"
-	case f.excused(c):
-		p.For = time.Second
-	default:
-		p.Run, p.Start, p.For = false, false, 0
-		p.Why = fmt.Sprintf("the node has had no contact with a server for more than %s", max(leaseDuration, tolerated))
-		if p.Chain == 0 {
-			p.Why = "the node has had no contact with a server since skiff was started"
-		}
 	}
 	return p
 }

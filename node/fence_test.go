@@ -40,7 +40,7 @@ func (p *place) fence() *fence {
 		return []byte(p.answer), nil
 	}, func() { p.mu.Lock(); p.changes++; p.mu.Unlock() })
 	f.clock = func() time.Duration { p.mu.Lock(); defer p.mu.Unlock(); return p.now }
-	f.granted, f.written = 0, shimproto.FenceRecord{}
+	f.base, f.written = 0, shimproto.FenceRecord{}
 	f.load()
 	return f
 }
@@ -59,8 +59,10 @@ func TestFence(t *testing.T) {
 	may("before any contact", 0, false, false)
 	p.contact = Contact{AliveFraction: 1, OthersDown: true}
 	may("believes what it cannot know yet", time.Hour, false, false)
-	p.contact = Contact{SoleVoter: true}
-	may("the only server", 0, true, true)
+	f.look()
+	p.now += time.Minute
+	f.look()
+	may("gossip of a process that never had contact", time.Hour, false, false)
 	p.contact = Contact{}
 
 	p.answer = grantAt(7)
@@ -83,14 +85,14 @@ func TestFence(t *testing.T) {
 	p.now += 600 * time.Millisecond
 	may("over", 0, false, false)
 	may("tolerates more", time.Minute, true, true)
-	p.contact = Contact{AliveFraction: 0.55}
-	may("half of the nodes are alive", 0, false, false)
-	p.contact = Contact{AliveFraction: 0.6}
-	may("most of the nodes are alive", 0, true, true)
-	p.contact = Contact{OthersDown: true}
-	may("all other servers are down", 0, true, true)
+	p.contact = Contact{AliveFraction: 1}
+	for range 30 {
+		f.look()
+		p.now += time.Second
+	}
+	may("an excuse that comes too late", 0, false, false)
 	p.contact = Contact{}
-	p.now += 41 * time.Second
+	p.now += 11 * time.Second
 	may("over for all", time.Minute, false, false)
 	if err := f.ask(t.Context()); err != nil {
 		t.Fatal(err)
@@ -104,8 +106,6 @@ func TestFence(t *testing.T) {
 	may("adopted", 0, true, false)
 	p.now += 30 * time.Second
 	may("adopted too late", 0, false, false)
-	p.contact = Contact{AliveFraction: 1}
-	may("gossip of a process that never had contact", 0, false, false)
 
 	for answer, want := range map[string]string{"": "no server", "nonsense": "answer to a request for a lease", `{"seconds":3}`: "grants a lease of 3 s, less than 20s"} {
 		p.answer = answer
@@ -167,7 +167,57 @@ func TestFenceRecord(t *testing.T) {
 	}
 }
 
-// While no lease is granted but the node is excused, shims hear so too.
+// An excuse that begins in time lets a host go on, some seconds behind; shims hear
+// of it, and when it ends the time runs on from there.
+func TestExcuse(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		c    Contact
+		runs bool
+	}{
+		{"none", Contact{}, false},
+		{"half of the nodes are alive", Contact{AliveFraction: 0.55}, false},
+		{"most of the nodes are alive", Contact{AliveFraction: 0.56}, true},
+		{"all other servers are down", Contact{OthersDown: true}, true},
+		{"the only server", Contact{SoleVoter: true}, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := &place{now: 1000 * time.Second, dir: t.TempDir(), answer: grantAt(1)}
+			f := p.fence()
+			if err := f.ask(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			p.contact = tc.c
+			for range 120 {
+				p.now += time.Second
+				f.look()
+			}
+			if got := f.permit(0); got.Run != tc.runs || got.Start != tc.runs || got.Chain != 1 {
+				t.Errorf("after two minutes: %+v", got)
+			}
+			r, err := shimproto.ReadFence(FencePath(p.dir))
+			if err != nil || r.Always != tc.c.SoleVoter {
+				t.Errorf("record %+v, %v", r, err)
+			}
+			if got := time.Duration(r.Granted)+leaseDuration > p.now; got != tc.runs && !r.Always {
+				t.Errorf("shims go on: %v", got)
+			}
+			p.contact = Contact{}
+			for range 22 {
+				p.now += time.Second
+				f.look()
+			}
+			if got := f.permit(0); got.Run {
+				t.Errorf("after its end: %+v", got)
+			}
+			if err := f.ask(t.Context()); err != nil || f.permit(0).Chain != 2 {
+				t.Errorf("contact after a gap: %+v, %v", f.permit(0), err)
+			}
+		})
+	}
+}
+
+// The same in the loop.
 func TestExcuseReachesShims(t *testing.T) {
 	p := &place{now: 1000 * time.Second, dir: t.TempDir(), answer: grantAt(1)}
 	f := p.fence()
@@ -175,13 +225,15 @@ func TestExcuseReachesShims(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.answer, p.contact = "", Contact{AliveFraction: 0.9}
-	p.now += time.Minute
+	p.now += 14 * time.Second
+	f.look()
+	f.excused -= excuseAfter + time.Second
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { f.run(ctx); close(done) }()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		r, err := shimproto.ReadFence(FencePath(p.dir))
-		if err == nil && r.Granted > int64(1050*time.Second) && !r.Always {
+		if err == nil && r.Granted > int64(1005*time.Second) && !r.Always {
 			break
 		}
 		if time.Now().After(end) {

@@ -21,6 +21,11 @@ const (
 	leaseMargin = 10 * time.Second
 	// driftShare of a duration (a twentieth) is how far clocks may run apart.
 	driftShare = 20
+	// pulse is how often the leader's clock is seen to go, stall how long it may
+	// have stood still: a leader that was stopped knows nothing of what gossip
+	// has learned meanwhile.
+	pulse = time.Second
+	stall = 5 * time.Second
 	// LeaseMethod is the name under which Leases.Handle is called on the leader.
 	LeaseMethod = "lease"
 )
@@ -54,6 +59,7 @@ type Leases struct {
 	renewed map[string]time.Time
 	frozen  bool
 	thawed  time.Time // when evictions were last seen frozen
+	beat    time.Time // when the clock was last seen to go
 }
 
 // NewLeases grants nothing before Run.
@@ -76,11 +82,34 @@ func (l *Leases) Run(ctx context.Context) error {
 	if err := l.begin(ctx); err != nil {
 		return err
 	}
-	<-ctx.Done()
+	tick := time.NewTicker(pulse)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			l.mu.Lock()
+			l.leading = false
+			l.mu.Unlock()
+			return nil
+		case <-tick.C:
+			l.alive()
+		}
+	}
+}
+
+// alive notices that this process was stopped: then it is as if it led from now.
+func (l *Leases) alive() {
 	l.mu.Lock()
-	l.leading = false
-	l.mu.Unlock()
-	return nil
+	defer l.mu.Unlock()
+	l.notice()
+}
+
+func (l *Leases) notice() {
+	now := l.cfg.now()
+	if now.Sub(l.beat) > stall {
+		l.start = now
+	}
+	l.beat = now
 }
 
 func (l *Leases) begin(ctx context.Context) error {
@@ -92,7 +121,7 @@ func (l *Leases) begin(ctx context.Context) error {
 	defer l.mu.Unlock()
 	// Whoever led before may have granted until now.
 	l.leading, l.term, l.start = true, term, l.cfg.now()
-	l.frozen, l.thawed = false, time.Time{}
+	l.frozen, l.thawed, l.beat = false, time.Time{}, l.start
 	clear(l.renewed)
 	return nil
 }
@@ -172,10 +201,9 @@ func (l *Leases) Renewed(node string) time.Time {
 	return l.renewed[node]
 }
 
-// Freeze notes whether evictions are frozen. A node that sees most others may
-// go on without a lease, because then evictions are frozen here; so after the
-// end of a freeze every lease counts as just renewed, until such a node has
-// noticed by gossip.
+// Freeze notes whether evictions are frozen. A node that has seen most others for
+// long enough may go on without a lease, because then evictions are frozen here;
+// so after the end of a freeze every lease counts as just renewed.
 func (l *Leases) Freeze(frozen bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -198,6 +226,9 @@ func (l *Leases) OverAt(node string, tolerated time.Duration) (time.Time, bool) 
 	defer l.mu.Unlock()
 	if !l.leading || l.frozen {
 		return time.Time{}, false
+	}
+	if l.cfg.now().Sub(l.beat) > stall {
+		l.notice()
 	}
 	last := l.start
 	for _, t := range []time.Time{l.renewed[node], l.thawed} {

@@ -79,9 +79,13 @@ func TestLeases(t *testing.T) {
 	if _, ok := l.OverAt("n", 0); ok {
 		t.Error("judged while evictions are frozen")
 	}
-	o.now = o.now.Add(time.Hour)
+	o.now = o.now.Add(4 * time.Second)
+	l.alive()
 	l.Freeze(false)
-	over(0, time.Hour+36*time.Second)
+	over(0, 40*time.Second)
+	// A process that was stopped begins anew.
+	o.now = o.now.Add(time.Hour)
+	over(0, time.Hour+40*time.Second)
 
 	// Deposed: neither grants nor judges, even if it leads again meanwhile.
 	o.err = errors.New("no majority")
@@ -100,6 +104,22 @@ func TestLeases(t *testing.T) {
 	}
 	// What an earlier term granted counts as granted until this one began.
 	over(0, o.now.Sub(time.Unix(1000, 0))+31*time.Second)
+}
+
+// Its clock going on is seen while the duty runs.
+func TestPulse(t *testing.T) {
+	o := &office{term: 1, now: time.Unix(1000, 0)}
+	l := o.leases(t)
+	if err := l.begin(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range 60 {
+		o.now = o.now.Add(time.Second)
+		l.alive()
+	}
+	if at, ok := l.OverAt("n", 0); !ok || !at.Equal(time.Unix(1031, 0)) {
+		t.Errorf("over at %v, %v", at, ok)
+	}
 }
 
 func TestRunEnds(t *testing.T) {

@@ -53,6 +53,9 @@ func (s *supervisor) start(conn net.Conn, req *shimproto.Start) (*shimproto.Cont
 	if req == nil || req.Spec == nil || req.Spec.Process == nil || req.Spec.Linux == nil || req.Status.ID == "" {
 		return nil, errors.New("start: the request is incomplete")
 	}
+	if err := s.fenced(); err != nil {
+		return nil, err
+	}
 	c := &container{status: req.Status, settled: make(chan struct{}), done: make(chan struct{})}
 	id := req.Status.ID
 	c.status.State = shimproto.Created

@@ -16,34 +16,60 @@ import (
 // without contact is over.
 const fenceGrace = 3 * time.Second
 
+// fence is how long the containers may run without contact to the cluster.
+type fence struct {
+	cfg     *shimproto.Fence
+	allowed time.Duration
+	mu      sync.Mutex
+	last    shimproto.FenceRecord // as last read
+}
+
+// left is how long they may from now on. A record that cannot be read changes
+// nothing; one that was never there begins with the shim.
+func (f *fence) left() (time.Duration, error) {
+	r, err := shimproto.ReadFence(f.cfg.File)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil {
+		f.last = r
+	} else if os.IsNotExist(err) {
+		err = nil
+	}
+	if f.last.Always {
+		return f.allowed, err
+	}
+	return time.Duration(f.last.Granted) + f.allowed - sinceBoot(), err
+}
+
 // keepFence ends the containers whenever the time is over that the pod may run
-// without contact to the cluster. Normally it wakes once in that time and finds
-// that skiff has renewed it. A record that cannot be read changes nothing; one
-// that was never there begins now.
+// without contact. Normally it wakes once in that time and finds that skiff has
+// renewed it.
 func (s *supervisor) keepFence() {
-	f := s.cfg.Fence
-	allowed := time.Duration(f.Seconds) * time.Second
-	last := shimproto.FenceRecord{Granted: int64(sinceBoot())}
 	for {
-		r, err := shimproto.ReadFence(f.File)
-		switch {
-		case err == nil:
-			last = r
-		case !os.IsNotExist(err):
+		left, err := s.fence.left()
+		if err != nil {
 			s.log.Warn("read the time of the last contact", "err", err)
-		}
-		left := allowed
-		if !last.Always {
-			left = time.Duration(last.Granted) + allowed - sinceBoot()
 		}
 		if left > 0 {
 			time.Sleep(left)
 			continue
 		}
-		s.log.Warn("no contact with the cluster, the pod may be replaced elsewhere: ending its containers", "allowed", allowed)
+		s.log.Warn("no contact with the cluster, the pod may be replaced elsewhere: ending its containers", "allowed", s.fence.allowed)
 		s.endContainers()
 		time.Sleep(time.Second)
 	}
+}
+
+// fenced refuses a start that comes too late, as from a skiff that was stopped
+// between its decision and now.
+func (s *supervisor) fenced() error {
+	if s.fence == nil {
+		return nil
+	}
+	if left, _ := s.fence.left(); left <= 0 {
+		return refuse(shimproto.CodeSetup, "the node has had no contact with the cluster for more than %s", s.fence.allowed)
+	}
+	return nil
 }
 
 func sinceBoot() time.Duration {

@@ -23,6 +23,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	_ "github.com/opencontainers/cgroups/devices" // device rules; libcontainer refuses to start without
 	"github.com/opencontainers/runc/libcontainer"
@@ -90,7 +91,8 @@ func run(dir string) error {
 		return err
 	}
 	s.setup()
-	if s.cfg.Fence != nil {
+	if f := s.cfg.Fence; f != nil {
+		s.fence = &fence{cfg: f, allowed: time.Duration(f.Seconds) * time.Second, last: shimproto.FenceRecord{Granted: int64(sinceBoot())}}
 		go s.keepFence()
 	}
 	return s.serve(l)

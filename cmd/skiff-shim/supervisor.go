@@ -33,7 +33,8 @@ type supervisor struct {
 	dir      string
 	cfg      shimproto.Sandbox
 	log      *slog.Logger
-	setupErr error // why the sandbox could not be set up; told to every client
+	fence    *fence // nil: the containers may always run
+	setupErr error  // why the sandbox could not be set up; told to every client
 
 	mu         sync.Mutex
 	containers map[string]*container
