@@ -13,8 +13,17 @@
 //   - A quiet cluster appends nothing to its log.
 //   - Losing leadership, the quorum or disk space ends nothing: what is in the
 //     FSM can be read, and writes go on when the cause is gone.
+//   - A leader that stops, or is removed, hands over first. One whose disk hangs
+//     cuts itself off so that others lead.
 //
-// Limits: membership is what the first start bootstrapped.
+// Members come by asking one that is there (Config.Join), begin without a vote,
+// and get it when they have been healthy for five seconds. They go by Remove, or
+// when they were dead for Config.DeadServerGrace; never so that the rest could not
+// go on. A member whose address has changed tells the others itself.
+//
+// Limits: a member that was removed does not come back by itself unless
+// Config.Admit lets it. Two voters tolerate no failure. Latency is that
+// of one site: a connection has to come about within a second.
 package consensus
 
 import (

@@ -215,8 +215,19 @@ func (l *Log) tell(start time.Time) {
 	}
 }
 
-// DeleteRange implements raft.LogStore.
+// DeleteRange implements raft.LogStore. The end of the log is removed only while
+// there is room: Raft does so to write other entries in its place, and if it then
+// could not, it would believe in entries that are gone.
 func (l *Log) DeleteRange(from, to uint64) error {
+	last, err := l.bolt.LastIndex()
+	if err != nil {
+		return err
+	}
+	if to >= last {
+		if err := l.Room(); err != nil {
+			return err
+		}
+	}
 	return l.writing("truncate", func() error { return l.bolt.DeleteRange(from, to) })
 }
 
