@@ -102,6 +102,7 @@ func (s *Server) writeKubeconfig() error {
 			k.Servers = append(k.Servers, servers.Named{Name: m.Name, Address: m.API()})
 		}
 	}
+	s.pki.ReportExpired(s.KubeconfigPath())
 	return k.Write(s.KubeconfigPath())
 }
 

@@ -183,7 +183,7 @@ func (s *Server) openAPI(port net.Listener) error {
 		TokenKey: s.pki.ServiceAccountKey(), NodeTLS: nodeTLS(toNodes),
 		ServiceCIDR: s.cfg.ServiceCIDR, ClusterDomain: s.cfg.ClusterDomain,
 		PodEvictionTimeout: &timeout, Gossip: nodeGossip{s},
-		Handlers: s.handlers(), OpenHandlers: s.members.OpenHandlers(), CheckCertificate: s.members.CheckCertificate,
+		Handlers: s.handlers(), OpenHandlers: s.members.OpenHandlers(), CheckCertificate: s.members.CheckCertificate, TrustedCA: s.pki.Trusts,
 		Profiling: s.cfg.Profiling, Logger: s.cfg.Logger.With("component", "api"),
 	})
 	if err != nil {

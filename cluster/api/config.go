@@ -66,6 +66,9 @@ type Config struct {
 	// CheckCertificate refuses client certificates that are valid but belong to
 	// nobody any more; nil refuses none.
 	CheckCertificate func(*x509.Certificate) error
+	// TrustedCA says whether a CA is trusted now: callers whose connection is older
+	// than that are refused. Nil trusts all that ServingTLS did.
+	TrustedCA func(ca *x509.Certificate) bool
 	// Profiling serves /debug/pprof to those who may read it.
 	Profiling bool
 

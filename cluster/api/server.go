@@ -189,7 +189,7 @@ func (s *Server) access(objects *auth.StorageObjects) (access, error) {
 	if err != nil {
 		return access{}, fmt.Errorf("authorizer: %w", err)
 	}
-	return access{tokens: tokens, authenticators: auth.NewAuthenticators(tokens, s.cfg.CheckCertificate),
+	return access{tokens: tokens, authenticators: auth.NewAuthenticators(tokens, s.cfg.CheckCertificate, s.cfg.TrustedCA),
 		authorizer: authorizerAndRules{authz, rbac}, holdings: rbac}, nil
 }
 

@@ -195,7 +195,7 @@ func TestTokenReviewAnswersForAudience(t *testing.T) {
 	}
 	for audience, want := range map[string]bool{"vault": true, "other": false} {
 		r := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{audience}}}
-		obj, err := reviewToken(context.Background(), NewAuthenticators(tokens, nil).Token, authenticator.Audiences{"skiff"}, r)
+		obj, err := reviewToken(context.Background(), NewAuthenticators(tokens, nil, nil).Token, authenticator.Audiences{"skiff"}, r)
 		if err != nil {
 			t.Fatal(err)
 		}

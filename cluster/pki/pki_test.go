@@ -9,8 +9,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"k8s.io/client-go/tools/clientcmd"
 )
 
 func TestOpenCreatesOnceAndReloads(t *testing.T) {
@@ -134,30 +132,5 @@ func TestMutualTLS(t *testing.T) {
 	}
 	if err := dial(&tls.Config{RootCAs: x509.NewCertPool()}); err == nil {
 		t.Error("server accepted by a client that trusts nobody")
-	}
-}
-
-func TestWriteKubeconfig(t *testing.T) {
-	p, err := Open(filepath.Join(t.TempDir(), "pki"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, key, err := p.Issue(Request{CommonName: "admin", Organization: []string{"system:masters"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(t.TempDir(), "admin.kubeconfig")
-	for range 2 { // the second write replaces the first
-		if err := p.WriteKubeconfig(path, "https://127.0.0.1:6443", cert, key); err != nil {
-			t.Fatal(err)
-		}
-	}
-	fi, err := os.Stat(path)
-	if err != nil || fi.Mode().Perm() != 0o600 {
-		t.Fatalf("mode %v, %v", fi.Mode(), err)
-	}
-	cfg, err := clientcmd.BuildConfigFromFlags("", path)
-	if err != nil || cfg.Host != "https://127.0.0.1:6443" {
-		t.Errorf("host %v, %v", cfg, err)
 	}
 }
