@@ -89,8 +89,8 @@ func demo(ctx context.Context, binary string, keep bool) (err error) {
 		_, downErr := dev.Down(clean, dir)
 		err = errors.Join(err, downErr, os.RemoveAll(tmp))
 	}()
-	say("skiff dev up --servers 3 --agents 1 --server-arg=--pod-eviction-timeout=1s")
-	c, err := dev.Up(ctx, dev.Config{Dir: dir, Binary: binary, Servers: 3, Agents: 1, ServerArgs: []string{"--pod-eviction-timeout=1s"},
+	say("skiff dev up --servers 3 --agents 1 --server-arg=--pod-eviction-timeout=5s")
+	c, err := dev.Up(ctx, dev.Config{Dir: dir, Binary: binary, Servers: 3, Agents: 1, ServerArgs: []string{"--pod-eviction-timeout=5s"},
 		Progress: func(format string, args ...any) { fmt.Printf(format+"\n", args...) }})
 	if err != nil {
 		return err
