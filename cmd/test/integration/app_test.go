@@ -207,14 +207,18 @@ func TestCounterApplication(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		key := keepClusterKey(t, s.DataDir)
 		// Everything on the host goes, the data directory first of all.
 		if err := s.Reset(ctx); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Skiff(ctx, "snapshot", "restore", "--data-dir", s.DataDir, file); err != nil {
+		if _, err := s.Skiff(ctx, "snapshot", "restore", "--data-dir", s.DataDir, file); err == nil || !strings.Contains(err.Error(), "--key-file") {
+			t.Errorf("a restore without the cluster key: %v", err)
+		}
+		if _, err := s.Skiff(ctx, "snapshot", "restore", "--data-dir", s.DataDir, "--key-file", key, file); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Skiff(ctx, "snapshot", "restore", "--data-dir", s.DataDir, file); err == nil {
+		if _, err := s.Skiff(ctx, "snapshot", "restore", "--data-dir", s.DataDir, "--key-file", key, file); err == nil {
 			t.Error("a second restore overwrote the data directory")
 		}
 		if err := s.start(); err != nil {

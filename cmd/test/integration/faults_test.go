@@ -138,10 +138,11 @@ func TestDamagedLog(t *testing.T) {
 		}
 	}
 	// As the message says: restore into a new directory and start on it.
+	key := keepClusterKey(t, s.DataDir)
 	if err := os.Rename(s.DataDir, s.DataDir+".damaged"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Skiff(ctx, "snapshot", "restore", "--data-dir", s.DataDir, file); err != nil {
+	if _, err := s.Skiff(ctx, "snapshot", "restore", "--data-dir", s.DataDir, "--key-file", key, file); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.start(); err != nil {
@@ -150,4 +151,18 @@ func TestDamagedLog(t *testing.T) {
 	if got := s.kubectl(t, "get", "configmap", "kept", "-o", "jsonpath={.data.a}"); got != "b" {
 		t.Errorf("after the restore: %q", got)
 	}
+}
+
+// keepClusterKey copies what a restore needs beside the snapshot.
+func keepClusterKey(t *testing.T, dataDir string) (path string) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dataDir, "pki", "cluster.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path = filepath.Join(t.TempDir(), "cluster.key")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
