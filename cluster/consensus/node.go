@@ -43,6 +43,7 @@ type Node struct {
 	adapted   atomic.Int64    // slowest when Raft's timeouts were set
 	reloading sync.Mutex
 
+	joining   atomic.Bool      // see amnesia.go
 	instance  string                        // random
 	abrupt    bool                          // stop without handing over, for tests
 	versionOf func([]byte) int              // fsm.CommandVersion, but for tests
@@ -140,7 +141,7 @@ func (n *Node) withAdvice(err error) error {
 			break
 		}
 	}
-	return fmt.Errorf("%w; to go on with a saved state: skiff snapshot restore %s --data-dir NEWDIR, then start with --data-dir NEWDIR (%s)", err, file, other)
+	return fmt.Errorf("%w; to go on with a saved state: skiff snapshot restore --data-dir NEWDIR --key-file %s %s, then start with --data-dir NEWDIR (%s)", err, filepath.Join(n.c.DataDir, "pki", "cluster.key"), file, other)
 }
 
 // Close releases what New opened. It is for a Node that is not run, is safe to
@@ -205,7 +206,7 @@ func (n *Node) Run(ctx context.Context) error {
 }
 
 // start makes the Raft instance, which restores the newest snapshot.
-func (n *Node) start(trans raft.Transport) (*raft.Raft, error) {
+func (n *Node) start(trans *replicator) (*raft.Raft, error) {
 	rc := raft.DefaultConfig()
 	rc.LocalID = raft.ServerID(n.c.NodeID)
 	rc.Logger = newHCLogger(n.c.Logger)
@@ -225,6 +226,14 @@ func (n *Node) start(trans raft.Transport) (*raft.Raft, error) {
 	exists, err := raft.HasExistingState(n.log, n.log, n.snaps)
 	if err != nil {
 		return nil, n.withAdvice(fmt.Errorf("read raft state: %w", err))
+	}
+	n.port.shutRaft(!exists && len(n.c.Join) > 0) // until it was let in, see admit
+	if err := n.markJoining(exists); err != nil {
+		return nil, err
+	}
+	if n.joining.Load() {
+		trans.rpcs = make(chan raft.RPC)
+		n.port.wg.Go(trans.refuseVotes)
 	}
 	if !exists && len(n.c.Bootstrap) > 0 {
 		var config raft.Configuration
