@@ -356,7 +356,9 @@ func TestDeathsAreNotBelievedAfterAGap(t *testing.T) {
 // A death that the others report is not believed while the member answers.
 func TestReportedDeathIsVerified(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fast)
+	patient := fast
+	patient.Patience = time.Second
+	f := newFleet(t, patient)
 	all := f.grow(3)
 	w := watchStates(all[0], "n3")
 	report := func() { delegate{all[0].Gossip}.NotifyLeave(&memberlist.Node{Name: all[2].node}) }
