@@ -43,7 +43,7 @@ type Node struct {
 	adapted   atomic.Int64    // slowest when Raft's timeouts were set
 	reloading sync.Mutex
 
-	joining   atomic.Bool      // see amnesia.go
+	joining   atomic.Bool                   // see amnesia.go
 	instance  string                        // random
 	abrupt    bool                          // stop without handing over, for tests
 	versionOf func([]byte) int              // fsm.CommandVersion, but for tests
