@@ -181,6 +181,10 @@ func (l *Leaf) renew(m *material) error {
 	return nil
 }
 
+// IssuedAt is when a certificate of this package was made: it is valid since a
+// while before.
+func IssuedAt(c *x509.Certificate) time.Time { return c.NotBefore.Add(backdate) }
+
 // RenewAt is when two thirds of a certificate's life are over.
 func RenewAt(c *x509.Certificate) time.Time {
 	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) * 2 / 3)

@@ -52,6 +52,7 @@ type CA struct {
 	Name string `json:"name"`
 	// SHA256 of the certificate.
 	SHA256    string    `json:"sha256"`
+	Issued    time.Time `json:"issued"`
 	NotBefore time.Time `json:"notBefore"`
 	NotAfter  time.Time `json:"notAfter"`
 	Signs     bool      `json:"signs"`
@@ -71,6 +72,7 @@ type Certificate struct {
 	Purpose   string    `json:"purpose"`
 	Subject   string    `json:"subject,omitempty"`
 	CA        string    `json:"ca,omitempty"`
+	Issued    time.Time `json:"issued,omitzero"`
 	NotBefore time.Time `json:"notBefore,omitzero"`
 	NotAfter  time.Time `json:"notAfter,omitzero"`
 	RenewAt   time.Time `json:"renewAt,omitzero"`
@@ -90,7 +92,7 @@ func (t *Trust) Status(ctx context.Context) (Status, error) {
 	}
 	for i, c := range t.cfg.PKI.CAs() {
 		sum := sha256.Sum256(c.Raw)
-		s.CAs = append(s.CAs, CA{Name: c.Subject.CommonName, SHA256: hex.EncodeToString(sum[:]), NotBefore: c.NotBefore, NotAfter: c.NotAfter, Signs: i == 0})
+		s.CAs = append(s.CAs, CA{Name: c.Subject.CommonName, SHA256: hex.EncodeToString(sum[:]), Issued: pki.IssuedAt(c), NotBefore: c.NotBefore, NotAfter: c.NotAfter, Signs: i == 0})
 	}
 	t.mu.Lock()
 	if t.problem != nil {
@@ -175,7 +177,8 @@ func (t *Trust) lookAt(ctx context.Context, addr string, c *Certificate) {
 	for _, i := range chain[1:] {
 		between.AddCert(i)
 	}
-	c.Subject, c.CA, c.NotBefore, c.NotAfter, c.RenewAt = leaf.Subject.CommonName, leaf.Issuer.CommonName, leaf.NotBefore, leaf.NotAfter, pki.RenewAt(leaf)
+	c.Subject, c.CA, c.Issued = leaf.Subject.CommonName, leaf.Issuer.CommonName, pki.IssuedAt(leaf)
+	c.NotBefore, c.NotAfter, c.RenewAt = leaf.NotBefore, leaf.NotAfter, pki.RenewAt(leaf)
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: t.cfg.PKI.Pool(), Intermediates: between}); err != nil {
 		c.Problem = err.Error()
 	}

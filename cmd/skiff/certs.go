@@ -153,7 +153,7 @@ func printCerts(out io.Writer, s *trust.Status, now time.Time) error {
 		if ca.Signs {
 			use = "trusted, signs"
 		}
-		fmt.Fprintf(w, "%s\t%.16s\t%s\t%s\t%s\n", ca.Name, ca.SHA256, days(now.Sub(ca.NotBefore)), expiry(ca.NotAfter, now), use)
+		fmt.Fprintf(w, "%s\t%.16s\t%s\t%s\t%s\n", ca.Name, ca.SHA256, days(now.Sub(ca.Issued)), expiry(ca.NotAfter, now), use)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -190,7 +190,7 @@ func printCerts(out io.Writer, s *trust.Status, now time.Time) error {
 				renewed += " (" + cert.Problem + ")"
 			}
 			fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\n", m.Name, m.Generation, cert.Purpose, cert.Subject, cert.CA,
-				days(now.Sub(cert.NotBefore)), expiry(cert.NotAfter, now), renewed)
+				days(now.Sub(cert.Issued)), expiry(cert.NotAfter, now), renewed)
 		}
 		if len(m.Certificates) == 0 {
 			fmt.Fprintf(w, "%s\t%d\n", m.Name, m.Generation)
