@@ -189,13 +189,15 @@ func (s *Server) trusted() (uint64, [][]byte) {
 func (s *Server) followTrust(ctx context.Context, g *gossip.Gossip) {
 	changes, cancel := s.trust.Changes()
 	defer cancel()
+	var told uint64
 	for {
-		if generation, keys := s.trusted(); len(keys) > 0 {
+		if generation, keys := s.trusted(); len(keys) > 0 && generation != told {
 			if err := g.SetKeys(keys); err != nil {
 				s.cfg.Logger.Error("the keys of the gossip are not replaced", "error", err)
 			} else {
 				s.bookkeeping(ctx, keys)
 				g.SetTags(func(t *gossip.Tags) { t.Trust = generation })
+				told = generation
 			}
 		}
 		select {

@@ -184,10 +184,19 @@ func (s *Server) openAPI(port net.Listener) error {
 		ServiceCIDR: s.cfg.ServiceCIDR, ClusterDomain: s.cfg.ClusterDomain,
 		PodEvictionTimeout: &timeout, Gossip: nodeGossip{s},
 		Handlers: s.handlers(), OpenHandlers: s.members.OpenHandlers(), CheckCertificate: s.members.CheckCertificate, TrustedCA: s.pki.Trusts,
+		Fresh: s.node.ReadIndex, Writable: s.writable,
 		Profiling: s.cfg.Profiling, Logger: s.cfg.Logger.With("component", "api"),
 	})
 	if err != nil {
 		return fmt.Errorf("assemble the API: %w", err)
+	}
+	return nil
+}
+
+// writable says why this server takes no writes, if so.
+func (s *Server) writable() error {
+	if id, _ := s.node.Leader(); id == "" {
+		return fmt.Errorf("%w: reads with resourceVersion=0 go on", consensus.ErrNoLeader)
 	}
 	return nil
 }

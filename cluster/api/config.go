@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
@@ -69,6 +70,13 @@ type Config struct {
 	// TrustedCA says whether a CA is trusted now: callers whose connection is older
 	// than that are refused. Nil trusts all that ServingTLS did.
 	TrustedCA func(ca *x509.Certificate) bool
+	// Fresh returns when Backend holds all that was written in the cluster before
+	// the call; nil: it always does. It is asked before somebody is refused for
+	// lack of an object.
+	Fresh func(ctx context.Context) error
+	// Writable says why writes and exact reads are refused now, if so; nil: they
+	// never are. /readyz and nothing else depends on it.
+	Writable func() error
 	// Profiling serves /debug/pprof to those who may read it.
 	Profiling bool
 

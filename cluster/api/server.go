@@ -80,7 +80,7 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	s.informers = informers.NewSharedInformerFactory(client, 0)
-	objects := &auth.StorageObjects{}
+	objects := &auth.StorageObjects{Fresh: c.Fresh}
 	a, err := s.access(objects)
 	if err != nil {
 		return nil, err
@@ -229,6 +229,9 @@ func (s *Server) genericConfig(codecs serializer.CodecFactory, a access) (*gener
 			return errors.New("not started")
 		}
 	}))
+	if s.cfg.Writable != nil {
+		g.ReadyzChecks = append(g.ReadyzChecks, healthz.NamedCheck("leader", func(*http.Request) error { return s.cfg.Writable() }))
+	}
 	return g, nil
 }
 

@@ -28,9 +28,9 @@ func NodeName(u user.Info) (string, bool) {
 // Node authorizes agents: rules that all nodes have, and the Secrets,
 // ConfigMaps, claims and tokens of pods that are bound to the asking node.
 //
-// It reads the pods at the moment of the question from this server's own
-// state, which already has a binding by the time any node can hear of it: no
-// window in which a node is refused what its new pod needs.
+// It reads the pods at the moment of the question from this server's own state.
+// A node may have heard of its new pod from a server that is ahead of this one:
+// before it is refused what that pod needs, the state is brought up to date.
 type Node struct {
 	authorizer.AuthorizerFunc
 	objects Objects
@@ -70,6 +70,21 @@ func (n *Node) authorize(ctx context.Context, a authorizer.Attributes) (authoriz
 	if !ok {
 		return authorizer.DecisionNoOpinion, "", nil
 	}
+	decision, reason, err := n.decide(ctx, node, a)
+	if reason == noRelationship(node) {
+		if o, ok := n.objects.(interface{ Refresh(context.Context) bool }); ok && o.Refresh(ctx) {
+			return n.decide(ctx, node, a)
+		}
+	}
+	return decision, reason, err
+}
+
+// noRelationship is upstream's reason.
+func noRelationship(node string) string {
+	return fmt.Sprintf("no relationship found between node %q and this object", node)
+}
+
+func (n *Node) decide(ctx context.Context, node string, a authorizer.Attributes) (authorizer.Decision, string, error) {
 	if a.IsResourceRequest() {
 		switch a.GetAPIGroup() + "/" + a.GetResource() {
 		case "/pods":
@@ -107,7 +122,7 @@ func (n *Node) readPods(ctx context.Context, node string, a authorizer.Attribute
 	if err == nil && pod.Spec.NodeName == node {
 		return authorizer.DecisionAllow, "", nil
 	}
-	return authorizer.DecisionNoOpinion, fmt.Sprintf("no relationship found between node %q and this object", node), nil
+	return authorizer.DecisionNoOpinion, noRelationship(node), nil
 }
 
 func requires(reqs fields.Requirements, key, value string) bool {
@@ -149,7 +164,7 @@ func (n *Node) ifAnyPod(ctx context.Context, node, namespace string, match func(
 			return authorizer.DecisionAllow, "", nil
 		}
 	}
-	return authorizer.DecisionNoOpinion, fmt.Sprintf("no relationship found between node %q and this object", node), nil
+	return authorizer.DecisionNoOpinion, noRelationship(node), nil
 }
 
 // References tells whether the pod's spec names the object; resource is

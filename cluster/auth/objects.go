@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -30,8 +31,28 @@ type Objects interface {
 // StorageObjects is Objects on the REST storage of core/v1. Authentication is
 // configured before that storage exists, so it is bound later; until then
 // every read fails.
+//
+// The own copy may be behind: what is not in it is looked for again after Fresh.
 type StorageObjects struct {
+	// Fresh returns when the copy has all that was written before the call; nil:
+	// it always has.
+	Fresh func(ctx context.Context) error
+
 	storage atomic.Pointer[map[string]rest.Storage]
+}
+
+// freshWait is how long a decision waits for a copy that may be behind.
+const freshWait = 2 * time.Second
+
+// Refresh brings the copy up to date, and tells whether that may have changed
+// anything.
+func (o *StorageObjects) Refresh(ctx context.Context) bool {
+	if o.Fresh == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, freshWait)
+	defer cancel()
+	return o.Fresh(ctx) == nil
 }
 
 var errNotBound = errors.New("the API is still starting")
@@ -53,6 +74,9 @@ func (o *StorageObjects) get(ctx context.Context, resource, namespace, name stri
 
 func get[T runtime.Object](ctx context.Context, o *StorageObjects, resource, namespace, name string) (T, error) {
 	obj, err := o.get(ctx, resource, namespace, name)
+	if apierrors.IsNotFound(err) && o.Refresh(ctx) {
+		obj, err = o.get(ctx, resource, namespace, name)
+	}
 	if err != nil {
 		var zero T
 		return zero, err
@@ -84,18 +108,9 @@ func (o *StorageObjects) Node(ctx context.Context, name string) (*corev1.Node, e
 	return get[*corev1.Node](ctx, o, "nodes", "", name)
 }
 
-// Namespace implements Objects. A namespace that this server has not heard of
-// is looked up in the cluster, for one that was created a moment ago elsewhere.
+// Namespace implements Objects.
 func (o *StorageObjects) Namespace(ctx context.Context, name string) (*corev1.Namespace, error) {
-	ns, err := get[*corev1.Namespace](ctx, o, "namespaces", "", name)
-	if apierrors.IsNotFound(err) {
-		obj, err := (*o.storage.Load())["namespaces"].(rest.Getter).Get(ctx, name, &metav1.GetOptions{})
-		if err != nil {
-			return nil, err
-		}
-		return obj.(*corev1.Namespace), nil
-	}
-	return ns, err
+	return get[*corev1.Namespace](ctx, o, "namespaces", "", name)
 }
 
 // Pods implements Objects.
