@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -36,7 +37,7 @@ type governor struct {
 func (n *Node) govern(ctx context.Context, r *raft.Raft) {
 	g := &governor{n: n, ctx: ctx, looked: make(chan struct{}, 1), dead: map[string]time.Time{}}
 	every := lookBeats * n.c.HeartbeatTimeout
-	pilot := autopilot.New(r, g, autopilot.WithLogger(newHCLogger(n.c.Logger)), autopilot.WithPromoter(&promoter{}),
+	pilot := autopilot.New(ofMembers{r}, g, autopilot.WithLogger(newHCLogger(n.c.Logger)), autopilot.WithPromoter(&promoter{}),
 		autopilot.WithUpdateInterval(every), autopilot.WithReconcileInterval(every))
 	running := false
 	stop := func() {
@@ -67,6 +68,31 @@ func (n *Node) govern(ctx context.Context, r *raft.Raft) {
 		}
 	}
 }
+
+// ofMembers is the log as autopilot gets to see it. Autopilot decides on a view
+// that can be seconds old; what it promotes may have been removed meanwhile, or
+// have another address, and must not come back by that.
+type ofMembers struct{ *raft.Raft }
+
+// AddVoter makes a member a voter, if it still is one at that address.
+func (o ofMembers) AddVoter(id raft.ServerID, addr raft.ServerAddress, _ uint64, timeout time.Duration) raft.IndexFuture {
+	now := o.GetConfiguration()
+	if err := now.Error(); err != nil {
+		return failed{err}
+	}
+	for _, s := range now.Configuration().Servers {
+		if s.ID == id && s.Address == addr {
+			return o.Raft.AddVoter(id, addr, now.Index(), timeout) // fails if the configuration changes before
+		}
+	}
+	return failed{fmt.Errorf("promote server %s at %s: %w", id, addr, ErrNotMember)}
+}
+
+// failed is a change of the configuration that was not tried.
+type failed struct{ err error }
+
+func (f failed) Error() error  { return f.err }
+func (f failed) Index() uint64 { return 0 }
 
 // AutopilotConfig implements autopilot.ApplicationIntegration.
 func (g *governor) AutopilotConfig() *autopilot.Config {
