@@ -34,6 +34,11 @@ func BenchmarkCreate(b *testing.B) {
 			_, err := c.CoreV1().ConfigMaps(ns).Create(ctx, configMap(name, map[string]string{"key": "a value of moderate length", "other": "another"}), metav1.CreateOptions{})
 			return err
 		}},
+		{"secrets", func(ctx context.Context, c kubernetes.Interface, ns, name string) error {
+			_, err := c.CoreV1().Secrets(ns).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name},
+				StringData: map[string]string{"key": "a value of moderate length", "other": "another"}}, metav1.CreateOptions{})
+			return err
+		}},
 		{"pods", func(ctx context.Context, c kubernetes.Interface, ns, name string) error {
 			_, err := c.CoreV1().Pods(ns).Create(ctx, benchPod(name), metav1.CreateOptions{})
 			return err

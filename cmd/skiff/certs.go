@@ -51,7 +51,7 @@ func certsCommand() *cli.Command {
 				Name: "rotate-gossip-key", Usage: "replace the key that encrypts gossip",
 				Flags: clientFlags(wait, outputFlag()),
 				Action: func(c *cli.Context) error {
-					return certs(c, http.MethodPost, trust.RotateGossipKeyPath, nil, func(s *trust.Status) bool { return s.GossipRotation == nil })
+					return certs(c, http.MethodPost, trust.RotateGossipKeyPath, nil, func(s *trust.Status) bool { return s.GossipRotation == nil && len(s.WaitingOn) == 0 })
 				},
 			},
 		},
