@@ -59,6 +59,7 @@ type fleet struct {
 const (
 	startLimit  = 2 * time.Minute
 	settleLimit = 3 * time.Minute
+	tellAfter   = 10 * time.Second
 	quietFirst  = 20 * time.Second // before nothing is measured
 )
 
@@ -117,7 +118,7 @@ func (f *fleet) startServers(ctx context.Context) error {
 			return err
 		}
 	}
-	err = await(ctx, startLimit, "all servers vote", func() error {
+	err = f.await(ctx, startLimit, "all servers vote", func() error {
 		voters := 0
 		for _, m := range f.servers[0].running().Status(ctx).Members {
 			if m.Voter {
@@ -146,7 +147,7 @@ func (f *fleet) startHosts(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	err := await(ctx, startLimit, "all nodes are ready", func() error { return f.nodesReady(ctx) })
+	err := f.await(ctx, startLimit, "all nodes are ready", func() error { return f.nodesReady(ctx) })
 	f.Say("%d nodes ready after %s", len(f.hosts), time.Since(begin).Round(10*time.Millisecond))
 	return err
 }
@@ -211,5 +212,30 @@ func sleep(ctx context.Context, d time.Duration) {
 	select {
 	case <-t.C:
 	case <-ctx.Done():
+	}
+}
+
+// await repeats ok until it holds; what says for what it is.
+func (f *fleet) await(ctx context.Context, limit time.Duration, what string, ok func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	begin := time.Now()
+	tell := begin.Add(tellAfter)
+	for {
+		err := ok()
+		if err == nil {
+			if d := time.Since(begin); d > tellAfter {
+				f.Say("%s: after %s", what, d.Round(time.Second))
+			}
+			return nil
+		}
+		if time.Now().After(tell) {
+			f.Say("%s: not after %s: %v", what, time.Since(begin).Round(time.Second), err)
+			tell = time.Now().Add(tellAfter)
+		}
+		sleep(ctx, 200*time.Millisecond)
+		if ctx.Err() != nil {
+			return fmt.Errorf("%s: not within %s: %w", what, limit, err)
+		}
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
@@ -237,21 +236,4 @@ func (a *agent) run(ctx context.Context) error {
 		}
 	})
 	return g.Wait()
-}
-
-// await repeats ok until it holds; what says for what it is.
-func await(ctx context.Context, limit time.Duration, what string, ok func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	for {
-		err := ok()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-ctx.Done():
-			return fmt.Errorf("%s: not within %s: %w", what, limit, err)
-		}
-	}
 }
