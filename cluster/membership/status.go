@@ -144,10 +144,10 @@ func (s *Service) members(raft []RaftMember, leader string, fromLeader bool) []M
 	}
 	for _, p := range s.c.Peers() {
 		m := byName[p.Name]
+		if s.Removed(p.ID) {
+			continue // gossip has not forgotten it yet, or it still runs
+		}
 		if m == nil {
-			if p.State != Alive && s.removal(p.ID) != nil {
-				continue // gossip has not forgotten it yet
-			}
 			m = &MemberStatus{Name: p.Name, ID: p.ID, Role: p.Role}
 			byName[p.Name] = m
 		} else if m.ID != p.ID && p.State != Alive {
