@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -154,6 +155,17 @@ func TestNodeRegistersAndWritesOnChangeOnly(t *testing.T) {
 	if got := writes() - before; got != 1 {
 		t.Errorf("%d writes for one change", got)
 	}
+	s.setRuntime(errors.New("the shim is gone"))
+	await("not ready without a runtime", func() bool {
+		for _, c := range get().Status.Conditions {
+			if c.Type == v1.NodeReady {
+				return c.Status == v1.ConditionFalse && c.Message == "container runtime is down: the shim is gone"
+			}
+		}
+		return false
+	})
+	s.setRuntime(nil)
+	await("ready with a runtime", func() bool { return ready(get()) })
 	// Somebody declares the node dead: it says that it is not.
 	n = get().DeepCopy()
 	for i := range n.Status.Conditions {

@@ -75,6 +75,9 @@ func (a *Agent) look(ctx context.Context) {
 		short = "The node was low on resource: pids. "
 	}
 	a.self.setPressure(p)
+	if r, ok := a.cfg.Runtime.(interface{ Check() error }); ok {
+		a.self.setRuntime(r.Check())
+	}
 	if short != "" {
 		a.evictOne(ctx, p, short)
 	}

@@ -35,6 +35,7 @@ type self struct {
 	obj      *v1.Node // as last seen or written
 	deleted  bool     // by an administrator; the next start registers again
 	pressure pressure
+	broken   string // why the runtime cannot be used
 	images   []v1.ContainerImage
 }
 
@@ -60,6 +61,21 @@ func (s *self) setPressure(p pressure) {
 	s.mu.Lock()
 	changed := s.pressure != p
 	s.pressure = p
+	s.mu.Unlock()
+	if changed {
+		s.poke()
+	}
+}
+
+// setRuntime tells why the runtime cannot be used; nil if it can.
+func (s *self) setRuntime(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	s.mu.Lock()
+	changed := s.broken != text
+	s.broken = text
 	s.mu.Unlock()
 	if changed {
 		s.poke()
@@ -296,7 +312,7 @@ func ready(n *v1.Node) bool {
 // status is what the Node should say.
 func (s *self) status(n *v1.Node, now metav1.Time) v1.NodeStatus {
 	s.mu.Lock()
-	p, images := s.pressure, s.images
+	p, broken, images := s.pressure, s.broken, s.images
 	s.mu.Unlock()
 	st := *n.Status.DeepCopy()
 	m := s.a.machine
@@ -327,7 +343,10 @@ func (s *self) status(n *v1.Node, now metav1.Time) v1.NodeStatus {
 		condition(v1.NodeDiskPressure, p.disk, "KubeletHasDiskPressure", "kubelet has disk pressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
 		condition(v1.NodePIDPressure, p.pids, "KubeletHasInsufficientPID", "kubelet has insufficient PID available", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
 	}
-	if n.Spec.PodCIDR != "" {
+	if broken != "" {
+		conds = append(conds, v1.NodeCondition{Type: v1.NodeReady, Status: v1.ConditionFalse, Reason: "KubeletNotReady",
+			Message: "container runtime is down: " + broken})
+	} else if n.Spec.PodCIDR != "" {
 		conds = append(conds, v1.NodeCondition{Type: v1.NodeReady, Status: v1.ConditionTrue, Reason: "KubeletReady", Message: "kubelet is posting ready status"})
 	} else {
 		conds = append(conds, v1.NodeCondition{Type: v1.NodeReady, Status: v1.ConditionFalse, Reason: "KubeletNotReady",

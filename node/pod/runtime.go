@@ -83,6 +83,9 @@ func Wrap(r *runtime.Runtime) Runtime { return wrapped{r} }
 
 type wrapped struct{ r *runtime.Runtime }
 
+// Check says why the runtime cannot be used; nil if it can.
+func (w wrapped) Check() error { return w.r.Check() }
+
 func (w wrapped) CreateSandbox(ctx context.Context, c runtime.SandboxConfig) (Sandbox, error) {
 	s, err := w.r.CreateSandbox(ctx, c)
 	if err != nil {
