@@ -2,6 +2,8 @@ package gossip
 
 import (
 	"cmp"
+	"context"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -10,6 +12,9 @@ import (
 
 	"github.com/hashicorp/memberlist"
 )
+
+// settling is how long after New members that turn up are no news.
+const settling = 10 * time.Second
 
 // A phase is what is known of a process.
 type phase int
@@ -131,7 +136,11 @@ func (g *Gossip) settle(name string, e *entry) {
 	if shown.State != e.shown.State || shown.Tags.ID != e.shown.Tags.ID {
 		shown.Since = time.Now()
 		if name != g.cfg.Name {
-			g.log.Info("member is "+string(shown.State), "member", name, "role", string(shown.Tags.Role), "address", shown.Addr.String(), "was", string(e.shown.State))
+			level := slog.LevelInfo
+			if e.shown.State == "" && time.Since(g.begin) < settling {
+				level = slog.LevelDebug // all are new to one that is new
+			}
+			g.log.Log(context.Background(), level, "member is "+string(shown.State), "member", name, "role", string(shown.Tags.Role), "address", shown.Addr.String(), "was", string(e.shown.State))
 		}
 	} else if shown.Addr != e.shown.Addr {
 		g.log.Info("member has a new address", "member", name, "address", shown.Addr.String(), "was", e.shown.Addr.String())
