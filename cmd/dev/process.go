@@ -47,6 +47,12 @@ func (p process) state() byte {
 	return st
 }
 
+// runs says that it has neither ended nor is paused.
+func (p process) runs() bool {
+	st := p.state()
+	return st != 0 && st != 'T' && st != 't'
+}
+
 // signal sends nothing to a process that has taken over the number.
 func (p process) signal(sig unix.Signal) error {
 	fd, err := unix.PidfdOpen(p.PID, 0)

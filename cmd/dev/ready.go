@@ -63,7 +63,7 @@ func (c *Cluster) Kubeconfig(ctx context.Context) (string, error) {
 		if n.Role == Agent {
 			continue
 		}
-		if proc, err := c.p.skiff(n.Name); err != nil || proc.state() == 0 {
+		if proc, err := c.p.skiff(n.Name); err != nil || !proc.runs() {
 			continue
 		}
 		var b []byte
@@ -127,7 +127,7 @@ func (c *Cluster) Members(ctx context.Context) (*membership.Status, error) {
 	}
 	last := errors.New("no server runs")
 	for _, n := range s.Nodes {
-		if proc, err := c.p.skiff(n.Name); n.Role == Agent || err != nil || proc.state() == 0 {
+		if proc, err := c.p.skiff(n.Name); n.Role == Agent || err != nil || !proc.runs() {
 			continue
 		}
 		st, err := c.membersOf(ctx, n.Name)
@@ -198,7 +198,14 @@ func (c *Cluster) voters(ctx context.Context, s *state) error {
 	}
 	voter := map[string]bool{}
 	for _, m := range st.Members {
-		voter[m.Name] = m.Voter
+		if m.Role == membership.RoleAgent {
+			continue
+		}
+		// A server that lost its data has two entries until the old one is gone.
+		if !m.Voter || m.State != membership.Alive {
+			return fmt.Errorf("%s (%s) is %s and votes: %v", m.Name, m.ID, m.State, m.Voter)
+		}
+		voter[m.Name] = true
 	}
 	for _, n := range s.Nodes {
 		if n.Role != Agent && !voter[n.Name] {

@@ -183,7 +183,7 @@ func (c *Cluster) token(ctx context.Context, s *state, n nodeState) (token strin
 	last := errors.New("no server runs")
 	for deadline := time.Now().Add(time.Minute); ; {
 		for _, o := range s.Nodes {
-			if proc, err := c.p.skiff(o.Name); o.Role == Agent || o.Name == n.Name || err != nil || proc.state() == 0 {
+			if proc, err := c.p.skiff(o.Name); o.Role == Agent || o.Name == n.Name || err != nil || !proc.runs() {
 				continue
 			}
 			ask, cancel := context.WithTimeout(ctx, 10*time.Second)

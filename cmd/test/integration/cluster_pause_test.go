@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/skiff-sh/skiff/cmd/dev"
 )
@@ -83,16 +82,12 @@ func TestClusterStarved(t *testing.T) {
 func (c *devCluster) transitions(t *testing.T) (out []string) {
 	t.Helper()
 	eventually(t, 30*time.Second, func() error {
-		client, err := c.Client(t.Context(), "")
-		if err != nil {
-			return err
-		}
-		nodes, err := client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+		nodes, err := c.nodes(t.Context())
 		if err != nil {
 			return err
 		}
 		out = nil
-		for _, n := range nodes.Items {
+		for _, n := range nodes {
 			for _, cond := range n.Status.Conditions {
 				if cond.Type == "Ready" {
 					out = append(out, n.Name+" "+string(cond.Status)+" "+cond.LastTransitionTime.String())

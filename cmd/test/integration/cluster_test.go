@@ -303,18 +303,15 @@ func (c *devCluster) write(ctx context.Context, server, name string, limit time.
 	return err
 }
 
-// lost names the nodes that the API holds for unreachable or not ready.
+// lost names the nodes that the API, at the first server that answers, holds
+// for unreachable or not ready.
 func (c *devCluster) lost(ctx context.Context) ([]string, error) {
-	client, err := c.Client(ctx, "")
-	if err != nil {
-		return nil, err
-	}
-	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	nodes, err := c.nodes(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var out []string
-	for _, n := range nodes.Items {
+	for _, n := range nodes {
 		ready := false
 		for _, cond := range n.Status.Conditions {
 			ready = ready || cond.Type == v1.NodeReady && cond.Status == v1.ConditionTrue
@@ -323,8 +320,19 @@ func (c *devCluster) lost(ctx context.Context) ([]string, error) {
 			out = append(out, n.Name)
 		}
 	}
-	if len(nodes.Items) == 0 {
-		return nil, errors.New("the API knows no nodes")
-	}
 	return out, nil
+}
+
+func (c *devCluster) nodes(ctx context.Context) ([]v1.Node, error) {
+	err := errors.New("no servers")
+	for _, s := range c.clients {
+		try, cancel := context.WithTimeout(ctx, 3*time.Second)
+		var list *v1.NodeList
+		list, err = s.CoreV1().Nodes().List(try, metav1.ListOptions{})
+		cancel()
+		if err == nil && len(list.Items) > 0 {
+			return list.Items, nil
+		}
+	}
+	return nil, fmt.Errorf("list nodes: %w", err)
 }
