@@ -85,7 +85,7 @@ func (w *world) client(ctx context.Context, n int) {
 	seen := map[string]int64{} // revisions that it knows
 	newest := int64(0)
 	for i := 0; ctx.Err() == nil; i++ {
-		time.Sleep(time.Duration(r.Int64N(int64(300 * time.Millisecond))))
+		time.Sleep(time.Duration(r.Int64N(int64(250 * time.Millisecond))))
 		m := pick(r, w.alive())
 		if m == nil {
 			continue
@@ -95,7 +95,9 @@ func (w *world) client(ctx context.Context, n int) {
 		case x < 20:
 			o.kind = create
 		case x < 50:
-			o.kind, o.expect = update, seen[o.key]
+			if o.kind = update; r.IntN(3) > 0 {
+				o.expect = seen[o.key]
+			}
 		case x < 60:
 			o.kind = remove
 			if r.IntN(2) == 0 {

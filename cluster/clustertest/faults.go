@@ -3,7 +3,6 @@ package clustertest
 import (
 	"context"
 	"math/rand/v2"
-	"slices"
 	"time"
 )
 
@@ -29,6 +28,7 @@ var faults = []fault{
 	{"hanging disk", 2, (*world).hangingDisk},
 	{"clock jump", 4, (*world).clockJump},
 	{"leadership transfer", 4, (*world).transfer},
+	{"disk lost", 2, (*world).loseDisk},
 	{"member added", 4, (*world).addMember},
 	{"member removed", 3, (*world).removeMember},
 	{"member replaced", 3, (*world).replaceMember},
@@ -132,6 +132,31 @@ func (w *world) breakLinks(r *rand.Rand) {
 	}
 }
 
+// loseDisk makes a server come back without its data, once in a run: what was
+// acknowledged is still on others then. It comes as a new server. If it comes
+// with its old name it must not be let in; later it comes as a new one.
+func (w *world) loseDisk(r *rand.Rand) {
+	m := w.victim(r)
+	if m == nil || w.lostDisk {
+		return
+	}
+	w.lostDisk = true
+	told, mistaken := r.IntN(2) == 0, r.IntN(2) == 0
+	w.logf("%s loses its disk, and will come with its old name: %v", m.host, mistaken)
+	w.crash(m, told)
+	w.mu.Lock()
+	s := w.slots[m.host]
+	w.mu.Unlock()
+	if !mistaken {
+		w.renew(s)
+		return
+	}
+	w.mu.Lock()
+	s.dir, s.mistaken = w.newDir(), true
+	w.mu.Unlock()
+	w.restart(s)
+}
+
 // victim prefers the leader, where most can go wrong.
 func (w *world) victim(r *rand.Rand) *member {
 	if l := w.leader(); l != nil && r.IntN(2) == 0 {
@@ -148,24 +173,31 @@ func (w *world) crashNow(r *rand.Rand) {
 	}
 }
 
-// setTrap lets a member crash at one of the steps that were seen. Rare steps
-// are as likely as frequent ones.
-func (w *world) setTrap(r *rand.Rand) {
-	w.mu.Lock()
-	var steps []string
-	for s := range w.steps {
-		steps = append(steps, s)
+// steps are those that consensus.Config.Step reports.
+var steps = func() (all []string) {
+	for _, s := range []string{"append", "configuration", "term", "vote", "truncate", "snapshot:create", "snapshot:write",
+		"snapshot:close", "install:create", "install:write", "install:close"} {
+		all = append(all, s+":before", s+":after")
 	}
-	w.mu.Unlock()
-	slices.Sort(steps)
-	m := w.victim(r)
-	if m == nil || len(steps) == 0 {
-		return
-	}
+	return all
+}()
+
+func newTrap(r *rand.Rand) *trap {
 	t := &trap{step: pick(r, steps), told: r.IntN(2) == 0}
-	t.after.Store(1 + int64(r.IntN(4)))
-	w.logf("%s will crash at %s", m.host, t.step)
-	m.armed.Store(t)
+	t.after.Store(1)
+	if r.IntN(2) == 0 {
+		t.after.Store(1 + int64(r.IntN(5)))
+	}
+	return t
+}
+
+// setTrap lets a member crash at one of the steps of writing.
+func (w *world) setTrap(r *rand.Rand) {
+	if m := w.victim(r); m != nil {
+		t := newTrap(r)
+		w.logf("%s will crash at %s", m.host, t.step)
+		m.armed.Store(t)
+	}
 }
 
 func (w *world) stopOne(r *rand.Rand) {
@@ -177,7 +209,12 @@ func (w *world) stopOne(r *rand.Rand) {
 
 func (w *world) startOne(r *rand.Rand) {
 	if s := pick(r, w.down()); s != nil {
-		w.logf("start of %s", s.host)
+		if r.IntN(3) == 0 {
+			s.trap = newTrap(r)
+			w.logf("start of %s, which will crash at %s", s.host, s.trap.step)
+		} else {
+			w.logf("start of %s", s.host)
+		}
 		w.restart(s)
 	}
 }
@@ -220,9 +257,23 @@ func (w *world) repair() {
 	}
 	for _, h := range w.hosts() {
 		w.slots[h].offset.Store(0)
+		w.slots[h].trap = nil
+	}
+	for _, h := range w.hosts() {
+		s := w.slots[h]
+		if s.mistaken && !s.m.dead.Load() {
+			if n := len(s.m.node.Members()); n > 0 {
+				w.anomaly("%s came without its data and was told of %d members", s.id, n)
+			}
+			w.stop(s.m)
+		}
 	}
 	for _, s := range w.down() {
-		w.restart(s)
+		if s.mistaken {
+			w.renew(s)
+		} else {
+			w.restart(s)
+		}
 	}
 	w.logf("all is repaired")
 }

@@ -73,6 +73,12 @@ func (w *world) start(host, id, dir string, bootstrap []consensus.Server, join [
 		return nil, err
 	}
 	m := &member{w: w, host: host, id: id, dir: dir, done: make(chan struct{})}
+	w.mu.Lock()
+	if s := w.slots[host]; s != nil && s.trap != nil {
+		m.armed.Store(s.trap)
+		s.trap = nil
+	}
+	w.mu.Unlock()
 	db := store.New(store.Config{})
 	m.fsm = fsm.New(db)
 	m.node, err = consensus.New(consensus.Config{

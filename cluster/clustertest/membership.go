@@ -61,7 +61,7 @@ func (w *world) addMember(*rand.Rand) {
 func (w *world) renew(s *slot) {
 	id, dir := w.newID(s.host), w.newDir()
 	w.mu.Lock()
-	s.id, s.dir = id, dir
+	s.id, s.dir, s.mistaken = id, dir, false
 	w.mu.Unlock()
 	w.logf("new server %s", id)
 	w.restart(s)

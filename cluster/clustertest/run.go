@@ -35,10 +35,10 @@ func run(seed uint64, o options, root string, logger *slog.Logger) Result {
 		o.members = 3 + 2*r.IntN(2)
 	}
 	if o.snapshotEntries == 0 {
-		o.snapshotEntries = uint64(20 + r.IntN(200))
+		o.snapshotEntries = uint64(5 + r.IntN(80))
 	}
 	if o.trailing == 0 {
-		o.trailing = uint64(1 + r.IntN(100))
+		o.trailing = uint64(1 + r.IntN(40))
 	}
 	w := newWorld(seed, o, root, logger)
 	defer os.RemoveAll(root)

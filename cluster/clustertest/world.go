@@ -39,6 +39,7 @@ type world struct {
 	log       []string
 	anomalies []string
 	steps     map[string]bool // of writing, that were seen
+	lostDisk  bool
 	crashes   map[string]int
 	empty     int64 // revision of a new store
 	history   map[int64]event
@@ -51,11 +52,13 @@ type world struct {
 
 // slot is a place for a member: a host with its disk.
 type slot struct {
-	host   string
-	id     string
-	dir    string
-	m      *member      // the present life, or the last
-	offset atomic.Int64 // of its clock, nanoseconds
+	host     string
+	id       string
+	dir      string
+	m        *member      // the present life, or the last
+	offset   atomic.Int64 // of its clock, nanoseconds
+	trap     *trap        // of the next life
+	mistaken bool         // it lost its data and still uses its ID
 }
 
 // options of a run. The zero value of spoil is the real thing.
@@ -204,8 +207,7 @@ func (w *world) restart(s *slot) {
 		<-s.m.done
 	}
 	w.net.SwitchOn(s.host)
-	var bootstrap []consensus.Server
-	m, err := w.start(s.host, s.id, s.dir, bootstrap, w.others(s.host))
+	m, err := w.start(s.host, s.id, s.dir, nil, w.others(s.host))
 	if err != nil {
 		w.anomaly("%s does not start again: %v", s.host, err)
 		return

@@ -51,6 +51,9 @@ func (n *Node) join() {
 			continue
 		}
 		err := n.askToJoin(ctx, r, fresh)
+		if err == nil {
+			n.port.shutRaft(false)
+		}
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
@@ -163,17 +166,9 @@ func (n *Node) admit(ctx context.Context, q joinRequest) error {
 	}
 	id, addr := raft.ServerID(q.ID), raft.ServerAddress(q.Addr)
 	if known && m.Voter && q.Fresh {
-		// It has forgotten what it voted for and acknowledged: as a voter it could
-		// let the cluster forget as well.
-		n.c.Logger.Warn("a voter came back without its data; it has to catch up first", "server", q.ID)
-		if err := n.dispensable(m); err != nil {
-			return err
-		}
-		err := n.change(ctx, func(r *raft.Raft) raft.Future { return r.DemoteVoter(id, 0, changeTimeout) })
-		if err != nil {
-			return err
-		}
-		m.Voter = false
+		// It has forgotten what it voted for and acknowledged. Members that lag know
+		// it as a voter: with its vote they could forget as well.
+		return fmt.Errorf("%w: the voter %s has lost its data; remove the rest of its data dir too, so that it comes as a new server", ErrRefused, q.ID)
 	}
 	if known && m.Address == q.Addr {
 		return nil

@@ -91,8 +91,8 @@ func TestJoin(t *testing.T) {
 	})
 }
 
-// TestJoinOverTheSameAddress: a server that lost its data comes back, first
-// with a new ID and then with the ID it had.
+// TestJoinOverTheSameAddress: a server that lost its data comes back with a new
+// ID, which replaces the old. With the ID it had nobody talks to it.
 func TestJoinOverTheSameAddress(t *testing.T) {
 	t.Parallel()
 	members := grow(t, hasty, Config{}, Config{})
@@ -111,11 +111,44 @@ func TestJoinOverTheSameAddress(t *testing.T) {
 	eventually(t, "somebody leads", func() bool { return members[0].IsLeader() || members[1].IsLeader() })
 	empty := start(t, Config{NodeID: "x", DataDir: t.TempDir(), Listener: listen(t, addr), HeartbeatTimeout: hasty,
 		Join: []string{members[0].c.AdvertiseAddr}})
-	empty.awaitReady(t)
-	eventually(t, "it is a voter again, with the data", func() bool {
-		m, ok := members[0].member("x")
-		return ok && m.Voter && empty.get("/a") == "1"
+	eventually(t, "it is told why it can't be let in", func() bool {
+		err := empty.askToJoin(t.Context(), empty.raft.Load(), true)
+		return errors.Is(err, ErrRefused) && strings.Contains(err.Error(), "has lost its data")
 	})
+	if got := len(empty.Members()); got != 0 {
+		t.Errorf("it was told of %d members", got)
+	}
+}
+
+// TestAmnesia: a voter that lost its data does not help to elect one that lacks
+// what it had acknowledged.
+func TestAmnesia(t *testing.T) {
+	t.Parallel()
+	members := grow(t, hasty, Config{}, Config{})
+	a, b, c := members[0], members[1], members[2]
+	c.crash(t)
+	eventually(t, "a leader without it", func() bool { return a.IsLeader() || b.IsLeader() })
+	a.put(t, "/a", "acknowledged by a and b", -1)
+	a.crash(t)
+	b.crash(t)
+	c = c.restart(t)
+	empty := b.config
+	empty.DataDir, empty.Listener, empty.FSM, empty.Join = t.TempDir(), listen(t, empty.AdvertiseAddr), nil, []string{c.c.AdvertiseAddr, a.c.AdvertiseAddr}
+	b = start(t, empty)
+	for range 2 {
+		time.Sleep(10 * hasty)
+		if c.IsLeader() || b.IsLeader() {
+			t.Fatal("they have a leader")
+		}
+		b = b.restart(t)
+	}
+	a = a.restart(t)
+	for _, m := range []*member{a, c} {
+		m.awaitReady(t)
+		if err := m.ReadIndex(t.Context()); err != nil || m.get("/a") != "acknowledged by a and b" {
+			t.Errorf("%s has %q: %v", m.c.NodeID, m.get("/a"), err)
+		}
+	}
 }
 
 func TestAdmission(t *testing.T) {
@@ -260,9 +293,9 @@ func TestTransfer(t *testing.T) {
 func TestWitness(t *testing.T) {
 	t.Parallel()
 	members := grow(t, hasty, Config{}, Config{Witness: true})
-	if err := members[0].TransferLeadership(t.Context(), "c"); err != nil {
-		t.Fatal(err)
-	}
+	eventually(t, "the witness is made the leader", func() bool {
+		return members[0].TransferLeadership(t.Context(), "c") == nil
+	})
 	eventually(t, "the witness gives it away", func() bool { return members[0].IsLeader() || members[1].IsLeader() })
 	// Nor does anybody prefer it who stops.
 	eventually(t, "the leader knows the witness and both of its heirs", func() bool {

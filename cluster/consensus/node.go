@@ -43,7 +43,6 @@ type Node struct {
 	adapted   atomic.Int64    // slowest when Raft's timeouts were set
 	reloading sync.Mutex
 
-	joining   atomic.Bool                   // see amnesia.go
 	instance  string                        // random
 	abrupt    bool                          // stop without handing over, for tests
 	versionOf func([]byte) int              // fsm.CommandVersion, but for tests
@@ -228,13 +227,6 @@ func (n *Node) start(trans *replicator) (*raft.Raft, error) {
 		return nil, n.withAdvice(fmt.Errorf("read raft state: %w", err))
 	}
 	n.port.shutRaft(!exists && len(n.c.Join) > 0) // until it was let in, see admit
-	if err := n.markJoining(exists); err != nil {
-		return nil, err
-	}
-	if n.joining.Load() {
-		trans.rpcs = make(chan raft.RPC)
-		n.port.wg.Go(trans.refuseVotes)
-	}
 	if !exists && len(n.c.Bootstrap) > 0 {
 		var config raft.Configuration
 		for _, s := range n.c.Bootstrap {

@@ -3,6 +3,7 @@ package consensus
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"sync"
@@ -44,10 +45,25 @@ func newReplicator(n *Node) *replicator {
 	t.depose()
 	t.NetworkTransport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: n.port, MaxPool: 3, Timeout: 10 * time.Second, Logger: newHCLogger(n.c.Logger),
-		MsgpackUseNewTimeFormat: true,
+		MsgpackUseNewTimeFormat: true, ServerAddressProvider: addressBook{n},
 	})
 	return t
 }
+
+// addressBook tells Raft's transport where members are.
+type addressBook struct{ n *Node }
+
+// ServerAddr implements raft.ServerAddressProvider.
+func (b addressBook) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	m, ok := b.n.member(string(id))
+	if !ok {
+		return "", fmt.Errorf("%w: %s", ErrNotMember, id)
+	}
+	return memberAt(id, m.Address), nil
+}
+
+// EncodePeer implements raft.Transport: others are told addresses as they are.
+func (t *replicator) EncodePeer(_ raft.ServerID, addr raft.ServerAddress) []byte { return []byte(addr) }
 
 // begin says that this member leads in term.
 func (t *replicator) begin(term uint64) {
@@ -209,7 +225,7 @@ func (t *replicator) heartbeat(id raft.ServerID, target raft.ServerAddress, req 
 func (t *replicator) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
 	reign := t.reignOf(req.Term)
 	for reign.Err() == nil {
-		conn, err := t.n.port.Dial(target, dialTimeout)
+		conn, err := t.n.port.Dial(memberAt(id, string(target)), dialTimeout)
 		if err == nil {
 			conn.Close()
 			return t.NetworkTransport.InstallSnapshot(id, target, req, resp, data)

@@ -5,8 +5,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -40,6 +42,7 @@ type port struct {
 	log      *slog.Logger
 	raft     chan net.Conn
 	serveRPC func(net.Conn)
+	id       string // of this member
 	connect  func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	stop   context.Context
@@ -48,6 +51,7 @@ type port struct {
 	mu     sync.Mutex
 	conns  map[net.Conn]struct{} // all that are open
 	cut    bool                  // no connections for Raft
+	shut   bool                  // likewise: this server was not let in yet
 }
 
 // advertised is the address that others use.
@@ -61,7 +65,7 @@ func newPort(c *Config, serveRPC func(net.Conn)) *port {
 		listener: c.Listener, addr: advertised(c.AdvertiseAddr),
 		server: c.TLS.Clone(), client: c.TLS.Clone(),
 		log: c.Logger, raft: make(chan net.Conn), serveRPC: serveRPC,
-		conns: map[net.Conn]struct{}{}, connect: c.Dial,
+		conns: map[net.Conn]struct{}{}, connect: c.Dial, id: c.NodeID,
 	}
 	if p.connect == nil {
 		p.connect = (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext
@@ -108,6 +112,11 @@ func (p *port) handle(raw net.Conn) {
 	}
 	switch conn.ConnectionState().NegotiatedProtocol {
 	case protoRaft:
+		if err := p.expectCalled(conn); err != nil {
+			p.log.Debug("refused a connection for raft", "from", raw.RemoteAddr(), "error", err)
+			p.untrack(raw)
+			return
+		}
 		c := &trackedConn{Conn: conn, port: p}
 		p.mu.Lock()
 		delete(p.conns, raw)
@@ -133,7 +142,7 @@ func (p *port) track(c net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	t, ofRaft := c.(*trackedConn)
-	if p.stop.Err() != nil || ofRaft && p.cut {
+	if p.stop.Err() != nil || ofRaft && (p.cut || p.shut) {
 		if ofRaft {
 			c = t.Conn
 		}
@@ -142,6 +151,46 @@ func (p *port) track(c net.Conn) bool {
 	}
 	p.conns[c] = struct{}{}
 	return true
+}
+
+// shutRaft keeps Raft's connections out, or lets them in.
+func (p *port) shutRaft(shut bool) {
+	p.mu.Lock()
+	p.shut = shut
+	p.mu.Unlock()
+}
+
+// A connection for Raft begins with the ID of the member that is called, after
+// one byte for its length. Another server may have the address by now, and must
+// neither vote nor acknowledge for it.
+
+func callRaft(c net.Conn, id string) error {
+	_, err := c.Write(append([]byte{byte(len(id))}, id...))
+	return err
+}
+
+// expectCalled reads whom a new connection is for.
+func (p *port) expectCalled(c net.Conn) error {
+	if err := c.SetReadDeadline(time.Now().Add(handshakeTimeout)); err != nil {
+		return err
+	}
+	var b [256]byte
+	if _, err := io.ReadFull(c, b[:1]); err != nil {
+		return err
+	}
+	id := b[1 : 1+int(b[0])]
+	if _, err := io.ReadFull(c, id); err != nil {
+		return err
+	}
+	if string(id) != p.id {
+		return fmt.Errorf("it is for %q", id)
+	}
+	return c.SetReadDeadline(time.Time{})
+}
+
+// memberAt is how the transport names a member: by ID and address.
+func memberAt(id raft.ServerID, addr string) raft.ServerAddress {
+	return raft.ServerAddress(string(id) + "@" + addr)
 }
 
 // cutRaft ends all connections of Raft and lets none come about, or lets them
@@ -238,11 +287,19 @@ func (p *port) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, e
 	if cut {
 		return nil, errCut
 	}
-	conn, err := p.dial(ctx, string(addr), protoRaft)
+	id, host, ok := strings.Cut(string(addr), "@")
+	if !ok {
+		return nil, fmt.Errorf("dial %s: no member of the cluster has this address", addr)
+	}
+	conn, err := p.dial(ctx, host, protoRaft)
 	if err != nil {
 		return nil, err
 	}
-	c := &trackedConn{Conn: conn, port: p, target: string(addr)}
+	if err := callRaft(conn, id); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("dial %s: %w", addr, err)
+	}
+	c := &trackedConn{Conn: conn, port: p, target: host}
 	if !p.track(c) {
 		return nil, net.ErrClosed
 	}
