@@ -19,6 +19,23 @@ const (
 type quieter struct {
 	mu   sync.Mutex
 	last map[string]time.Time // guarded by mu
+
+	begun map[string]time.Time // of a minute of complaints, for often; guarded by mu
+	count map[string]int
+}
+
+// often reports whether complaints of that kind are as many as n in a minute.
+func (q *quieter) often(key string, n int) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.begun == nil {
+		q.begun, q.count = map[string]time.Time{}, map[string]int{}
+	}
+	if now := time.Now(); now.Sub(q.begun[key]) > time.Minute {
+		q.begun[key], q.count[key] = now, 0
+	}
+	q.count[key]++
+	return q.count[key] >= n
 }
 
 func (q *quieter) first(key string, every time.Duration) bool {
@@ -45,20 +62,24 @@ type lines struct {
 
 func memberlistLogger(l *slog.Logger, q *quieter) *log.Logger { return log.New(lines{l, q}, "", 0) }
 
-// problems are the lines worth an operator's attention, and what they mean.
-var problems = []struct{ contains, means string }{
-	{"no installed keys could decrypt", "gossip with a key that is not ours is ignored"},
-	{"Decrypt packet failed", "gossip that is not encrypted with our key is ignored"},
-	{"remote state is not encrypted", "gossip without encryption is ignored"},
-	{"over TCP but UDP probes failed", "a member answers over TCP but not over UDP: is the gossip port open for UDP?"},
-	{"handler queue full", "gossip comes faster than it can be handled"},
+// problems are the lines worth an operator's attention, what they mean, and how
+// many of them in a minute are more than a busy moment.
+var problems = []struct {
+	contains, means string
+	often           int
+}{
+	{"no installed keys could decrypt", "gossip with a key that is not ours is ignored", 1},
+	{"Decrypt packet failed", "gossip that is not encrypted with our key is ignored", 1},
+	{"remote state is not encrypted", "gossip without encryption is ignored", 1},
+	{"over TCP but UDP probes failed", "members answer over TCP but not over UDP: is the gossip port open for UDP?", 20},
+	{"handler queue full", "gossip comes faster than it can be handled", 1},
 }
 
 func (w lines) Write(p []byte) (int, error) {
 	text := string(bytes.TrimSpace(p))
 	for _, problem := range problems {
 		if strings.Contains(text, problem.contains) {
-			if w.q.first(problem.means+host(text), quiet) {
+			if w.q.often(problem.means, problem.often) && w.q.first(problem.means+host(text), quiet) {
 				w.log.Warn(problem.means, "detail", text)
 				return len(p), nil
 			}

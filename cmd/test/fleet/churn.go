@@ -38,15 +38,22 @@ func (f *fleet) deploy(ctx context.Context) error {
 	for i := range deployments {
 		labels := map[string]string{"app": deploymentName(i)}
 		grace := int64(1)
-		_, err := f.client.AppsV1().Deployments(namespace).Create(ctx, &appsv1.Deployment{
+		d := &appsv1.Deployment{
 			ObjectMeta: metav1.ObjectMeta{Name: deploymentName(i)},
 			Spec: appsv1.DeploymentSpec{Replicas: &replicas, Selector: &metav1.LabelSelector{MatchLabels: labels},
 				Template: v1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: v1.PodSpec{
 					AutomountServiceAccountToken: &no, EnableServiceLinks: &no, TerminationGracePeriodSeconds: &grace,
 					Containers: []v1.Container{{Name: "app", Image: appImage, ImagePullPolicy: v1.PullIfNotPresent}}}}},
-		}, metav1.CreateOptions{})
+		}
+		err := f.await(ctx, settleLimit, "deployment "+d.Name, func() error {
+			_, err := f.client.AppsV1().Deployments(namespace).Create(ctx, d, metav1.CreateOptions{})
+			if apierrors.IsAlreadyExists(err) { // by a try of which it was unknown
+				return nil
+			}
+			return err
+		})
 		if err != nil {
-			return fmt.Errorf("deployment: %w", err)
+			return err
 		}
 	}
 	err := f.await(ctx, settleLimit, "all pods run", func() error { return f.right(ctx) })

@@ -1,0 +1,32 @@
+package gossip
+
+import (
+	"fmt"
+	"log/slog"
+	"testing"
+)
+
+func TestMemberlistsLinesAreSiftedAndSaidOnce(t *testing.T) {
+	t.Parallel()
+	out := &lockedBuffer{}
+	l := memberlistLogger(slog.New(slog.NewTextHandler(out, nil)), &quieter{})
+	for i := range 30 {
+		l.Printf("[ERR] memberlist: Decrypt packet failed: no installed keys could decrypt the message from=192.0.2.%d:6445", i%2)
+		l.Printf("[ERR] memberlist: Failed to send UDP ping: %v", "no route to host")
+		if i < 19 {
+			l.Printf("[WARN] memberlist: Was able to connect to %s over TCP but UDP probes failed, network may be misconfigured", fmt.Sprint(i))
+		}
+	}
+	if n := out.count("key that is not ours"); n != 2 {
+		t.Errorf("two senders with a wrong key: said %d times", n)
+	}
+	if out.count("no route") > 0 || out.count("over UDP") > 0 {
+		t.Error("what is no problem was said")
+	}
+	for range 5 {
+		l.Printf("[WARN] memberlist: Was able to connect to x over TCP but UDP probes failed, network may be misconfigured")
+	}
+	if n := out.count("over UDP"); n != 1 {
+		t.Errorf("blocked UDP: said %d times", n)
+	}
+}
