@@ -222,17 +222,17 @@ func (t *replicator) heartbeat(id raft.ServerID, target raft.ServerAddress, req 
 
 // InstallSnapshot implements raft.Transport. It waits for the peer to be there
 // before the snapshot is read.
-func (t *replicator) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+func (t *replicator) InstallSnapshot(id raft.ServerID, addr raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
 	reign := t.reignOf(req.Term)
 	for reign.Err() == nil {
-		conn, err := t.n.port.Dial(memberAt(id, string(target)), dialTimeout)
+		conn, err := t.n.port.Dial(memberAt(id, string(addr)), dialTimeout)
 		if err == nil {
 			conn.Close()
-			return t.NetworkTransport.InstallSnapshot(id, target, req, resp, data)
+			return t.NetworkTransport.InstallSnapshot(id, addr, req, resp, data)
 		}
 		t.failed(id)
 		var there bool
-		if target, there = t.await(reign, id, 100*time.Millisecond); !there {
+		if addr, there = t.await(reign, id, 100*time.Millisecond); !there {
 			return err
 		}
 	}
