@@ -92,7 +92,8 @@ func (l *writeLoad) fail(format string, args ...any) {
 func (l *writeLoad) write(ctx context.Context, name string, server int) {
 	for ctx.Err() == nil {
 		maps := l.servers[server%len(l.servers)].CoreV1().ConfigMaps("default")
-		try, cancel := context.WithTimeout(ctx, 5*time.Second)
+		// What is under way when the load ends is waited for.
+		try, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		err := l.increment(try, maps.Get, maps.Update, name)
 		cancel()
 		if err != nil && !apierrors.IsConflict(err) {
@@ -199,8 +200,8 @@ func (l *writeLoad) end(t *testing.T) {
 			if now[name] < acked || now[name] < done || now[name] > most {
 				l.fail("server %d has %s = %d: %d writes were acknowledged (the last made it %d), %d more may have been done", i, name, now[name], done, acked, l.unknown[name])
 			}
-			if i > 0 && now[name] != last[name] {
-				l.fail("servers differ about %s: %d and %d", name, last[name], now[name])
+			if now[name] < last[name] { // one whose client gave up may be done late
+				l.fail("server %d has %s = %d, another one had %d before: a stale read", i, name, now[name], last[name])
 			}
 		}
 		last = now
@@ -210,7 +211,7 @@ func (l *writeLoad) end(t *testing.T) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			for name, n := range last {
-				if w.seen[name] != n {
+				if w.seen[name] < n {
 					return fmt.Errorf("watcher %d has seen %s = %d, it is %d; its last error: %v", i, name, w.seen[name], n, w.last)
 				}
 			}
