@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 
 	"github.com/skiff-sh/skiff/cluster/seal"
@@ -20,6 +21,9 @@ const (
 	CAKeyFile  = "ca.key"
 	SAKeyFile  = "sa.key"
 	CrossFile  = "ca-cross.crt"
+	// keyIDFile tells which cluster key belongs here, in case that gets lost:
+	// versions before had none, so its absence alone says nothing.
+	keyIDFile = "cluster.key.id"
 )
 
 var (
@@ -33,11 +37,11 @@ const sealedFile = "SKIFF SEALED KEY"
 func readFiles(dir string) (map[string][]byte, error) {
 	files := map[string][]byte{}
 	var missing []string
-	for _, name := range []string{CACertFile, CAKeyFile, SAKeyFile, CrossFile, seal.KeyFile} {
+	for _, name := range []string{CACertFile, CAKeyFile, SAKeyFile, CrossFile, seal.KeyFile, keyIDFile} {
 		b, err := os.ReadFile(filepath.Join(dir, name))
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			if name != CrossFile && name != seal.KeyFile {
+			if slices.Contains(required, name) {
 				missing = append(missing, name)
 			}
 		case err != nil:
@@ -62,7 +66,7 @@ func isSealed(b []byte) bool {
 func unsealFiles(dir string, files map[string][]byte, key *seal.Key) (map[string][]byte, error) {
 	out := map[string][]byte{}
 	for name, b := range files {
-		if name == seal.KeyFile {
+		if name == seal.KeyFile || name == keyIDFile {
 			continue
 		}
 		if block, _ := pem.Decode(b); block != nil && block.Type == sealedFile {
@@ -95,7 +99,7 @@ func sealFile(name string, plain []byte, key *seal.Key) ([]byte, error) {
 // OnDisk gives the content of a directory for OpenProtected from plain files and
 // the cluster key.
 func OnDisk(plain map[string][]byte, key *seal.Key) (map[string][]byte, error) {
-	out := map[string][]byte{seal.KeyFile: key.File()}
+	out := map[string][]byte{seal.KeyFile: key.File(), keyIDFile: []byte(key.ID() + "\n")}
 	for name, b := range plain {
 		var err error
 		if out[name], err = sealFile(name, b, key); err != nil {

@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"maps"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -95,7 +96,7 @@ func OpenProtected(dir string, passphrase []byte) (*PKI, error) {
 	if len(files) == 0 {
 		return p, p.create(passphrase)
 	}
-	if p.key, err = openKey(dir, files[seal.KeyFile], passphrase); err != nil {
+	if p.key, err = openKey(dir, files, passphrase); err != nil {
 		return nil, err
 	}
 	plain, err := unsealFiles(dir, files, p.key)
@@ -149,7 +150,7 @@ func ChangePassphrase(dir string, current, next []byte) error {
 		return fmt.Errorf("%s holds no keys of a cluster", dir)
 	}
 	p := &PKI{dir: dir}
-	if p.key, err = openKey(dir, files[seal.KeyFile], current); err != nil {
+	if p.key, err = openKey(dir, files, current); err != nil {
 		return err
 	}
 	plain, err := unsealFiles(dir, files, p.key)
@@ -185,14 +186,21 @@ func (p *PKI) create(passphrase []byte) (err error) {
 }
 
 // openKey reads the cluster key; a cluster of a version that had none gets one.
-func openKey(dir string, content, passphrase []byte) (*seal.Key, error) {
+func openKey(dir string, files map[string][]byte, passphrase []byte) (*seal.Key, error) {
 	path := filepath.Join(dir, seal.KeyFile)
-	if content == nil {
+	id := strings.TrimSpace(string(files[keyIDFile]))
+	if files[seal.KeyFile] == nil {
+		if id != "" {
+			return nil, fmt.Errorf("%s is missing: put the key %s back; every server of the cluster has it", path, id)
+		}
 		return seal.NewKey(passphrase)
 	}
 	k, err := seal.ReadKey(path, passphrase)
 	if err != nil {
 		return nil, err
+	}
+	if id != "" && id != k.ID() {
+		return nil, fmt.Errorf("%s is the key %s, but that of this cluster is %s: put it back; every server of the cluster has it", path, k.ID(), id)
 	}
 	if passphrase != nil && k.Sealed() == nil {
 		return k.WithPassphrase(passphrase)
@@ -207,8 +215,13 @@ func (p *PKI) rewrite(have, plain map[string][]byte) error {
 			return err
 		}
 	}
+	if id := []byte(p.key.ID() + "\n"); !bytes.Equal(have[keyIDFile], id) {
+		if err := replaceFile(filepath.Join(p.dir, keyIDFile), id); err != nil {
+			return fmt.Errorf("write cluster keys: %w", err)
+		}
+	}
 	for name, b := range have {
-		if name == seal.KeyFile || isSealed(b) == (private[name] && p.key.Sealed() != nil) {
+		if name == seal.KeyFile || name == keyIDFile || isSealed(b) == (private[name] && p.key.Sealed() != nil) {
 			continue
 		}
 		if err := p.write(name, plain[name]); err != nil {

@@ -61,12 +61,6 @@ func New(c Config) (*Sealer, error) {
 	return &Sealer{cfg: c, keys: map[uint64]*dataKey{}, step: func(string) {}}, nil
 }
 
-// Fresh is a Sealer of the same configuration that has not opened a data key yet,
-// as after a restart.
-func (s *Sealer) Fresh() *Sealer {
-	return &Sealer{cfg: s.cfg, keys: map[uint64]*dataKey{}, step: func(string) {}}
-}
-
 // TransformToStorage seals data for the store's key that dataCtx names, with the
 // newest data key; the first call in a cluster makes one.
 func (s *Sealer) TransformToStorage(ctx context.Context, data []byte, dataCtx value.Context) ([]byte, error) {

@@ -25,10 +25,12 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"time"
 
+	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/fsm"
 	"github.com/skiff-sh/skiff/fsm/store"
 )
@@ -52,6 +54,10 @@ type Config struct {
 	// BookmarkInterval is how often idle watches are told how far they have
 	// seen, if anything was written meanwhile. Zero is one minute.
 	BookmarkInterval time.Duration
+	// Ready is closed when Store has caught up with the log once since the process
+	// began; nil: it has. Before, the store may lack what clients have seen long
+	// ago, and nothing at all is read from it.
+	Ready <-chan struct{}
 	// Sealer seals the stored form of Secrets; without one they are stored plain.
 	Sealer Sealer
 	Logger *slog.Logger
@@ -64,6 +70,7 @@ type Backend struct {
 	interval time.Duration
 	sealer   Sealer
 	logger   *slog.Logger
+	ready    <-chan struct{}
 
 	// rounds counts bookmark rounds; a watch compares it to know that one is due.
 	rounds atomic.Int64
@@ -86,7 +93,7 @@ func New(c Config) (*Backend, error) {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Backend{store: c.Store, log: c.Log, interval: c.BookmarkInterval, sealer: c.Sealer, logger: c.Logger,
-		rearm: make(chan struct{}, 1)}, nil
+		ready: c.Ready, rearm: make(chan struct{}, 1)}, nil
 }
 
 // Run sends bookmark rounds until ctx ends. In a quiet cluster it does nothing
@@ -119,6 +126,30 @@ func (b *Backend) bookmarks() {
 func (b *Backend) get(key string) *store.KeyValue {
 	kv, _ := b.store.View().Get(key)
 	return kv
+}
+
+// readyWait is how long a reader waits for a store that has not caught up since
+// the start: as long as others wait for a leader.
+const readyWait = 5 * time.Second
+
+// awaitReady waits until the store has been current once.
+func (b *Backend) awaitReady(ctx context.Context) error {
+	if b.ready == nil {
+		return nil
+	}
+	select {
+	case <-b.ready:
+		return nil
+	default:
+	}
+	select {
+	case <-b.ready:
+		return nil
+	case <-time.After(readyWait):
+		return logError(fmt.Errorf("%w that this server has heard of since it started", consensus.ErrNoLeader), "read")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // readIndex waits until the local store is current.

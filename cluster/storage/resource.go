@@ -113,7 +113,8 @@ func (r *Resource) key(key string, recursive bool) (string, error) {
 }
 
 // atLeast makes the local store as new as a reader with this resourceVersion
-// asks for: "" is everything acknowledged, "0" is whatever is here.
+// asks for: "" is everything acknowledged, "0" is whatever is here once it was
+// current.
 func (r *Resource) atLeast(ctx context.Context, resourceVersion string) error {
 	if resourceVersion == "" {
 		return r.b.readIndex(ctx)
@@ -129,6 +130,9 @@ func (r *Resource) atLeast(ctx context.Context, resourceVersion string) error {
 // out only after they were acknowledged, so one that is still ahead after a read
 // index was never given out by this cluster.
 func (r *Resource) reach(ctx context.Context, rev int64) error {
+	if err := r.b.awaitReady(ctx); err != nil {
+		return err
+	}
 	if rev <= r.b.store.Revision() {
 		return nil
 	}

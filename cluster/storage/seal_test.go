@@ -20,9 +20,9 @@ import (
 	"github.com/skiff-sh/skiff/fsm/store"
 )
 
-// sealedFixture is a storage of what is sealed, and a second one, as another
-// member would have it, with a sealer of its own.
-func sealedFixture(t testing.TB) (one, two *fixture, sealer *seal.Sealer) {
+// sealedFixture is a storage of what is sealed. another makes one more, as another
+// member would have it that has not opened a data key yet.
+func sealedFixture(t testing.TB) (f *fixture, sealer *seal.Sealer, another func() *fixture) {
 	t.Helper()
 	key, err := seal.NewKey(nil)
 	if err != nil {
@@ -45,9 +45,8 @@ func sealedFixture(t testing.TB) (one, two *fixture, sealer *seal.Sealer) {
 		}
 		return &fixture{r, log, db}, s
 	}
-	one, sealer = member()
-	two, _ = member()
-	return one, two, sealer
+	f, sealer = member()
+	return f, sealer, func() *fixture { f, _ := member(); return f }
 }
 
 func secret(name, content string) *example.Pod {
@@ -74,7 +73,8 @@ func rotate(t testing.TB, s *seal.Sealer) {
 }
 
 func TestSealedResource(t *testing.T) {
-	f, other, sealer := sealedFixture(t)
+	f, sealer, another := sealedFixture(t)
+	other := another()
 	ctx := t.Context()
 	const text = "the plain text of it"
 	if err := f.Create(ctx, "/secrets/ns/a", secret("a", text), &example.Pod{}, 0); err != nil {
@@ -147,10 +147,7 @@ func TestSealedResource(t *testing.T) {
 	read("after a rotation, elsewhere", other, "a", "second")
 
 	// A member that never had the old key answers a watch from before with 410.
-	late, _, err := lateMember(t, f, sealer)
-	if err != nil {
-		t.Fatal(err)
-	}
+	late := another()
 	w, err = late.Watch(ctx, "/secrets", storage.ListOptions{ResourceVersion: fmt.Sprint(start - 1), Recursive: true, Predicate: storage.Everything})
 	if err != nil {
 		t.Fatal(err)
@@ -187,18 +184,6 @@ func (l *memoryLog) mustPut(t testing.TB, key string, v []byte) {
 	}
 }
 
-// lateMember shares store and cluster key with f, but has seen no data key yet.
-func lateMember(t testing.TB, f *fixture, like *seal.Sealer) (*fixture, *seal.Sealer, error) {
-	t.Helper()
-	s := like.Fresh()
-	b, err := New(Config{Store: f.store, Log: f.log, Sealer: s})
-	if err != nil {
-		return nil, nil, err
-	}
-	r, err := b.Resource(ResourceConfig{Prefix: "/secrets", Codec: exampleCodec(t), NewFunc: func() runtime.Object { return &example.Pod{} }})
-	return &fixture{r, f.log, f.store}, s, err
-}
-
 func TestPlainSecretsAreReadAndSealedByTheNextWrite(t *testing.T) {
 	f, _, _ := sealedFixture(t)
 	data, err := f.encode(secret("old", "plain"))
@@ -225,7 +210,8 @@ func TestPlainSecretsAreReadAndSealedByTheNextWrite(t *testing.T) {
 func TestCreateByAMemberThatMissedARotation(t *testing.T) {
 	for name, cleaned := range map[string]bool{"at once": false, "after the leader has removed it": true} {
 		t.Run(name, func(t *testing.T) {
-			f, other, sealer := sealedFixture(t)
+			f, sealer, another := sealedFixture(t)
+			other := another()
 			if err := f.Create(t.Context(), "/secrets/ns/a", secret("a", "x"), nil, 0); err != nil {
 				t.Fatal(err)
 			}

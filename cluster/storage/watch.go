@@ -60,6 +60,9 @@ func (r *Resource) Watch(ctx context.Context, key string, opts storage.ListOptio
 			return nil, err
 		}
 	}
+	if err := r.b.awaitReady(ctx); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	w := &watcher{r: r, ctx: ctx, cancel: cancel, results: make(chan watch.Event, watchBuffer),
 		prefix: prefix, recursive: opts.Recursive, pred: opts.Predicate, all: opts.Predicate.Empty(),
