@@ -142,7 +142,9 @@ func (f *fleet) startHosts(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(8)
 	for _, h := range f.hosts {
-		g.Go(func() error { return h.up(gctx, f.anyServer(), f.agents) })
+		g.Go(func() error {
+			return f.await(gctx, startLimit, h.name+" joins", func() error { return h.up(gctx, f.anyServer(), f.agents) })
+		})
 	}
 	if err := g.Wait(); err != nil {
 		return err
