@@ -155,9 +155,15 @@ func (m *member) awaitReady(t testing.TB) {
 	}
 }
 
+// put writes. Without an expectation it writes again when the outcome is
+// unknown, as when a busy machine costs a leader its place.
 func (m *member) put(t testing.TB, key, value string, expect int64) fsm.Result {
 	t.Helper()
-	r, err := m.Propose(t.Context(), fsm.One(fsm.Op{Type: fsm.Put, Key: key, Value: []byte(value), Expect: expect}))
+	cmd := fsm.One(fsm.Op{Type: fsm.Put, Key: key, Value: []byte(value), Expect: expect})
+	r, err := m.Propose(t.Context(), cmd)
+	for try := 0; try < 3 && expect == fsm.Any && errors.Is(err, ErrUnknownOutcome); try++ {
+		r, err = m.Propose(t.Context(), cmd)
+	}
 	if err != nil {
 		t.Fatalf("put %s: %v", key, err)
 	}
