@@ -133,7 +133,7 @@ func (s *Server) open() (err error) {
 	if err := s.openMembership(); err != nil {
 		return err
 	}
-	if s.backend, err = storage.New(storage.Config{Store: s.state, Log: s.node, Sealer: s.sealer, Logger: c.Logger}); err != nil {
+	if s.backend, err = storage.New(storage.Config{Store: s.state, Log: s.node, Sealer: s.sealer, Ready: s.node.Ready(), Logger: c.Logger}); err != nil {
 		return err
 	}
 	if err := s.openAPI(apiPort); err != nil {

@@ -36,6 +36,11 @@ func (a *Agent) runPods(ctx context.Context) error {
 	pods := a.client.CoreV1().Pods("")
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			// What is not in the list is ended: it must not come from a server that
+			// is behind, or cut off.
+			if o.ResourceVersion == "0" {
+				o.ResourceVersion = ""
+			}
 			o.FieldSelector = sel
 			return pods.List(ctx, o)
 		},

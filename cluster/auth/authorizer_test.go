@@ -180,3 +180,24 @@ func TestReconcileAndAggregate(t *testing.T) {
 		}
 	}
 }
+
+// lagging hears of a pod only when it is brought up to date.
+type lagging struct {
+	*fakeObjects
+	late map[string]*corev1.Pod
+}
+
+func (l *lagging) Refresh(context.Context) bool { l.pods = l.late; return true }
+
+func TestNodeIsNotRefusedByAServerThatIsBehind(t *testing.T) {
+	_, objects := testTokens(t)
+	l := &lagging{objects, objects.pods}
+	objects.pods = nil
+	n1 := &user.DefaultInfo{Name: NodeUserPrefix + "n1", Groups: []string{NodesGroup}}
+	if d, reason, err := NewNode(l).Authorize(t.Context(), resource(n1, "get", "ns", "", "serviceaccounts", "", "app")); err != nil || d != authorizer.DecisionAllow {
+		t.Errorf("decision %v (%s), %v", d, reason, err)
+	}
+	if d, _, err := NewNode(l).Authorize(t.Context(), resource(n1, "get", "ns", "", "serviceaccounts", "", "other")); err != nil || d == authorizer.DecisionAllow {
+		t.Errorf("an account of nobody's pod: decision %v, %v", d, err)
+	}
+}
