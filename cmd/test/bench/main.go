@@ -1,6 +1,8 @@
 // Command bench measures the budgets of one node against a real server on a
-// throw-away host, and puts through Raft beside etcd on the same disk. It
-// prints a table and writes the figures as JSON.
+// throw-away host, what a cluster of three servers takes to get over the death of
+// its leader and of a node, what many idle nodes cost, and puts through Raft
+// beside etcd with as many members on the same disk. It prints a table and writes
+// the figures as JSON.
 //
 // Limits: a machine that does other work meanwhile shows in every figure.
 package main
@@ -50,33 +52,47 @@ func main() {
 	binary := flag.String("skiff", "bin/skiff", "the binary to measure")
 	out := flag.String("out", "bench/results.json", "where the figures go")
 	idle := flag.Duration("idle", 30*time.Second, "how long to watch the idle node")
-	quick := flag.Bool("quick", false, "leave out puts through Raft and etcd")
+	quick := flag.Bool("quick", false, "leave out puts through Raft and etcd, and clusters of several servers")
+	only := flag.String("only", "", "measure only this: node, cluster, fleet or puts")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := bench(ctx, *binary, *out, *idle, *quick); err != nil {
+	if err := bench(ctx, *binary, *out, *idle, *quick, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: "+err.Error())
 		os.Exit(1)
 	}
 }
 
-func bench(ctx context.Context, binary, out string, idle time.Duration, quick bool) (err error) {
+func bench(ctx context.Context, binary, out string, idle time.Duration, quick bool, only string) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("containers and network namespaces need root: try sudo make bench")
 	}
 	if binary, err = filepath.Abs(binary); err != nil {
 		return err
 	}
-	rows, err := measure(ctx, binary, idle)
-	if err != nil {
-		return err
+	parts := []struct {
+		name    string
+		measure func() ([]row, error)
+	}{
+		{"node", func() ([]row, error) { return measure(ctx, binary, idle) }},
+		{"cluster", func() ([]row, error) { return benchCluster(ctx, binary, 30, 6) }},
+		{"fleet", func() ([]row, error) { return benchFleet(ctx, 2*idle) }},
+		{"puts", func() ([]row, error) { return benchPuts(ctx) }},
 	}
-	if !quick {
-		puts, err := benchPuts(ctx)
+	var rows []row
+	known := only == ""
+	for _, p := range parts {
+		if known = known || p.name == only; only != "" && p.name != only || quick && only == "" && p.name != "node" {
+			continue
+		}
+		r, err := p.measure()
 		if err != nil {
 			return err
 		}
-		rows = append(rows, puts...)
+		rows = append(rows, r...)
+	}
+	if !known {
+		return fmt.Errorf("-only %s: want node, cluster, fleet or puts", only)
 	}
 	print(rows)
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {

@@ -19,7 +19,10 @@ const (
 	putTime   = "1s" // of one turn
 )
 
-var putClients = []string{"1", "16", "100"}
+var (
+	putClients = []string{"1", "16", "100"}
+	putMembers = []string{"1", "3", "5"} // of the cluster, all on this machine and disk
+)
 
 // benchPuts runs the Go benchmarks of puts through Raft and of etcd in turns,
 // and gives the medians. The temporary directory of both is on the same disk.
@@ -34,36 +37,48 @@ func benchPuts(ctx context.Context) ([]row, error) {
 		return nil, fmt.Errorf("build the benchmark of puts: %w\n%s", err, out)
 	}
 	var rows []row
-	for _, clients := range putClients {
-		got := map[string][]float64{}
-		for range putRounds {
-			for _, name := range []string{"Put", "EtcdPut"} {
-				v, err := putRate(ctx, binary, name, clients)
-				if err != nil {
-					return nil, err
-				}
-				got[name] = append(got[name], v)
+	for _, members := range putMembers {
+		for _, clients := range putClients {
+			r, err := comparePuts(ctx, binary, members, clients)
+			if err != nil {
+				return nil, err
 			}
+			rows = append(rows, r)
 		}
-		ours, etcd := median(got["Put"]), median(got["EtcdPut"])
-		what := fmt.Sprintf("durable put of 1 KiB, %s clients", clients)
-		if clients == "1" {
-			what = "durable put of 1 KiB, 1 client"
-		}
-		rows = append(rows, row{What: what, Value: ours, Unit: "/s", Budget: etcd, AtLeast: true,
-			Upstream: fmt.Sprintf("etcd now: %.0f /s", etcd)})
 	}
 	return rows, nil
 }
 
+func comparePuts(ctx context.Context, binary, members, clients string) (row, error) {
+	got := map[string][]float64{}
+	for range putRounds {
+		for _, name := range []string{"Put", "EtcdPut"} {
+			v, err := putRate(ctx, binary, name, members, clients)
+			if err != nil {
+				return row{}, err
+			}
+			got[name] = append(got[name], v)
+		}
+	}
+	ours, etcd := median(got["Put"]), median(got["EtcdPut"])
+	what := fmt.Sprintf("durable put of 1 KiB, %s clients", clients)
+	if clients == "1" {
+		what = "durable put of 1 KiB, 1 client"
+	}
+	if members != "1" {
+		what += ", " + members + " servers"
+	}
+	return row{What: what, Value: ours, Unit: "/s", Budget: etcd, AtLeast: true, Upstream: fmt.Sprintf("etcd now: %.0f /s", etcd)}, nil
+}
+
 // putRate runs one benchmark once and reads its puts/s.
-func putRate(ctx context.Context, binary, name, clients string) (float64, error) {
+func putRate(ctx context.Context, binary, name, members, clients string) (float64, error) {
 	cmd := exec.CommandContext(ctx, binary, "-test.run", "^$", "-test.benchtime", putTime,
-		"-test.bench", fmt.Sprintf("^Benchmark%s$/^clients=%s$", name, clients))
+		"-test.bench", fmt.Sprintf("^Benchmark%s$/^members=%s$/^clients=%s$", name, members, clients))
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
 	if err := cmd.Run(); err != nil {
-		return 0, fmt.Errorf("benchmark %s with %s clients: %w\n%s", name, clients, err, out.String())
+		return 0, fmt.Errorf("benchmark %s with %s members and %s clients: %w\n%s", name, members, clients, err, out.String())
 	}
 	for line := range strings.Lines(out.String()) {
 		f := strings.Fields(line)
@@ -71,7 +86,7 @@ func putRate(ctx context.Context, binary, name, clients string) (float64, error)
 			return strconv.ParseFloat(f[i-1], 64)
 		}
 	}
-	return 0, fmt.Errorf("benchmark %s with %s clients gave no puts/s; is etcd installed?\n%s", name, clients, out.String())
+	return 0, fmt.Errorf("benchmark %s with %s members and %s clients gave no puts/s; is etcd installed?\n%s", name, members, clients, out.String())
 }
 
 func median(v []float64) float64 {
