@@ -87,8 +87,24 @@ func (n *Node) removeHere(ctx context.Context, id string) error {
 	if !ok {
 		return ErrNotMember
 	}
-	if err := n.dispensable(m); err != nil {
-		return err
+	// A new leader may not have heard of all yet.
+	young := time.After(n.c.HeartbeatTimeout)
+	for old := false; ; {
+		heard := n.contacts.next()
+		err := n.dispensable(m)
+		if err == nil {
+			break
+		}
+		if old {
+			return err
+		}
+		select {
+		case <-heard:
+		case <-young:
+			old = true
+		case <-ctx.Done():
+			return err
+		}
 	}
 	if id == n.c.NodeID {
 		if err := n.transferHere(ctx, ""); err != nil {
