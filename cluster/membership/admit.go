@@ -202,8 +202,8 @@ func (s *Service) sign(name, id, address string, csr []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !a.IsLoopback() {
-		req.IPs = append(req.IPs, a.AsSlice())
+	if ip := net.IP(a.AsSlice()); !req.IPs[0].Equal(ip) {
+		req.IPs = append(req.IPs, ip)
 	}
 	generation, _ := s.c.Trust() // before the signature: if it changes meanwhile, the agent asks once too often
 	cert, err := s.c.Authority.SignCSR(csr, req)
