@@ -73,9 +73,7 @@ func (o op) String() string {
 
 var keys = []string{"x/1", "x/2", "x/3", "y/1", "y/2", "y/3", "y/4"}
 
-// storeKey is where the store has a key of the clients.
-func storeKey(key string) string { return storeKeys + key }
-
+// storeKeys is where the store has the keys of the clients.
 const storeKeys = "/registry/pods/"
 
 // client does one operation after the other, on members as they come, until

@@ -34,7 +34,7 @@ func (w *world) checkOps(h *history) {
 			continue
 		case list:
 			w.checkList(h, o, o.rev)
-			for _, k := range keys { // for the model of one key it is a get of each
+			for _, k := range w.keys { // for the model of one key it is a get of each
 				v := o.items[k]
 				g := op{client: o.client, kind: get, key: k, value: v.value, rev: v.rev, call: o.call, ret: o.ret, host: o.host}
 				if v.value == "" {

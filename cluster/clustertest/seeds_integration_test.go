@@ -2,4 +2,7 @@
 
 package clustertest
 
-const defaultSeeds = 48
+const (
+	defaultSeeds = 48
+	loadKills    = 3
+)

@@ -2,4 +2,7 @@
 
 package clustertest
 
-const defaultSeeds = 2000
+const (
+	defaultSeeds = 2000
+	loadKills    = 15
+)

@@ -41,7 +41,9 @@ type world struct {
 	steps     map[string]bool // of writing, that were seen
 	lostDisk  bool
 	crashes   map[string]int
-	empty     int64 // revision of a new store
+	keys      []string // of the clients
+	empty     int64    // revision of a new store
+	sparse    bool     // the history is only that of the keys
 	history   map[int64]event
 	prints    map[uint64]print // by log index
 	leaders   map[uint64]string
@@ -103,7 +105,7 @@ func newWorld(seed uint64, o options, root string, logger *slog.Logger) *world {
 	return &world{
 		o: o, seed: seed, root: root, net: NewNetwork(rand.New(rand.NewPCG(seed, 1))), codec: codec(), ca: newAuthority(),
 		logger: logger, begin: time.Now(), slots: map[string]*slot{}, steps: map[string]bool{}, crashes: map[string]int{},
-		empty: store.New(store.Config{}).Revision(), history: map[int64]event{}, prints: map[uint64]print{}, leaders: map[uint64]string{},
+		keys: keys, empty: store.New(store.Config{}).Revision(), history: map[int64]event{}, prints: map[uint64]print{}, leaders: map[uint64]string{},
 	}
 }
 

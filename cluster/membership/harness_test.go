@@ -326,8 +326,8 @@ func parseOne(t testing.TB, pem []byte) *x509.Certificate {
 }
 
 var (
-	errTest    = fmt.Errorf("down: %w", consensus.ErrNoLeader)
-	quorumRisk = fmt.Errorf("remove: %w", consensus.ErrQuorumRisk)
+	errTest       = fmt.Errorf("down: %w", consensus.ErrNoLeader)
+	errQuorumRisk = fmt.Errorf("remove: %w", consensus.ErrQuorumRisk)
 )
 
 // expiredCert is a certificate for n's key that ended a year ago.

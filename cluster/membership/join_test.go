@@ -299,7 +299,7 @@ func TestADeadServerIsNotReplacedAtTheCostOfTheQuorum(t *testing.T) {
 	b.mustJoin(t, serverRequest("b", "id-b"))
 	b.raft.members = append(b.raft.members, RaftMember{ID: "id-b", Voter: true})
 	b.setPeers(peer("b", "id-b", "10.0.0.2", RoleServer, Dead))
-	b.raft.refuse = quorumRisk
+	b.raft.refuse = errQuorumRisk
 	_, err := b.join(b.token(t, RoleServer), serverRequest("b", "id-new"))
 	refusedWith(t, err, "is that of a dead server which can't be replaced now")
 	if b.removal("id-b") != nil {

@@ -107,7 +107,7 @@ func TestRemovalsThatFail(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.servers("abcde")
-	b.raft.refuse = quorumRisk
+	b.raft.refuse = errQuorumRisk
 	_, err := b.Remove(context.Background(), "e", "skiff:admin", false)
 	refusedWith(t, err, "server e stays")
 	if b.removal("id-e") != nil {
@@ -135,7 +135,7 @@ func TestRemovalsThatFail(t *testing.T) {
 	// Or it is undone.
 	b.raft.refuse = consensus.ErrUnknownOutcome
 	_, _ = b.Remove(context.Background(), "d", "skiff:admin", false)
-	b.raft.refuse = quorumRisk
+	b.raft.refuse = errQuorumRisk
 	if err := b.finishRemoval(context.Background(), "id-d", *b.removal("id-d")); err != nil || b.removal("id-d") != nil {
 		t.Errorf("%v, %v", err, b.removal("id-d"))
 	}

@@ -160,7 +160,7 @@ func (c *Cluster) membersOf(ctx context.Context, server string) (*membership.Sta
 func (c *Cluster) awaitAll(ctx context.Context, s *state) error {
 	var names []string
 	for _, n := range s.Nodes {
-		if n.Role != Witness {
+		if s.runsPods(n) {
 			names = append(names, n.Name)
 		}
 	}

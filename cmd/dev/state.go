@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -44,6 +45,17 @@ type nodeState struct {
 	Role  Role       `json:"role"`
 	Index int        `json:"index"` // from 1; decides address and link
 	Addr  netip.Addr `json:"address"`
+}
+
+// runsPods says whether the node is a Node of the API.
+func (s *state) runsPods(n nodeState) bool {
+	switch n.Role {
+	case Witness:
+		return false
+	case Server:
+		return !slices.Contains(s.ServerArgs, "--disable-agent")
+	}
+	return true
 }
 
 // Cut is a direction in which nothing passes.

@@ -13,6 +13,8 @@ type NodeStatus struct {
 	Name    string `json:"name"`
 	Role    Role   `json:"role"`
 	Address string `json:"address"`
+	// Pods says whether the node runs any.
+	Pods bool `json:"pods"`
 	// State is running, paused, stopped (pods may run without skiff) or off.
 	State string `json:"state"`
 	PID   int    `json:"pid,omitempty"`
@@ -39,7 +41,7 @@ func (c *Cluster) Status() (Status, error) {
 	}
 	out := Status{Dir: c.p.dir, Subnet: s.Subnet.String(), Cuts: append([]Cut{}, s.Cuts...)}
 	for _, n := range s.Nodes {
-		st := NodeStatus{Name: n.Name, Role: n.Role, Address: n.Addr.String(), State: "off", Disk: "unknown",
+		st := NodeStatus{Name: n.Name, Role: n.Role, Address: n.Addr.String(), Pods: s.runsPods(n), State: "off", Disk: "unknown",
 			DataDir: c.p.nodeFile(n.Name, "data"), Log: c.p.nodeFile(n.Name, "log")}
 		proc, err := c.p.skiff(n.Name)
 		if err != nil {

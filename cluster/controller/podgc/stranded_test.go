@@ -56,23 +56,23 @@ func TestStranded(t *testing.T) {
 		ready   corev1.ConditionStatus
 		taint   string
 		change  func(*corev1.Pod)
-		lease   lease
+		lease   *lease
 		removed bool
 		asked   time.Duration
 	}{
-		{name: "lease over", ready: corev1.ConditionUnknown, change: set, lease: lease{over: past}, removed: true, asked: time.Minute},
-		{name: "lease not over", ready: corev1.ConditionUnknown, change: set, lease: lease{over: future}, asked: time.Minute},
-		{name: "evictions are frozen", ready: corev1.ConditionUnknown, change: set, lease: lease{over: past, unknown: true}, asked: time.Minute},
-		{name: "another server leads", ready: corev1.ConditionUnknown, change: set, lease: lease{over: past, deposed: true}, asked: time.Minute},
-		{name: "node works", ready: corev1.ConditionTrue, change: set, lease: lease{over: past}},
-		{name: "node says that it is not ready", ready: corev1.ConditionFalse, change: set, lease: lease{over: past}},
-		{name: "not deleted", ready: corev1.ConditionUnknown, change: func(p *corev1.Pod) { set(p); p.DeletionTimestamp = nil }, lease: lease{over: past}},
-		{name: "tolerates it for ever", ready: corev1.ConditionUnknown, change: func(p *corev1.Pod) { set(p); p.Spec.Tolerations[0].TolerationSeconds = nil }, lease: lease{over: past}},
-		{name: "tolerations may have changed", ready: corev1.ConditionUnknown, change: func(p *corev1.Pod) { set(p); p.Generation = 3 }, lease: lease{over: past}},
-		{name: "may run twice", ready: corev1.ConditionUnknown, lease: lease{over: past}, removed: true},
-		{name: "out of service", ready: corev1.ConditionUnknown, taint: corev1.TaintNodeOutOfService, change: set, lease: lease{over: future}, removed: true},
-		{name: "out of service and not ready", ready: corev1.ConditionFalse, taint: corev1.TaintNodeOutOfService, change: set, lease: lease{over: future}, removed: true},
-		{name: "out of service but works", ready: corev1.ConditionTrue, taint: corev1.TaintNodeOutOfService, change: set, lease: lease{over: future}},
+		{name: "lease over", ready: corev1.ConditionUnknown, change: set, lease: &lease{over: past}, removed: true, asked: time.Minute},
+		{name: "lease not over", ready: corev1.ConditionUnknown, change: set, lease: &lease{over: future}, asked: time.Minute},
+		{name: "evictions are frozen", ready: corev1.ConditionUnknown, change: set, lease: &lease{over: past, unknown: true}, asked: time.Minute},
+		{name: "another server leads", ready: corev1.ConditionUnknown, change: set, lease: &lease{over: past, deposed: true}, asked: time.Minute},
+		{name: "node works", ready: corev1.ConditionTrue, change: set, lease: &lease{over: past}},
+		{name: "node says that it is not ready", ready: corev1.ConditionFalse, change: set, lease: &lease{over: past}},
+		{name: "not deleted", ready: corev1.ConditionUnknown, change: func(p *corev1.Pod) { set(p); p.DeletionTimestamp = nil }, lease: &lease{over: past}},
+		{name: "tolerates it for ever", ready: corev1.ConditionUnknown, change: func(p *corev1.Pod) { set(p); p.Spec.Tolerations[0].TolerationSeconds = nil }, lease: &lease{over: past}},
+		{name: "tolerations may have changed", ready: corev1.ConditionUnknown, change: func(p *corev1.Pod) { set(p); p.Generation = 3 }, lease: &lease{over: past}},
+		{name: "may run twice", ready: corev1.ConditionUnknown, lease: &lease{over: past}, removed: true},
+		{name: "out of service", ready: corev1.ConditionUnknown, taint: corev1.TaintNodeOutOfService, change: set, lease: &lease{over: future}, removed: true},
+		{name: "out of service and not ready", ready: corev1.ConditionFalse, taint: corev1.TaintNodeOutOfService, change: set, lease: &lease{over: future}, removed: true},
+		{name: "out of service but works", ready: corev1.ConditionTrue, taint: corev1.TaintNodeOutOfService, change: set, lease: &lease{over: future}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -87,7 +87,7 @@ func TestStranded(t *testing.T) {
 				tc.change(p)
 			}
 			c := controllertest.New(t, node, p)
-			ctl, err := New(Config{Config: c.Config, Leases: &tc.lease})
+			ctl, err := New(Config{Config: c.Config, Leases: tc.lease})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -174,7 +174,7 @@ func (c *devCluster) undisturbed(t *testing.T, except ...string) {
 		return nil
 	})
 	for _, n := range c.status(t).Nodes {
-		if n.Role == dev.Witness || n.State != "running" {
+		if !n.Pods || n.State != "running" {
 			continue
 		}
 		eventually(t, 30*time.Second, func() error {
@@ -251,7 +251,7 @@ func (c *devCluster) healthy(t *testing.T) {
 	t.Helper()
 	var names []string
 	for _, n := range c.status(t).Nodes {
-		if n.Role != dev.Witness {
+		if n.Pods {
 			names = append(names, n.Name)
 		}
 	}
