@@ -58,14 +58,17 @@ func (c *contacts) next() <-chan struct{} {
 	return c.news
 }
 
-// since is the time since a member answered; very long if it never did.
+// Never is the time since the last answer of a member that has not answered.
+const Never time.Duration = 1<<63 - 1
+
+// since is the time since a member answered; Never if it did not.
 func (c *contacts) since(id string) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if k := c.by[id]; k != nil {
 		return time.Since(k.last)
 	}
-	return 1<<63 - 1
+	return Never
 }
 
 // acked is the log index that a member is known to have.

@@ -27,7 +27,7 @@ type MemberStats struct {
 	Lag            uint64        `json:"lag"` // entries that the leader has and it does not
 	Committed      uint64        `json:"committed"`
 	Applied        uint64        `json:"applied"`
-	LastContact    time.Duration `json:"lastContactNanoseconds"` // since it last answered the leader's Raft
+	LastContact    time.Duration `json:"lastContactNanoseconds"` // since it last answered the leader's Raft; Never
 	FsyncP50       time.Duration `json:"fsyncP50Nanoseconds"`
 	FsyncP99       time.Duration `json:"fsyncP99Nanoseconds"`
 	Problem        string        `json:"problem,omitempty"` // why its log takes no writes

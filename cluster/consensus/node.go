@@ -179,6 +179,7 @@ func (n *Node) Run(ctx context.Context) error {
 		n.raft.Store(r)
 		n.lead.announce()
 		wg.Go(func() { n.lead.run(n) })
+		wg.Go(func() { n.succeed(r) })
 		wg.Go(n.batch.run)
 		wg.Go(n.compact.run)
 		wg.Go(n.awaitReady)

@@ -41,6 +41,7 @@ type port struct {
 	client   *tls.Config
 	log      *slog.Logger
 	raft     chan net.Conn
+	lost     chan struct{} // of one place: another member has ended a connection of Raft
 	serveRPC func(net.Conn)
 	id       string // of this member
 	connect  func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -64,7 +65,7 @@ func newPort(c *Config, serveRPC func(net.Conn)) *port {
 	p := &port{
 		listener: c.Listener, addr: advertised(c.AdvertiseAddr),
 		server: c.TLS.Clone(), client: c.TLS.Clone(),
-		log: c.Logger, raft: make(chan net.Conn), serveRPC: serveRPC,
+		log: c.Logger, raft: make(chan net.Conn), lost: make(chan struct{}, 1), serveRPC: serveRPC,
 		conns: map[net.Conn]struct{}{}, connect: c.Dial, id: c.NodeID,
 	}
 	if p.connect == nil {
