@@ -170,11 +170,11 @@ func (s *Server) certificates() []membership.Certificate {
 			continue
 		}
 		out = append(out, membership.Certificate{Name: purpose, Issuer: cert.Leaf.Issuer.CommonName,
-			NotBefore: cert.Leaf.NotBefore, NotAfter: cert.Leaf.NotAfter, RenewAt: timePointer(l.RenewAt())})
+			Issued: pki.IssuedAt(cert.Leaf), NotBefore: cert.Leaf.NotBefore, NotAfter: cert.Leaf.NotAfter, RenewAt: timePointer(l.RenewAt())})
 	}
 	slices.SortFunc(out, func(a, b membership.Certificate) int { return cmp.Compare(a.Name, b.Name) })
 	for _, ca := range s.pki.CAs() {
-		out = append(out, membership.Certificate{Name: "CA " + ca.Subject.CommonName, Issuer: ca.Issuer.CommonName, NotBefore: ca.NotBefore, NotAfter: ca.NotAfter})
+		out = append(out, membership.Certificate{Name: "CA " + ca.Subject.CommonName, Issuer: ca.Issuer.CommonName, Issued: pki.IssuedAt(ca), NotBefore: ca.NotBefore, NotAfter: ca.NotAfter})
 	}
 	return out
 }
@@ -199,14 +199,22 @@ func (r raftMembers) MemberStats(ctx context.Context) ([]membership.RaftMember, 
 	}
 	out := make([]membership.RaftMember, len(all))
 	for i, m := range all {
-		problem := m.Problem
-		if m.Error != "" {
-			problem = m.Error
-		}
-		out[i] = membership.RaftMember{ID: m.ID, Address: m.Address, Voter: m.Voter, Healthy: m.Healthy, Term: m.Term, LastIndex: m.LastIndex,
-			Applied: m.Applied, Lag: m.Lag, LastContact: m.LastContact, FsyncP99: m.FsyncP99, Version: m.Version, Problem: problem}
+		out[i] = raftMember(m)
 	}
 	return out, nil
+}
+
+// raftMember is a server as membership shows it.
+func raftMember(m consensus.MemberStats) membership.RaftMember {
+	out := membership.RaftMember{ID: m.ID, Address: m.Address, Voter: m.Voter, Healthy: m.Healthy, Term: m.Term, LastIndex: m.LastIndex,
+		Applied: m.Applied, Lag: m.Lag, LastContact: m.LastContact, FsyncP99: m.FsyncP99, Version: m.Version, Problem: m.Problem}
+	if m.LastContact == consensus.Never {
+		out.LastContact = -1
+	}
+	if m.Error != "" {
+		out.Problem = m.Error
+	}
+	return out
 }
 
 // nodeGossip is what the parts that watch over nodes are told: members that run

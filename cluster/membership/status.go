@@ -69,7 +69,8 @@ type EvictionStatus struct {
 type Certificate struct {
 	Name      string    `json:"name"` // what it is for
 	Issuer    string    `json:"issuer,omitempty"`
-	NotBefore time.Time `json:"notBefore"`
+	Issued    time.Time `json:"issued"`
+	NotBefore time.Time `json:"notBefore"` // a while before Issued, for clocks that are behind
 	NotAfter  time.Time `json:"notAfter"`
 	// RenewAt is when it is replaced by itself; nil: by hand.
 	RenewAt *time.Time `json:"renewAt,omitempty"`

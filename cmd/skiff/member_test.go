@@ -124,17 +124,17 @@ func TestMembershipCommands(t *testing.T) {
 func TestPrintStatus(t *testing.T) {
 	now := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
 	hour, ms, lag, down, up := now.Add(-3*time.Hour), time.Millisecond, uint64(7), false, true
-	gone := 90 * time.Second
+	gone, never := 90*time.Second, time.Duration(-1)
 	s := &cluster.Status{Name: "a", Version: "1.0.0", Started: hour, Leader: "b", Role: membership.RoleServer,
 		Evictions: &membership.EvictionStatus{Frozen: true, Reason: "6 of 10 nodes seem dead", Since: &hour, Waiting: 6},
 		Members: []membership.MemberStatus{
 			{Name: "a", Role: membership.RoleServer, Address: "10.0.0.1", State: membership.Alive, Since: &hour, Version: "1.0.0", Load: 20, Voter: true, Healthy: &up, Lag: &lag, LastContact: &ms, FsyncP99: &ms},
 			{Name: "b", Role: membership.RoleWitness, Address: "10.0.0.2", State: membership.Alive, Version: "1.0.0", Voter: true, Leader: true, Healthy: &up},
 			{Name: "c", Role: membership.RoleServer, State: membership.Dead, Voter: true, Healthy: &down, LastContact: &gone, Problem: "no answer"},
-			{Name: "d", Role: membership.RoleServer, State: membership.Alive},
+			{Name: "d", Role: membership.RoleServer, State: membership.Alive, Healthy: &down, LastContact: &never},
 			{Name: "w", Role: membership.RoleAgent, State: membership.Left, Since: &hour},
 		},
-		Certificates: []membership.Certificate{{Name: "API", NotBefore: now.Add(-72 * time.Hour), NotAfter: now.AddDate(1, 0, 0), RenewAt: &now}},
+		Certificates: []membership.Certificate{{Name: "API", Issued: now.Add(-72 * time.Hour), NotBefore: now.Add(-73 * time.Hour), NotAfter: now.AddDate(1, 0, 0), RenewAt: &now}},
 		Warnings:     []string{"1 of 3 voting servers are down: c"}, Partial: "the leader's view is missing: x"}
 	var out bytes.Buffer
 	if err := printStatus(&out, s, now); err != nil {

@@ -128,7 +128,7 @@ func evictionText(e *membership.EvictionStatus) string {
 }
 
 func certificateText(c *membership.Certificate, now time.Time) string {
-	text := fmt.Sprintf("%s: %s old, expires %s", c.Name, age(now.Sub(c.NotBefore)), c.NotAfter.Format(time.DateOnly))
+	text := fmt.Sprintf("%s: %s old, expires %s", c.Name, days(now.Sub(c.Issued)), c.NotAfter.Format(time.DateOnly))
 	if c.RenewAt != nil {
 		text += ", renews itself " + c.RenewAt.Format(time.DateOnly)
 	}
@@ -159,18 +159,14 @@ func printMembers(out io.Writer, members []membership.MemberStatus, now time.Tim
 		if m.Lag != nil {
 			lag = strconv.FormatUint(*m.Lag, 10)
 		}
-		switch {
-		case m.LastContact == nil || m.Leader:
-		case *m.LastContact < 0:
-			contact = "never"
-		default:
+		if m.LastContact != nil && *m.LastContact >= 0 && !m.Leader {
 			contact = m.LastContact.Round(time.Millisecond).String()
 		}
 		if m.FsyncP99 != nil && *m.FsyncP99 > 0 {
 			fsync = m.FsyncP99.Round(10 * time.Microsecond).String()
 		}
 		if m.Since != nil {
-			since = age(now.Sub(*m.Since))
+			since = days(now.Sub(*m.Since))
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d%%\t%s\n", m.Name, m.Role, state, votes, dash(m.Address), dash(m.Version),
 			lag, contact, fsync, m.Load, since)
@@ -183,19 +179,4 @@ func dash(s string) string {
 		return "-"
 	}
 	return s
-}
-
-// age is a duration in one unit, as kubectl shows ages.
-func age(d time.Duration) string {
-	switch {
-	case d < 0:
-		return "0s"
-	case d < 2*time.Minute:
-		return fmt.Sprintf("%ds", int(d.Seconds()))
-	case d < 2*time.Hour:
-		return fmt.Sprintf("%dm", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh", int(d.Hours()))
-	}
-	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
