@@ -55,6 +55,8 @@ var (
 	ErrNotReady = errors.New("the server is not ready for it")
 	// ErrRefused says that a server may not become a member.
 	ErrRefused = errors.New("the cluster refuses this server")
+	// ErrRemoved says that this server was removed from the cluster, see Retire.
+	ErrRemoved = errors.New("this server was removed from the cluster")
 	// ErrVersion says that a command needs a newer skiff on another member.
 	ErrVersion = errors.New("a member runs too old a version")
 	// ErrTLS says that the TLS configuration would let strangers in.

@@ -74,6 +74,8 @@ func (n *Node) mustAsk(r *raft.Raft) (ask, fresh bool) {
 	}
 	_, leader := r.LeaderWithID()
 	switch {
+	case n.removed() != nil:
+		return false, false
 	case len(members) == 0:
 		return len(n.c.Join) > 0, r.LastIndex() == 0
 	case me.ID == "":

@@ -48,6 +48,9 @@ type Node struct {
 	versionOf func([]byte) int              // fsm.CommandVersion, but for tests
 	asked     atomic.Pointer[[]MemberStats] // by the leader, last
 
+	gone    atomic.Pointer[retired]   // set by Retire
+	left    context.Context           // ended by Retire
+	leave   context.CancelFunc        // ends left
 	raft    atomic.Pointer[raft.Raft] // nil before Run has started it
 	ready   chan struct{}
 	stopped chan struct{} // closed when Run begins to stop
@@ -62,6 +65,7 @@ func New(c Config) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{c: c, lock: c.Lock, ready: make(chan struct{}), stopped: make(chan struct{}), versionOf: fsm.CommandVersion, instance: rand.Text()}
+	n.left, n.leave = context.WithCancel(context.Background())
 	n.stall.changed = make(chan struct{}, 1)
 	if n.lock == nil {
 		l, err := LockDir(c.DataDir)
@@ -178,6 +182,9 @@ func (n *Node) Run(ctx context.Context) error {
 		n.observe(r)
 		n.raft.Store(r)
 		n.lead.announce()
+		if n.removed() != nil { // before it was stored
+			n.endRaft(r)
+		}
 		wg.Go(func() { n.lead.run(n) })
 		wg.Go(func() { n.succeed(r) })
 		wg.Go(n.batch.run)
@@ -281,6 +288,8 @@ func (n *Node) awaitReady() {
 	for ctx.Err() == nil {
 		if err := n.ReadIndex(ctx); err == nil {
 			close(n.ready)
+			return
+		} else if isRemoved(err) {
 			return
 		} else if ctx.Err() == nil {
 			n.c.Logger.Warn("waiting for a leader", "error", err)

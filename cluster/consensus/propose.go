@@ -39,7 +39,7 @@ func (n *Node) Propose(ctx context.Context, cmd fsm.Command) (fsm.Result, error)
 			return err
 		}
 		// Whoever wrote on this member expects to read it here.
-		if err := n.c.FSM.WaitApplied(ctx, index); err != nil {
+		if err := n.waitApplied(ctx, index); err != nil {
 			return fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
 		}
 		return nil
@@ -62,6 +62,9 @@ func (n *Node) withLeader(ctx context.Context, do func(r *raft.Raft, leader stri
 		case <-n.stopped:
 			return ErrStopped
 		default:
+		}
+		if err := n.removed(); err != nil {
+			return err
 		}
 		if r := n.raft.Load(); r != nil {
 			addr, id := r.LeaderWithID()

@@ -14,7 +14,7 @@ import (
 // before the call, by whichever member. Nothing is written for it. It waits for
 // a leader for at most Config.ElectionWait.
 func (n *Node) ReadIndex(ctx context.Context) error {
-	if r := n.raft.Load(); r != nil && n.knowsAll(r) {
+	if r := n.raft.Load(); r != nil && n.removed() == nil && n.knowsAll(r) {
 		return nil
 	}
 	err := n.withLeader(ctx, func(r *raft.Raft, leader string) error {
@@ -29,7 +29,7 @@ func (n *Node) ReadIndex(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return n.c.FSM.WaitApplied(ctx, index)
+		return n.waitApplied(ctx, index)
 	})
 	if err != nil {
 		return fmt.Errorf("read index: %w", err)

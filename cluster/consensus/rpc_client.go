@@ -105,6 +105,9 @@ func (p *peers) callWhile(ctx context.Context, addr string, kind byte, body []by
 	var late <-chan time.Time
 	for {
 		changed := p.n.lead.changed()
+		if err := p.n.removed(); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
+		}
 		if leads != nil && late == nil && !leads() {
 			if kind == kindReadIndex {
 				return nil, fmt.Errorf("%w: another server leads now", ErrNotLeader)

@@ -52,7 +52,7 @@ func (n *Node) hung(hangs bool) {
 	if r := n.raft.Load(); is && r != nil && r.State() == raft.Leader && !n.soleVoter(r) {
 		n.c.Logger.Warn("the disk does not answer; leadership is left to the others", "file", n.log.Path())
 		n.port.cutRaft(true)
-	} else if !is {
+	} else if !is && n.removed() == nil {
 		n.port.cutRaft(false)
 	}
 	select {

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var errCut = errors.New("this server's disk does not answer")
+var errCut = errors.New("this server's disk does not answer, or it was removed from the cluster")
 
 // The two protocols of the port, told apart by ALPN.
 const (
