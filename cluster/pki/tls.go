@@ -39,7 +39,7 @@ func (o TLSOptions) protos() []string {
 	return o.Protos
 }
 
-// handshakeTimeout bounds a handshake of DialTLS.
+// handshakeTimeout bounds a handshake of DialTLS whose context has no deadline.
 const handshakeTimeout = 10 * time.Second
 
 // ServerTLS serves with the source's certificate and asks callers for one of a
@@ -149,8 +149,11 @@ func DialTLS(s CertSource, o TLSOptions, dial Dialer) Dialer {
 		config.ServerName = host
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
 		conn := tls.Client(endsWith(raw, cert), config)
-		ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
-		defer cancel()
+		if _, bounded := ctx.Deadline(); !bounded {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, handshakeTimeout)
+			defer cancel()
+		}
 		if err := conn.HandshakeContext(ctx); err != nil {
 			raw.Close()
 			return nil, err
@@ -173,6 +176,9 @@ func endsWith(c net.Conn, cert *tls.Certificate) net.Conn {
 	margin := cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore) / 10
 	return &mortal{c, time.AfterFunc(time.Until(cert.Leaf.NotAfter.Add(-margin)), func() { c.Close() })}
 }
+
+// NetConn is the connection below.
+func (m *mortal) NetConn() net.Conn { return m.Conn }
 
 func (m *mortal) Close() error {
 	m.end.Stop()

@@ -22,7 +22,8 @@ import (
 // How fast a server that vanished without a word is noticed: a connection on
 // which nothing was read for pingAfter is asked for a sign of life, and dropped
 // if there is none within pingWait. The kernel drops one that does not
-// acknowledge what was sent within sendWait.
+// acknowledge what was sent within sendWait. Servers that were slow to answer
+// before are given longer (pace).
 const (
 	dialWait      = 1500 * time.Millisecond
 	handshakeWait = 3 * time.Second
@@ -53,17 +54,35 @@ func Dialer() *net.Dialer {
 // Transport speaks HTTP/2 with servers of which every certificate holds
 // ServerName. c has roots and the client's certificate; what it is is asked at
 // each handshake if c has GetClientCertificate and VerifyConnection.
-func Transport(c *tls.Config) *http.Transport {
+func Transport(c *tls.Config) *http.Transport { return transport(c, usual) }
+
+func transport(c *tls.Config, times times) *http.Transport {
 	c = c.Clone()
 	c.ServerName = ServerName
+	if len(c.NextProtos) == 0 {
+		c.NextProtos = []string{"h2", "http/1.1"}
+	}
+	connect := &connector{times: times}
 	return &http.Transport{
+		// For proxies; they pass by what is said above of silent servers.
 		DialContext:         Dialer().DialContext,
 		TLSClientConfig:     c,
-		TLSHandshakeTimeout: handshakeWait,
+		TLSHandshakeTimeout: times.handshake,
+		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return connect.dial(ctx, network, address, tlsWith(c))
+		},
 		ForceAttemptHTTP2:   true,
 		MaxIdleConnsPerHost: 25,
 		IdleConnTimeout:     90 * time.Second,
-		HTTP2:               &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingWait},
+		// HTTP/2 asks for signs of life, the connection waits for them.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: times.pingAfter, PingTimeout: 2 * patienceMax},
+	}
+}
+
+func tlsWith(c *tls.Config) func(context.Context, net.Conn) (net.Conn, error) {
+	return func(ctx context.Context, raw net.Conn) (net.Conn, error) {
+		conn := tls.Client(raw, c)
+		return conn, conn.HandshakeContext(ctx)
 	}
 }
 
@@ -73,13 +92,12 @@ func Transport(c *tls.Config) *http.Transport {
 func DynamicTransport(source pki.CertSource) *http.Transport {
 	t := Transport(&tls.Config{MinVersion: tls.VersionTLS12})
 	t.TLSClientConfig = nil
+	connect := &connector{times: usual}
 	t.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-		dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return Dialer().DialContext(ctx, network, address)
-		}
-		ctx, cancel := context.WithTimeout(ctx, dialWait+handshakeWait)
-		defer cancel()
-		return pki.DialTLS(source, pki.TLSOptions{}, dial)(ctx, network, net.JoinHostPort(ServerName, "443"))
+		return connect.dial(ctx, network, address, func(ctx context.Context, raw net.Conn) (net.Conn, error) {
+			dial := func(context.Context, string, string) (net.Conn, error) { return raw, nil }
+			return pki.DialTLS(source, pki.TLSOptions{}, dial)(ctx, network, net.JoinHostPort(ServerName, "443"))
+		})
 	}
 	return t
 }
@@ -88,11 +106,15 @@ func DynamicTransport(source pki.CertSource) *http.Transport {
 // of base, which must accept ServerName in their certificates. A request that
 // cannot have reached its server, and one that reads, goes on to the next server
 // when it fails.
-func (b *Balancer) Wrap(base http.RoundTripper) http.RoundTripper { return &roundTripper{b, base} }
+// Requests that find no connection wait for one that makes it.
+func (b *Balancer) Wrap(base http.RoundTripper) http.RoundTripper {
+	return &roundTripper{b: b, base: base}
+}
 
 type roundTripper struct {
 	b    *Balancer
 	base http.RoundTripper
+	gate gate
 }
 
 // WrappedRoundTripper lets client-go find the transport below.
@@ -128,8 +150,16 @@ func (t *roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // try sends req to one server; sent tells whether it may have got there.
 func (t *roundTripper) try(req *http.Request, address string, body *heldBody) (_ *http.Response, sent bool, err error) {
+	leave, err := t.gate.enter(req.Context(), address)
+	if err != nil {
+		return nil, false, err
+	}
+	defer func() { leave(nil, err) }()
 	var connected atomic.Bool
-	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }}
+	trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) {
+		connected.Store(true)
+		leave(i.Conn, nil)
+	}}
 	r := req.Clone(httptrace.WithClientTrace(req.Context(), trace))
 	r.URL.Host = address
 	if r.Host == "" {
