@@ -100,9 +100,9 @@ func (n *Node) open() error {
 	if err != nil {
 		return fmt.Errorf("list raft snapshots: %w", err)
 	}
-	var snapshot uint64
+	var snapshot, term uint64
 	if len(all) > 0 {
-		snapshot = all[0].Index
+		snapshot, term = all[0].Index, all[0].Term
 	}
 	log, contents, err := raftdir.OpenLog(raftdir.Options{
 		DataDir: n.c.DataDir, SnapshotIndex: snapshot, Reserve: n.c.Reserve,
@@ -117,7 +117,10 @@ func (n *Node) open() error {
 	n.log = log
 	n.compact.init(n, snapshot, contents)
 	log.OnAppend, log.OnWrite = n.appended, n.wrote
-	n.snaps.Step = n.c.Step
+	if snapshot > 0 {
+		log.Covered(snapshot, term)
+	}
+	n.snaps.Step, n.snaps.Done = n.c.Step, log.Covered
 	n.snaps.LastIndex = func() uint64 { last, _ := log.LastIndex(); return last }
 	return nil
 }

@@ -34,19 +34,22 @@ type replicator struct {
 	breaks map[raft.ServerID]uint64 // failed calls
 	moved  chan struct{}            // closed at the next news; nil when nobody waits
 
+	received chan raft.RPC // for Raft, see receive
+
 	sent, beats atomic.Uint64 // appends and heartbeats that went out
 }
 
 var errDeposed = errors.New("this server no longer leads")
 
 func newReplicator(n *Node) *replicator {
-	t := &replicator{n: n, breaks: map[raft.ServerID]uint64{}}
+	t := &replicator{n: n, breaks: map[raft.ServerID]uint64{}, received: make(chan raft.RPC)}
 	t.reign, t.depose = context.WithCancel(context.Background())
 	t.depose()
 	t.NetworkTransport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: n.port, MaxPool: 3, Timeout: 10 * time.Second, Logger: newHCLogger(n.c.Logger),
 		MsgpackUseNewTimeFormat: true, ServerAddressProvider: addressBook{n},
 	})
+	n.port.wg.Go(t.receive)
 	return t
 }
 

@@ -54,7 +54,8 @@ type Log struct {
 	step     func(string)
 	hang     *Hang
 	lastTerm atomic.Uint64 // of the newest entry
-	Appends  Latency       // how long appends took, fsync included
+	snapshot atomic.Pointer[covered]
+	Appends  Latency // how long appends took, fsync included
 
 	// OnAppend, if set before the log is used, is told of every append.
 	OnAppend func(entries int, size int64)
@@ -175,6 +176,10 @@ func (l *Log) LastIndex() (uint64, error) { return l.bolt.LastIndex() }
 // ErrDamaged.
 func (l *Log) GetLog(index uint64, e *raft.Log) error {
 	err := l.bolt.GetLog(index, e)
+	if errors.Is(err, raft.ErrLogNotFound) && l.covers(index) {
+		*e = raft.Log{Index: index, Term: l.snapshot.Load().term, Type: raft.LogNoop}
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -194,6 +199,7 @@ func (l *Log) StoreLogs(entries []*raft.Log) error {
 	if err := l.failed.Load(); err != nil {
 		return *err
 	}
+	l.forget(entries[0].Index)
 	sealed, size := seal(entries)
 	start := time.Now()
 	err := l.writing(stepOfLogs(entries), func() error { return l.bolt.StoreLogs(sealed) })

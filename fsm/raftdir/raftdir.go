@@ -50,6 +50,10 @@ type Snapshots struct {
 	// another member sends. Both are set before the first use, or never.
 	Step      func(step string)
 	LastIndex func() uint64
+
+	// Done, if set before the first use, is told of the last entry of each
+	// snapshot that was completed.
+	Done func(index, term uint64)
 }
 
 // OpenSnapshots opens the snapshots of a data dir, and removes what a crash

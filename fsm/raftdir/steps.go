@@ -72,6 +72,14 @@ func (h *Hang) watch(do func() error) error {
 
 // Create implements raft.SnapshotStore.
 func (s *Snapshots) Create(v raft.SnapshotVersion, index, term uint64, c raft.Configuration, ci uint64, t raft.Transport) (raft.SnapshotSink, error) {
+	sink, err := s.create(v, index, term, c, ci, t)
+	if err != nil || s.Done == nil {
+		return sink, err
+	}
+	return &tellingSink{SnapshotSink: sink, done: func() { s.Done(index, term) }}, nil
+}
+
+func (s *Snapshots) create(v raft.SnapshotVersion, index, term uint64, c raft.Configuration, ci uint64, t raft.Transport) (raft.SnapshotSink, error) {
 	if s.Step == nil {
 		return s.FileSnapshotStore.Create(v, index, term, c, ci, t)
 	}
@@ -111,3 +119,24 @@ func (s *steppingSink) Write(b []byte) (n int, err error) {
 }
 
 func (s *steppingSink) Close() error { return step(s.step, s.name+":close", s.SnapshotSink.Close) }
+
+// tellingSink tells when a snapshot is complete.
+type tellingSink struct {
+	raft.SnapshotSink
+	over bool
+	done func()
+}
+
+func (s *tellingSink) Cancel() error {
+	s.over = true
+	return s.SnapshotSink.Cancel()
+}
+
+func (s *tellingSink) Close() error {
+	err := s.SnapshotSink.Close()
+	if err == nil && !s.over {
+		s.over = true
+		s.done()
+	}
+	return err
+}
