@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/hashicorp/memberlist"
 )
@@ -38,6 +39,7 @@ func (g *Gossip) SetKeys(keys [][]byte) error {
 	}
 	g.keysMu.Lock()
 	defer g.keysMu.Unlock()
+	before := g.keyring.GetKeys()
 	for _, k := range keys {
 		if err := g.keyring.AddKey(bytes.Clone(k)); err != nil {
 			return fmt.Errorf("gossip: add a key: %w", err)
@@ -65,6 +67,8 @@ func (g *Gossip) SetKeys(keys [][]byte) error {
 			return fmt.Errorf("gossip: remove a key: %w", err)
 		}
 	}
-	g.log.Info("gossip keys changed", "keys", len(keys))
+	if !slices.EqualFunc(before, g.keyring.GetKeys(), bytes.Equal) {
+		g.log.Info("gossip keys changed", "keys", len(keys))
+	}
 	return nil
 }

@@ -30,3 +30,26 @@ func TestMemberlistsLinesAreSiftedAndSaidOnce(t *testing.T) {
 		t.Errorf("blocked UDP: said %d times", n)
 	}
 }
+
+func TestKeysThatStayAreNotSaidToChange(t *testing.T) {
+	t.Parallel()
+	out := &lockedBuffer{}
+	c := newFleet(t, fast).config(1)
+	c.Keys, c.Logger = [][]byte{key1, key2}, slog.New(slog.NewTextHandler(out, nil))
+	g, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	for i, step := range []struct {
+		keys [][]byte
+		said int
+	}{{[][]byte{key1, key2}, 0}, {[][]byte{key2, key1}, 1}, {[][]byte{key2, key1}, 1}, {[][]byte{key2}, 2}, {[][]byte{key1}, 3}} {
+		if err := g.SetKeys(step.keys); err != nil {
+			t.Fatal(err)
+		}
+		if n := out.count("keys changed"); n != step.said {
+			t.Errorf("step %d: said %d times, want %d", i, n, step.said)
+		}
+	}
+}

@@ -20,6 +20,10 @@ import (
 // or after it was created: its agent may be about to start.
 const DefaultGrace = 30 * time.Second
 
+// contactWithout is how long after gossip has lost a node it has to renew its
+// lease before that is worth a warning: one that dies may have just done so.
+const contactWithout = RenewInterval
+
 // Config configures a Controller.
 type Config struct {
 	controller.Config
@@ -178,6 +182,9 @@ func (c *Controller) lost(node *corev1.Node) (why string, again time.Duration) {
 		if at := c.cfg.Leases.Renewed(node.Name); at.After(m.Since) {
 			if left := LeaseDuration - c.now().Sub(at); left > 0 {
 				if !c.warned[node.Name] {
+					if at.Sub(m.Since) < contactWithout {
+						return "", min(left, contactWithout)
+					}
 					c.warned[node.Name] = true
 					c.cfg.Logger.Warn("gossip has lost a node that renews its lease: is its gossip port blocked (UDP and TCP)?", "node", node.Name)
 				}

@@ -1,8 +1,11 @@
 package nodehealth
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -164,4 +167,49 @@ func TestContactWithoutGossip(t *testing.T) {
 		t.Errorf("a: %s", got)
 	}
 	becomes(t, c, "a", lost)
+}
+
+// A node may renew its lease at the moment when it dies: only one that goes on
+// doing so is worth a warning.
+func TestWarningOfContactWithoutGossip(t *testing.T) {
+	begin := time.Now()
+	o := &office{term: 1, now: begin}
+	l := o.leases(t)
+	if err := l.begin(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	c := controllertest.New(t)
+	c.Config.Logger = slog.New(slog.NewTextHandler(&said, nil))
+	ctl, err := New(Config{Config: c.Config, Gossip: newGossip(), Leases: l})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctl.now = func() time.Time { return o.now }
+	ctl.members = map[string]Member{"a": {Name: "a", State: Dead, Since: begin}}
+	for _, step := range []struct {
+		after time.Duration
+		renew bool
+		warns int
+		again time.Duration
+	}{
+		{100 * time.Millisecond, true, 0, contactWithout},
+		{4 * time.Second, false, 0, contactWithout},
+		{contactWithout + time.Second, true, 1, LeaseDuration},
+		{2*contactWithout + time.Second, true, 1, LeaseDuration},
+	} {
+		o.now = begin.Add(step.after)
+		if step.renew {
+			if _, err := l.grant(t.Context(), "a"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		why, again := ctl.lost(healthy("a"))
+		if why != "" || again <= 0 || again > step.again {
+			t.Errorf("after %v: lost: %q, look again after %v", step.after, why, again)
+		}
+		if n := strings.Count(said.String(), "gossip has lost"); n != step.warns {
+			t.Errorf("after %v: %d warnings, want %d", step.after, n, step.warns)
+		}
+	}
 }
