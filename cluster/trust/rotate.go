@@ -101,7 +101,7 @@ func (t *Trust) RotateGossipKey(ctx context.Context) error {
 // behind names the members that have not installed a generation: all, or those
 // that are alive.
 func (t *Trust) behind(generation uint64, aliveOnly bool) (names []string) {
-	for _, m := range t.cfg.Members() {
+	for _, m := range t.members() {
 		if m.Trust < generation && m.Name != t.cfg.Name && (m.Alive || !aliveOnly) {
 			names = append(names, m.Name)
 		}
@@ -162,7 +162,7 @@ func (t *Trust) advance(ctx context.Context) (moving bool, err error) {
 	install := next.advance()
 	t.cfg.Logger.Info("keys and certificates: all members have come along, going on", "generation", d.Generation, "ca", phase(next.CARotation), "gossip", phase(next.GossipRotation))
 	return true, t.update(ctx, install, func(now *document) error {
-		if now.CARotation.phase() != d.CARotation.phase() || now.GossipRotation.phase() != d.GossipRotation.phase() {
+		if !now.CARotation.same(d.CARotation) || !now.GossipRotation.same(d.GossipRotation) {
 			return errUnchanged // somebody else has gone on
 		}
 		now.advance()
@@ -182,6 +182,11 @@ func (r *Rotation) phase() Phase {
 		return ""
 	}
 	return r.Phase
+}
+
+// same says whether both are one rotation in one phase.
+func (r *Rotation) same(o *Rotation) bool {
+	return r.phase() == o.phase() && (r == nil || r.Since.Equal(o.Since))
 }
 
 // moving says whether a rotation goes on by itself.

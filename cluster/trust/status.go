@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"net/http"
@@ -109,7 +110,7 @@ func (t *Trust) Status(ctx context.Context) (Status, error) {
 			}
 		}
 	}
-	members := t.cfg.Members()
+	members := t.members()
 	if !slices.ContainsFunc(members, func(m Member) bool { return m.Name == t.cfg.Name }) {
 		me := Member{Name: t.cfg.Name, Alive: true}
 		if own != nil {
@@ -210,6 +211,9 @@ func (t *Trust) Handlers() map[string]http.Handler {
 			if err = errors.Join(err, err2); err != nil {
 				return err
 			}
+			if !finish && force {
+				return fmt.Errorf("%w: force goes with finish", errParameter)
+			}
 			if !finish {
 				return t.RotateCA(r.Context(), false)
 			}
@@ -219,7 +223,7 @@ func (t *Trust) Handlers() map[string]http.Handler {
 	}
 }
 
-var errParameter = errors.New("want true or false")
+var errParameter = errors.New("a parameter is wrong")
 
 func flag(r *http.Request, name string) (bool, error) {
 	v := r.URL.Query().Get(name)
@@ -228,7 +232,7 @@ func flag(r *http.Request, name string) (bool, error) {
 	}
 	on, err := strconv.ParseBool(v)
 	if err != nil {
-		return false, errors.Join(errParameter, errors.New(name))
+		return false, fmt.Errorf("%w: %s is %q, want true or false", errParameter, name, v)
 	}
 	return on, nil
 }

@@ -91,7 +91,7 @@ func TestHandlersRefuse(t *testing.T) {
 		code                int
 	}{
 		{"POST", StatusPath, "", 405}, {"GET", RotatePath, "", 405},
-		{"POST", RotateCAPath, "?finish=true", 409}, {"POST", RotateCAPath, "?finish=maybe", 400},
+		{"POST", RotateCAPath, "?finish=true", 409}, {"POST", RotateCAPath, "?finish=maybe", 400}, {"POST", RotateCAPath, "?force=true", 400},
 		{"POST", RotatePath, "", 200}, {"POST", RotateGossipKeyPath, "", 200}, {"POST", RotateGossipKeyPath, "", 409},
 	} {
 		w := httptest.NewRecorder()

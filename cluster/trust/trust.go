@@ -53,8 +53,12 @@ type Config struct {
 	Store  *store.Store
 	PKI    *pki.PKI
 	Sealer *seal.Sealer
-	// Members says who there is, this one included or not; nil is nobody else.
+	// Members says who there is by gossip, this one included or not; nil is nobody
+	// else. Those with a record in the state are added.
 	Members func() []Member
+	// Settle is how long after New a member that Members does not name may be alive;
+	// default 15s.
+	Settle time.Duration
 	// Name of this member, for status.
 	Name string
 	// GossipKeys are those that a new cluster begins with; by default one is drawn.
@@ -67,8 +71,9 @@ type Config struct {
 
 // Trust follows the document and changes it. It is safe for concurrent use.
 type Trust struct {
-	cfg  Config
-	step func(string) // told before each write, for tests
+	cfg   Config
+	began time.Time
+	step  func(string) // told before each write, for tests
 
 	mu        sync.Mutex
 	installed *document
@@ -87,10 +92,13 @@ func New(c Config) (*Trust, error) {
 	if c.Poll <= 0 {
 		c.Poll = 500 * time.Millisecond
 	}
+	if c.Settle <= 0 {
+		c.Settle = settleTime
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Trust{cfg: c, step: func(string) {}, listeners: map[chan struct{}]struct{}{}}, nil
+	return &Trust{cfg: c, began: time.Now(), step: func(string) {}, listeners: map[chan struct{}]struct{}{}}, nil
 }
 
 // installRetry is the pause after a document could not be installed.
