@@ -121,7 +121,8 @@ func (l *Leases) begin(ctx context.Context) error {
 	defer l.mu.Unlock()
 	// Whoever led before may have granted until now.
 	l.leading, l.term, l.start = true, term, l.cfg.now()
-	l.frozen, l.thawed, l.beat = false, time.Time{}, l.start
+	// Not frozen: another duty of this term may have said so already.
+	l.thawed, l.beat = time.Time{}, l.start
 	clear(l.renewed)
 	return nil
 }
@@ -201,7 +202,8 @@ func (l *Leases) Renewed(node string) time.Time {
 	return l.renewed[node]
 }
 
-// Freeze notes whether evictions are frozen. A node that has seen most others for
+// Freeze notes whether evictions are frozen, until it is told otherwise: a term
+// begins with what the last one here ended with. A node that has seen most others for
 // long enough may go on without a lease, because then evictions are frozen here;
 // so after the end of a freeze every lease counts as just renewed.
 func (l *Leases) Freeze(frozen bool) {

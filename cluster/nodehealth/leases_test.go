@@ -106,6 +106,24 @@ func TestLeases(t *testing.T) {
 	over(0, o.now.Sub(time.Unix(1000, 0))+31*time.Second)
 }
 
+// The duties of a term begin together: that evictions are frozen may be said
+// before the first majority has confirmed the term.
+func TestFreezeBeforeTheTermIsConfirmed(t *testing.T) {
+	o := &office{term: 1, now: time.Unix(1000, 0)}
+	l := o.leases(t)
+	l.Freeze(true)
+	if err := l.begin(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := l.OverAt("n", 0); ok {
+		t.Error("judged while evictions are frozen")
+	}
+	l.Freeze(false)
+	if at, ok := l.OverAt("n", 0); !ok || !at.Equal(time.Unix(1031, 0)) {
+		t.Errorf("over at %v, %v", at, ok)
+	}
+}
+
 // Its clock going on is seen while the duty runs.
 func TestPulse(t *testing.T) {
 	o := &office{term: 1, now: time.Unix(1000, 0)}

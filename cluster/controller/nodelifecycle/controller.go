@@ -43,8 +43,8 @@ type Config struct {
 	controller.Config
 	// Board shows the status; nil is allowed.
 	Board *Board
-	// Freeze is told whenever evictions of the whole cluster become frozen or no
-	// longer are; nil is allowed.
+	// Freeze is told at every look at the nodes, one look after the other, whether
+	// evictions of the whole cluster are frozen; nil is allowed.
 	Freeze func(frozen bool)
 }
 
@@ -145,47 +145,14 @@ func (c *Controller) podChanged(old, cur *corev1.Pod) {
 // assess judges all nodes. When the verdict changes, every node that is not ready
 // is looked at again.
 func (c *Controller) assess() error {
-	nodes, err := c.nodes.List(labels.Everything())
+	nodes, changed, err := c.weigh()
 	if err != nil {
-		return fmt.Errorf("list nodes: %w", err)
+		return err
 	}
-	all := make([]health, 0, len(nodes))
-	waiting := 0
-	for _, n := range nodes {
-		ready := conditionStatus(n, corev1.NodeReady)
-		all = append(all, health{zone: zoneOf(n), ready: ready == corev1.ConditionTrue})
-		if (ready == corev1.ConditionFalse || ready == corev1.ConditionUnknown) && !evicting(n) {
-			waiting++
-		}
-	}
-	zones, whole := judge(all)
 	c.mu.Lock()
-	wasFrozen := c.limit.all.interval == 0
-	changed := c.limit.set(zones, whole, c.now())
-	isFrozen := c.limit.all.interval == 0
-	next := EvictionStatus{Waiting: waiting, Since: c.status.Since}
-	next.Frozen, next.Reason = c.limit.reasons()
-	if waiting == 0 { // nobody is held back
-		next.Frozen, next.Reason = false, ""
-	}
-	switch {
-	case next.Reason == "":
-		next.Since = time.Time{}
-	case c.status.Reason == "":
-		next.Since = c.now()
-	}
-	over := c.announced && !next.Frozen
-	c.announced = c.announced && next.Frozen
-	c.status = next
+	frozen := c.status.Frozen
 	c.mu.Unlock()
-	c.cfg.Board.set(next, true)
-	if wasFrozen != isFrozen {
-		c.cfg.Freeze(isFrozen)
-	}
-	if over {
-		c.cfg.Logger.Info("evictions go on; tolerations begin anew")
-	}
-	if next.Frozen {
+	if frozen {
 		c.taints.AddAfter(assessKey, announceAfter)
 		c.announce(nodes)
 	}
@@ -199,11 +166,52 @@ func (c *Controller) assess() error {
 	return nil
 }
 
+// weigh is the part of assess that is done by one worker at a time: the last word,
+// here and with whom it is told to, has to be that of the newest nodes.
+func (c *Controller) weigh() (nodes []*corev1.Node, changed bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	nodes, err = c.nodes.List(labels.Everything())
+	if err != nil {
+		return nil, false, fmt.Errorf("list nodes: %w", err)
+	}
+	all := make([]health, 0, len(nodes))
+	waiting := 0
+	for _, n := range nodes {
+		ready := conditionStatus(n, corev1.NodeReady)
+		all = append(all, health{zone: zoneOf(n), ready: ready == corev1.ConditionTrue})
+		if (ready == corev1.ConditionFalse || ready == corev1.ConditionUnknown) && !evicting(n) {
+			waiting++
+		}
+	}
+	zones, whole := judge(all)
+	changed = c.limit.set(zones, whole, c.now())
+	c.cfg.Freeze(c.limit.all.interval == 0)
+	next := EvictionStatus{Waiting: waiting, Since: c.status.Since}
+	next.Frozen, next.Reason = c.limit.reasons()
+	if waiting == 0 { // nobody is held back
+		next.Frozen, next.Reason = false, ""
+	}
+	switch {
+	case next.Reason == "":
+		next.Since = time.Time{}
+	case c.status.Reason == "":
+		next.Since = c.now()
+	}
+	if c.announced && !next.Frozen {
+		c.cfg.Logger.Info("evictions go on; tolerations begin anew")
+	}
+	c.announced = c.announced && next.Frozen
+	c.status = next
+	c.cfg.Board.set(next, true)
+	return nodes, changed, nil
+}
+
 // announce tells once of a freeze that lasts.
 func (c *Controller) announce(nodes []*corev1.Node) {
 	c.mu.Lock()
 	status := c.status
-	due := !c.announced && c.now().Sub(status.Since) >= announceAfter
+	due := status.Frozen && !c.announced && c.now().Sub(status.Since) >= announceAfter
 	if due {
 		c.announced = true
 	}

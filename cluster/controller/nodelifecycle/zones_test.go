@@ -150,11 +150,12 @@ const (
 )
 
 func TestFreezeAndThaw(t *testing.T) {
-	board, freezes := &Board{}, atomic.Int32{}
+	board, freezes, frozen := &Board{}, atomic.Int32{}, atomic.Bool{}
 	c, _ := world(t, 3, 3600, Config{Board: board, Freeze: func(f bool) {
-		if f {
+		switch was := frozen.Swap(f); {
+		case f && !was:
 			freezes.Add(1)
-		} else {
+		case was && !f:
 			freezes.Add(100)
 		}
 	}})
@@ -214,6 +215,30 @@ func TestFreezeAndThaw(t *testing.T) {
 	}
 	if list, _ := c.Client.CoreV1().Pods("default").List(context.Background(), metav1.ListOptions{}); len(list.Items) != 3 {
 		t.Errorf("%d pods left", len(list.Items))
+	}
+}
+
+// Who is told of freezes hears last what is the case, also when the nodes change
+// while it is being told.
+func TestLastWordOnAFreeze(t *testing.T) {
+	telling := make(chan struct{}, 100)
+	var last atomic.Bool
+	c, _ := world(t, 3, 3600, Config{Freeze: func(f bool) {
+		if f {
+			telling <- struct{}{}
+			time.Sleep(100 * time.Millisecond)
+		}
+		last.Store(f)
+	}})
+	setReady(t, c, "n0", corev1.ConditionUnknown)
+	setReady(t, c, "n1", corev1.ConditionUnknown)
+	<-telling
+	setReady(t, c, "n0", corev1.ConditionTrue)
+	setReady(t, c, "n1", corev1.ConditionTrue)
+	controllertest.Eventually(t, func() string { return taintsOf(t, c, "n0") + taintsOf(t, c, "n1") })
+	time.Sleep(300 * time.Millisecond)
+	if last.Load() {
+		t.Error("the last word is that evictions are frozen, and all nodes are ready")
 	}
 }
 
