@@ -175,7 +175,7 @@ func (a *agent) access() access {
 	asNode(c)
 	serving := pki.MutualTLS(a.identity, pki.TLSOptions{Protos: []string{"http/1.1"}})
 	return access{api: c, tls: serving, settings: a.known.Settings, contact: func() node.Contact {
-		return node.Contact{AliveFraction: a.roster.AliveFraction(cluster.Peers(a.gossip))}
+		return node.Contact{AliveFraction: a.roster.AliveFraction(cluster.Peers(a.gossip), a.id)}
 	}}
 }
 
@@ -227,6 +227,7 @@ func (a *agent) run(ctx context.Context) error {
 			}
 			select {
 			case <-changes:
+			case <-time.After(behindCheck):
 			case <-ctx.Done():
 				return nil
 			}
@@ -235,16 +236,24 @@ func (a *agent) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// behind tells whether a server has installed newer keys.
+// behindCheck is how often behind is asked when gossip is silent.
+const behindCheck = 15 * time.Second
+
+// behind tells whether the servers may have newer keys: one of them says so, or
+// none is heard of, as when the key of the gossip was replaced while this host
+// was cut off.
 func (a *agent) behind(peers []membership.Peer) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	heard := false
 	for _, p := range peers {
-		if p.Role.Votes() && p.State == membership.Alive && p.Trust > a.known.Generation {
-			return true
+		if p.Role.Votes() && p.State == membership.Alive {
+			if heard = true; p.Trust > a.known.Generation {
+				return true
+			}
 		}
 	}
-	return false
+	return !heard
 }
 
 // take keeps what a server said.

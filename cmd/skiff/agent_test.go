@@ -1,0 +1,33 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/skiff-sh/skiff/cluster/membership"
+)
+
+// TestAgentBehind: an agent asks for keys when a server has newer ones, and when
+// it hears of no server: the gossip's key may be another by now.
+func TestAgentBehind(t *testing.T) {
+	t.Parallel()
+	a := &agent{known: membership.Cluster{Generation: 7}}
+	peer := func(r membership.Role, s membership.State, trust uint64) membership.Peer {
+		return membership.Peer{Role: r, State: s, Trust: trust}
+	}
+	self := peer(membership.RoleAgent, membership.Alive, 7)
+	for _, c := range []struct {
+		what   string
+		peers  []membership.Peer
+		behind bool
+	}{
+		{"up to date", []membership.Peer{self, peer(membership.RoleServer, membership.Alive, 7)}, false},
+		{"a witness has newer keys", []membership.Peer{self, peer(membership.RoleServer, membership.Alive, 7), peer(membership.RoleWitness, membership.Alive, 8)}, true},
+		{"an agent says nothing of that", []membership.Peer{self, peer(membership.RoleAgent, membership.Alive, 8), peer(membership.RoleServer, membership.Alive, 7)}, false},
+		{"alone", []membership.Peer{self}, true},
+		{"cut off together with another agent", []membership.Peer{self, peer(membership.RoleAgent, membership.Alive, 7), peer(membership.RoleServer, membership.Dead, 7)}, true},
+	} {
+		if got := a.behind(c.peers); got != c.behind {
+			t.Errorf("%s: %t", c.what, got)
+		}
+	}
+}
