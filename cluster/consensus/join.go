@@ -108,8 +108,11 @@ func (n *Node) askToJoin(ctx context.Context, r *raft.Raft, fresh bool) error {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-		_, err := n.callAddr(ctx, a, methodJoin, body)
+		answer, err := n.callAddr(ctx, a, methodJoin, body)
 		cancel()
+		if err == nil && fresh {
+			return n.keepAdmission(answer)
+		}
 		if err == nil {
 			return nil
 		}
@@ -128,7 +131,10 @@ func (n *Node) answerJoin(ctx context.Context, _ string, body []byte) ([]byte, e
 		return nil, errors.New("malformed request to join")
 	}
 	if n.lead.leadingTerm() != 0 {
-		return nil, n.admit(ctx, q)
+		if err := n.admit(ctx, q); err != nil {
+			return nil, err
+		}
+		return n.admitted()
 	}
 	id, addr := n.Leader()
 	if id == "" || id == n.c.NodeID || q.Forwarded {

@@ -21,22 +21,23 @@ import (
 
 // Node is this member of the Raft cluster.
 type Node struct {
-	c        Config
-	lock     *DirLock
-	ownsLock bool
-	log      *raftdir.Log
-	snaps    *raftdir.Snapshots
-	port     *port
-	batch    *batcher
-	peers    *peers
-	lead     leadership
-	verify   verifier
-	compact  compactor
-	methods  map[string]Handler
-	contacts contacts
-	trans    *replicator // nil before Run
-	stall    stall
-	behind   sync.WaitGroup // what nobody waits for but the end
+	c         Config
+	lock      *DirLock
+	ownsLock  bool
+	log       *raftdir.Log
+	snaps     *raftdir.Snapshots
+	port      *port
+	batch     *batcher
+	peers     *peers
+	lead      leadership
+	verify    verifier
+	compact   compactor
+	methods   map[string]Handler
+	contacts  contacts
+	trans     *replicator               // nil before Run
+	admission atomic.Pointer[admission] // that is not over
+	stall     stall
+	behind    sync.WaitGroup // what nobody waits for but the end
 
 	writes    raftdir.Latency // synced writes to the log
 	slowest   atomic.Int64    // of them, see timeouts
@@ -103,6 +104,9 @@ func (n *Node) open() error {
 	var snapshot, term uint64
 	if len(all) > 0 {
 		snapshot, term = all[0].Index, all[0].Term
+	}
+	if err := n.loadAdmission(); err != nil {
+		return err
 	}
 	log, contents, err := raftdir.OpenLog(raftdir.Options{
 		DataDir: n.c.DataDir, SnapshotIndex: snapshot, Reserve: n.c.Reserve,

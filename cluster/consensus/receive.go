@@ -42,6 +42,9 @@ func (t *replicator) answer(q raft.RPC) bool {
 	if r == nil {
 		return false
 	}
+	if t.n.tooEarly(r, q) {
+		return true
+	}
 	switch req := q.Command.(type) {
 	case *raft.AppendEntriesRequest:
 		if !isHeartbeat(req) {
@@ -52,14 +55,27 @@ func (t *replicator) answer(q raft.RPC) bool {
 		if req.Term < r.CurrentTerm() || req.LastLogIndex > r.AppliedIndex() {
 			return false
 		}
-		go func() {
-			_, _ = io.Copy(io.Discard, q.Reader)
-			header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(t.n.c.NodeID), Addr: []byte(t.n.c.AdvertiseAddr)}
-			q.Respond(&raft.InstallSnapshotResponse{RPCHeader: header, Term: req.Term, Success: true}, nil)
-		}()
+		t.spare(q, &raft.InstallSnapshotResponse{RPCHeader: t.n.header(), Term: req.Term, Success: true})
 		return true
 	}
 	return false
+}
+
+// spare reads over a snapshot before it answers, as the sender expects.
+func (t *replicator) spare(q raft.RPC, answer *raft.InstallSnapshotResponse) {
+	t.n.port.wg.Go(func() {
+		_, _ = io.Copy(io.Discard, q.Reader)
+		q.Respond(answer, nil)
+	})
+}
+
+// SetHeartbeatHandler implements raft.Transport.
+func (t *replicator) SetHeartbeatHandler(handle func(raft.RPC)) {
+	t.NetworkTransport.SetHeartbeatHandler(func(q raft.RPC) {
+		if r := t.n.raft.Load(); r == nil || !t.n.tooEarly(r, q) {
+			handle(q)
+		}
+	})
 }
 
 // shorten lets an append begin behind the newest snapshot, which ends with the

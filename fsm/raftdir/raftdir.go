@@ -6,6 +6,7 @@
 //	<data-dir>/raft/raft.db      log and votes (raft-boltdb)
 //	<data-dir>/raft/reserve      space kept free for the log
 //	<data-dir>/raft/snapshots/   state machine snapshots, the two newest
+//	<data-dir>/raft/admitted     of a new server that has not caught up, see cluster/consensus
 //
 // What a crash leaves: an append is there or not, never half; a snapshot that
 // was not finished ends in .tmp and is removed by the next start.
