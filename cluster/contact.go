@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -23,7 +24,8 @@ type Contact struct {
 	SoleVoter bool
 	// OthersDown: the hosts of all other servers that vote refuse connections.
 	OthersDown bool
-	// AliveFraction of all nodes that were not removed, this one included.
+	// AliveFraction of all nodes that were not removed, this one included; 0 while
+	// gossip has heard of no other server.
 	AliveFraction float64
 }
 
@@ -37,7 +39,7 @@ func (s *Server) Contact() Contact {
 	members := s.node.Members()
 	c := Contact{
 		SoleVoter:     len(members) == 1 && members[0].ID == s.id && members[0].Voter,
-		AliveFraction: s.roster.AliveFraction(s.peers()),
+		AliveFraction: s.roster.AliveFraction(s.peers(), s.id),
 	}
 	if !c.SoleVoter {
 		c.OthersDown = s.othersDown()
@@ -99,6 +101,9 @@ const rosterFile = "nodes.json"
 // last seen alive.
 const rosterAge = 7 * 24 * time.Hour
 
+// rosterSave is how old the times in the file become while no node comes or goes.
+const rosterSave = 24 * time.Hour
+
 // Roster remembers which nodes there are, so that a host that starts while it
 // is cut off does not take the few that it sees for all. Safe for concurrent use.
 type Roster struct {
@@ -108,6 +113,7 @@ type Roster struct {
 
 	mu    sync.Mutex
 	nodes map[string]time.Time // ID -> last seen alive
+	saved time.Time
 }
 
 // OpenRoster reads the file in the data directory. One that cannot be read is
@@ -142,9 +148,9 @@ func (r *Roster) Update(peers []membership.Peer, removed func(id string) bool) {
 		case p.State == membership.Alive:
 			r.nodes[p.ID] = now
 			changed = changed || !have
-		case !have:
+		case !have || p.Since.After(r.nodes[p.ID]): // until it died nothing may have been worth an Update
 			r.nodes[p.ID] = p.Since
-			changed = true
+			changed = changed || !have
 		}
 	}
 	for id, seen := range r.nodes {
@@ -153,7 +159,7 @@ func (r *Roster) Update(peers []membership.Peer, removed func(id string) bool) {
 			changed = true
 		}
 	}
-	if !changed {
+	if !changed && now.Sub(r.saved) < rosterSave {
 		return
 	}
 	b, err := json.Marshal(r.nodes)
@@ -162,11 +168,18 @@ func (r *Roster) Update(peers []membership.Peer, removed func(id string) bool) {
 	}
 	if err != nil {
 		r.log.Error("the list of nodes is not saved", "error", err)
+		return
 	}
+	r.saved = now
 }
 
-// AliveFraction is how much of all nodes is alive.
-func (r *Roster) AliveFraction(peers []membership.Peer) float64 {
+// AliveFraction is how much of all nodes is alive. It is 0 while gossip has not
+// heard of any server but self: it is deaf then, as behind a closed port, and does
+// not know how few it sees.
+func (r *Roster) AliveFraction(peers []membership.Peer, self string) float64 {
+	if !slices.ContainsFunc(peers, func(p membership.Peer) bool { return p.Role.Votes() && p.ID != self }) {
+		return 0
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	alive, all := 0, len(r.nodes)

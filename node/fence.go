@@ -25,7 +25,8 @@ type Contact struct {
 	OthersDown bool
 	// AliveFraction is how much of all nodes gossip sees alive, this one included
 	// in both numbers. Nodes that are dead count until they are removed from the
-	// cluster. Above 0.55 a leader that sees this node dead has frozen evictions.
+	// cluster. Above 0.55 a leader that sees this node dead has frozen evictions. It
+	// is 0 where gossip hears nothing of the servers, and so cannot tell.
 	AliveFraction float64
 }
 
