@@ -85,8 +85,8 @@ func unsealFiles(dir string, files map[string][]byte, key *seal.Key) (map[string
 }
 
 // sealFile gives a file's form on the disk.
-func sealFile(name string, plain []byte, key *seal.Key) ([]byte, error) {
-	if !private[name] || key.Sealed() == nil {
+func sealFile(name string, plain []byte, key *seal.Key, sealed bool) ([]byte, error) {
+	if !private[name] || !sealed {
 		return plain, nil
 	}
 	b, err := key.Wrap(name, plain)
@@ -102,7 +102,7 @@ func OnDisk(plain map[string][]byte, key *seal.Key) (map[string][]byte, error) {
 	out := map[string][]byte{seal.KeyFile: key.File(), keyIDFile: []byte(key.ID() + "\n")}
 	for name, b := range plain {
 		var err error
-		if out[name], err = sealFile(name, b, key); err != nil {
+		if out[name], err = sealFile(name, b, key, key.Sealed() != nil); err != nil {
 			return nil, err
 		}
 	}
@@ -122,6 +122,9 @@ func writeFiles(dir string, files map[string][]byte) error {
 		if err := writeSynced(filepath.Join(tmp, name), b); err != nil {
 			return fmt.Errorf("write cluster keys: %w", err)
 		}
+	}
+	if err := syncDir(tmp); err != nil {
+		return fmt.Errorf("write cluster keys: %w", err)
 	}
 	// An empty directory may be left from an earlier attempt.
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -129,6 +129,30 @@ func TestChangePassphrase(t *testing.T) {
 	}
 }
 
+// TestPassphraseUnderARunningServer: what it writes afterwards is sealed too, and
+// opens with the passphrase.
+func TestPassphraseUnderARunningServer(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "pki")
+	p, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ChangePassphrase(dir, nil, []byte("pass")); err != nil {
+		t.Fatal(err)
+	}
+	fresh, err := p.NewCA()
+	if err != nil {
+		t.Fatal(err)
+	}
+	set(t, p, Keys{CAs: []CA{fresh}, SAKey: p.Keys().SAKey})
+	if b, err := os.ReadFile(filepath.Join(dir, CAKeyFile)); err != nil || !isSealed(b) {
+		t.Errorf("the key of the new CA is readable: %v", err)
+	}
+	if q, err := OpenProtected(dir, []byte("pass")); err != nil || !bytes.Equal(q.Keys().CAs[0].Key, fresh.Key) {
+		t.Errorf("not the new CA: %v", err)
+	}
+}
+
 func TestInstall(t *testing.T) {
 	p := mustOpen(t)
 	dir := filepath.Join(t.TempDir(), "pki")

@@ -21,8 +21,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -238,7 +240,11 @@ func (p *PKI) write(name string, plain []byte) error {
 			return err
 		}
 	}
-	b, err := sealFile(name, plain, p.key)
+	sealed, err := p.sealed()
+	if err != nil {
+		return fmt.Errorf("write cluster keys: %w", err)
+	}
+	b, err := sealFile(name, plain, p.key, sealed)
 	if err == nil {
 		err = replaceFile(filepath.Join(p.dir, name), b)
 	}
@@ -246,6 +252,19 @@ func (p *PKI) write(name string, plain []byte) error {
 		return fmt.Errorf("write cluster keys: %w", err)
 	}
 	return nil
+}
+
+// sealed says whether private keys are under a passphrase on the disk. That can
+// have changed since this process began, by ChangePassphrase.
+func (p *PKI) sealed() (bool, error) {
+	if p.key.Sealed() != nil {
+		return true, nil
+	}
+	b, err := os.ReadFile(filepath.Join(p.dir, seal.KeyFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return seal.IsSealed(b), err
 }
 
 // SetLogger says where renewals are reported; by default nowhere.

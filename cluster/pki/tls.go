@@ -148,7 +148,8 @@ func DialTLS(s CertSource, o TLSOptions, dial Dialer) Dialer {
 		config := ClientTLS(s, o)
 		config.ServerName = host
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
-		conn := tls.Client(endsWith(raw, cert), config)
+		raw = endsWith(raw, cert)
+		conn := tls.Client(raw, config)
 		if _, bounded := ctx.Deadline(); !bounded {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, handshakeTimeout)

@@ -183,6 +183,12 @@ func ParseKey(b, passphrase []byte) (*Key, error) {
 	return k, nil
 }
 
+// IsSealed says whether a key file is under a passphrase.
+func IsSealed(b []byte) bool {
+	block, _ := pem.Decode(b)
+	return block != nil && block.Type == sealedType
+}
+
 func deriveFor(block *pem.Block, passphrase []byte) (*Key, error) {
 	if kdf := block.Headers["Kdf"]; kdf != "scrypt" {
 		return nil, fmt.Errorf("the cluster key is sealed by %q, which this version does not know", kdf)
