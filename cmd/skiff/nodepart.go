@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -130,7 +131,7 @@ func newNodePart(o hostOptions, to access) (_ *nodePart, err error) {
 	}
 	a.node, err = node.New(node.Config{
 		Name: o.name, RESTConfig: to.api, TLS: to.tls, Contact: to.contact,
-		ListenAddr: fmt.Sprintf(":%d", o.nodePort), DataDir: nodeDir, StateDir: state, NodeIP: o.advertise,
+		ListenAddr: netip.AddrPortFrom(o.bind, o.nodePort).String(), DataDir: nodeDir, StateDir: state, NodeIP: o.advertise,
 		ClusterDomain: set.ClusterDomain, ResolvConf: o.resolvConf, Labels: o.labels, Taints: o.taints, MaxPods: o.maxPods,
 		Network: podNetwork{a.proxy.Network()}, Runtime: pod.Wrap(containers), Images: images{a.images, a.loaded},
 		Version: componentversion.Get().GitVersion, RuntimeVersion: version, Logger: o.logger.With("component", "node"),

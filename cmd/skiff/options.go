@@ -43,12 +43,12 @@ func hostFlags(more ...cli.Flag) []cli.Flag {
 		stringFlag("name", "name of this host in the cluster (default: the host name)", ""),
 		stringFlag("join", "HOST or HOST:PORT of the API of any server of the cluster to join; needed once", ""),
 		stringFlag("token", "what skiff token create has printed, with --join; needed once", ""),
-		stringFlag("advertise-address", "address by which others reach this host (default: that of the default route, followed when it changes)", ""),
+		stringFlag("advertise-address", "address by which others reach this host (default: --bind-address if that is one address, else that of the default route, followed when it changes)", ""),
 		stringFlag("bind-address", "address the ports for other hosts listen on", "0.0.0.0"),
 	}, more...),
 		numberFlag("gossip-port", "port, UDP and TCP, by which all hosts watch over each other", cluster.DefaultGossipPort),
 		numberFlag("node-port", "port of this node's own API", 10250),
-		listFlag("node-label", "KEY=VALUE label of this node, when it registers first"),
+		listFlag("node-label", "KEY=VALUE label of this node, put on it at every start"),
 		listFlag("node-taint", "KEY=VALUE:EFFECT taint of this node, when it registers first"),
 		numberFlag("max-pods", "pods that this node takes", 110),
 		stringFlag("image-dir", "folder of image archives to load at start (default: DATA-DIR/images)", ""),
@@ -66,6 +66,7 @@ type hostOptions struct {
 	detected             bool // advertise was found, not given: it may change
 	bind                 netip.Addr
 	gossipPort, nodePort uint16
+	ports                []string // flags of all ports that are opened
 	labels               map[string]string
 	taints               []corev1.Taint
 	maxPods              int
@@ -93,15 +94,25 @@ func parseHost(c *cli.Context, ports ...string) (o hostOptions, err error) {
 	if o.advertise, err = parseAddr(c, "advertise-address"); err != nil {
 		return o, err
 	}
-	if o.advertise.IsValid() && !o.advertise.Is4() {
-		return o, usagef("--advertise-address %s: only IPv4 is supported yet", o.advertise)
+	switch a := o.advertise; {
+	case a.IsValid() && !a.Is4():
+		return o, usagef("--advertise-address %s: only IPv4 is supported yet", a)
+	case a.IsValid() && (a.IsUnspecified() || a.IsMulticast()):
+		return o, usagef("--advertise-address %s: others cannot reach a host by that", a)
 	}
 	if o.bind, err = parseAddr(c, "bind-address"); err != nil {
 		return o, err
 	}
+	switch {
+	case !o.bind.IsValid():
+		o.bind = netip.IPv4Unspecified()
+	case !o.bind.Is4() && !o.bind.IsUnspecified():
+		return o, usagef("--bind-address %s: only IPv4 is supported yet", o.bind)
+	}
 	if err := differentPorts(c, ports); err != nil {
 		return o, err
 	}
+	o.ports = ports
 	if o.labels, err = parseLabels(c.StringSlice("node-label")); err != nil {
 		return o, err
 	}
@@ -126,6 +137,10 @@ func parseHost(c *cli.Context, ports ...string) (o hostOptions, err error) {
 // possible, and last among the things that can be wrong.
 func (o *hostOptions) findAddress() (err error) {
 	if o.advertise.IsValid() {
+		return nil
+	}
+	if !o.bind.IsUnspecified() {
+		o.advertise = o.bind // nothing listens on another
 		return nil
 	}
 	o.advertise, err = hostAddress()
