@@ -53,6 +53,10 @@ func serverCommand() *cli.Command {
 	}
 }
 
+// controlPlaneLabel is on the nodes of servers: kubectl get nodes shows it as
+// their role. It says nothing of what may run there; no taint goes with it.
+const controlPlaneLabel = "node-role.kubernetes.io/control-plane"
+
 // serverOptions are those of a server and the node on its host.
 type serverOptions struct {
 	hostOptions
@@ -66,6 +70,9 @@ type serverOptions struct {
 func parseServer(c *cli.Context) (o serverOptions, err error) {
 	if o.hostOptions, err = parseHost(c, "api-port", "raft-port", "gossip-port", "node-port"); err != nil {
 		return o, err
+	}
+	if _, given := o.labels[controlPlaneLabel]; !given {
+		o.labels[controlPlaneLabel] = ""
 	}
 	cidrs := map[string]netip.Prefix{}
 	for _, f := range []string{"cluster-cidr", "service-cidr"} {

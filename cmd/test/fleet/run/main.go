@@ -8,6 +8,8 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net/http"
+	_ "net/http/pprof"
 	"os"
 	"os/signal"
 	"time"
@@ -27,6 +29,7 @@ func main() {
 	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "of the churn")
 	verbose := flag.Bool("v", false, "show what members log")
 	out := flag.String("out", "", "write the report to this file, as JSON")
+	profiles := flag.String("pprof", "", "serve profiles at this address, as with go tool pprof")
 	flag.Parse()
 	if flag.NArg() > 0 || *servers < 1 || *servers > 5 || *nodes < 1 || *nodes > 200 || *pods < 1 || *pods > 100 {
 		flag.Usage()
@@ -40,6 +43,13 @@ func main() {
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // client-go's
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
+	if *profiles != "" {
+		go func() {
+			if err := http.ListenAndServe(*profiles, nil); err != nil { // the handlers of net/http/pprof
+				fmt.Fprintln(os.Stderr, "fleet: -pprof:", err)
+			}
+		}()
+	}
 	dir, err := os.MkdirTemp("", "skiff-fleet")
 	if err == nil {
 		fmt.Printf("seed %d\n", *seed)
