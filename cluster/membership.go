@@ -122,6 +122,7 @@ func (s *Server) rpcHandlers() map[string]consensus.Handler {
 	return map[string]consensus.Handler{
 		nodehealth.LeaseMethod:  late(func() consensus.Handler { return s.leases.Handle }),
 		membership.MethodStatus: late(func() consensus.Handler { return s.members.Methods()[membership.MethodStatus] }),
+		membership.MethodRemove: late(func() consensus.Handler { return s.members.Methods()[membership.MethodRemove] }),
 	}
 }
 
@@ -190,6 +191,14 @@ func (r raftMembers) Members() []membership.RaftMember {
 		out = append(out, membership.RaftMember{ID: m.ID, Address: m.Address, Voter: m.Voter, LastContact: -1})
 	}
 	return out
+}
+
+// HandOver implements membership.Raft.
+func (r raftMembers) HandOver(ctx context.Context) error {
+	if !r.IsLeader() {
+		return nil
+	}
+	return r.TransferLeadership(ctx, "")
 }
 
 func (r raftMembers) MemberStats(ctx context.Context) ([]membership.RaftMember, error) {

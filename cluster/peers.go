@@ -99,6 +99,14 @@ func (s *Server) runGossip(ctx context.Context) error {
 	if err != nil {
 		return nil // stopped meanwhile
 	}
+	select { // one that was removed while it was down must not seem to be back
+	case <-s.members.Asked():
+	case <-ctx.Done():
+		return nil
+	}
+	if s.members.Membership().Err() != nil {
+		return nil
+	}
 	generation, _ := s.trusted()
 	g, err := gossip.New(gossip.Config{
 		Name: s.cfg.Name, Bind: s.cfg.BindAddress, Advertise: s.cfg.AdvertiseAddress, Port: s.cfg.GossipPort, Keys: keys,
@@ -117,11 +125,15 @@ func (s *Server) runGossip(ctx context.Context) error {
 	tasks.Go(func() error { ReportLoad(ctx, g); return nil })
 	tasks.Go(func() error { s.followTrust(ctx, g); return nil })
 	tasks.Go(func() error {
+		removals, cancel := s.members.Removals()
+		defer cancel()
 		for {
+			s.forgetRemoved(g)
 			s.bookkeeping(ctx, nil)
 			s.peersChanged.poke()
 			select {
 			case <-changes:
+			case <-removals:
 			case <-time.After(kubeconfigCheck):
 			case <-ctx.Done():
 				return nil
@@ -129,6 +141,16 @@ func (s *Server) runGossip(ctx context.Context) error {
 		}
 	})
 	return tasks.Wait()
+}
+
+// forgetRemoved drops former members, whichever server has removed them, unless
+// another host has their name by now.
+func (s *Server) forgetRemoved(g *gossip.Gossip) {
+	for _, m := range g.Members() {
+		if m.State != gossip.Alive && s.members.Removed(m.Tags.ID) {
+			g.Forget(m.Name)
+		}
+	}
 }
 
 // kubeconfigCheck is how often the age of the administrator's certificate is

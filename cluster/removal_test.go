@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/skiff-sh/skiff/cluster/gossip"
 	"github.com/skiff-sh/skiff/cluster/membership"
 )
 
@@ -95,13 +96,17 @@ func TestServersJoinAndAreRemoved(t *testing.T) {
 	if code, _ := a.remove(t, "c", false); code != http.StatusConflict {
 		t.Errorf("the last spare server is removed without force: %d", code)
 	}
+	watch, err := c.client.CoreV1().ConfigMaps("default").Watch(ctx, metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	// From a follower, of a follower.
 	code, r := b.remove(t, "c", true)
 	if code != http.StatusOK || r.Role != membership.RoleWitness || len(r.Notes) == 0 || !strings.Contains(r.Notes[0], "stops all writes") {
 		t.Errorf("remove: %d, %+v", code, r)
 	}
 	select {
-	case <-c.members.Gone():
+	case <-c.members.Membership().Done():
 	case <-time.After(30 * time.Second):
 		t.Error("the removed server does not notice it")
 	}
@@ -112,8 +117,42 @@ func TestServersJoinAndAreRemoved(t *testing.T) {
 		_, err := s.client.CoreV1().ConfigMaps("default").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 		return err
 	}
-	if err := write(c, "from-c"); err == nil {
-		t.Error("the removed server takes a write")
+	began := time.Now()
+	if err := write(c, "from-c"); err == nil || !strings.Contains(err.Error(), "this server was removed from the cluster by skiff:admin") ||
+		!strings.Contains(err.Error(), "run skiff reset --delete-data and join again") || time.Since(began) > 2*time.Second {
+		t.Errorf("the removed server takes a write: %v, after %s", err, time.Since(began))
+	}
+	if _, err := c.client.CoreV1().ConfigMaps("default").List(ctx, metav1.ListOptions{ResourceVersion: "0"}); err == nil {
+		t.Error("it tells what it knew")
+	}
+	ended := time.After(10 * time.Second)
+	for open := true; open; {
+		select {
+		case _, open = <-watch.ResultChan():
+		case <-ended:
+			t.Fatal("a watch goes on that will never tell anything")
+		}
+	}
+	for path, ok := range map[string]bool{"/livez": true, "/readyz": false} {
+		_, err := c.client.CoreV1().RESTClient().Get().AbsPath(path).DoRaw(ctx)
+		if (err == nil) != ok {
+			t.Errorf("%s of the removed server: %v", path, err)
+		}
+	}
+	if w := c.Status(ctx).Warnings; len(w) != 1 || !strings.Contains(w[0], "this server was removed") {
+		t.Errorf("warnings of the removed server: %q", w)
+	}
+	for _, s := range []*testServer{a, b} {
+		within(t, 20*time.Second, "the others forget it", func() bool {
+			m, known := s.gossip.Load().Member("c")
+			k, err := os.ReadFile(s.KubeconfigPath())
+			return (!known || m.State != gossip.Alive) && err == nil && !strings.Contains(string(k), fmt.Sprintf(":%d", c.cfg.Port))
+		})
+	}
+	select {
+	case <-c.ended:
+		t.Error("the removed server has ended")
+	default:
 	}
 	if err := write(b, "from-b"); err != nil {
 		t.Errorf("the others take none: %v", err)
@@ -140,10 +179,10 @@ func TestServersJoinAndAreRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan error, 1)
-	go func() { ended <- again.Run(ctx) }()
+	over := make(chan error, 1)
+	go func() { over <- again.Run(ctx) }()
 	select {
-	case <-again.members.Gone():
+	case <-again.members.Membership().Done():
 	case <-time.After(30 * time.Second):
 		t.Error("started again, it does not notice that it was removed")
 	}
@@ -151,12 +190,44 @@ func TestServersJoinAndAreRemoved(t *testing.T) {
 		t.Errorf("it has come back: %d members", n)
 	}
 	cancel()
-	if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
+	if again.gossip.Load() != nil {
+		t.Error("it has shown itself to the others as if it were a member")
+	}
+	if err := <-over; err != nil && !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	for _, m := range a.Status(context.Background()).Members {
 		if m.Name != "test" {
 			t.Errorf("still shown: %+v", m)
 		}
+	}
+}
+
+// The leader leaves by its own API, then the other of two; the last may not.
+func TestServersLeave(t *testing.T) {
+	t.Parallel()
+	a := newServer(t)
+	b := startServer(t, joined(t, a, "b", membership.RoleServer))
+	within(t, 60*time.Second, "both vote", func() bool {
+		st := b.Status(context.Background())
+		return st.Partial == "" && len(st.Members) == 2 && st.Members[0].Voter && st.Members[1].Voter && st.Leader == "test"
+	})
+	var r membership.Removed
+	if code := skiffAPI(t, a.config, "POST", membership.LeavePath+"?id="+a.ID(), "", &r); code != http.StatusOK || r.Name != "test" || r.ID != a.ID() {
+		t.Fatalf("leave: %d, %+v", code, r)
+	}
+	within(t, 20*time.Second, "it knows that it has left", func() bool { return a.members.Membership().Err() != nil })
+	within(t, 20*time.Second, "the other goes on alone", func() bool {
+		st := b.Status(context.Background())
+		return len(b.node.Members()) == 1 && st.Leader == "b" && len(st.Members) == 1
+	})
+	if _, err := b.client.CoreV1().ConfigMaps("default").Create(context.Background(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "x"}}, metav1.CreateOptions{}); err != nil {
+		t.Error(err)
+	}
+	if code := skiffAPI(t, a.config, "POST", membership.LeavePath+"?id="+a.ID(), "", &r); code != http.StatusServiceUnavailable {
+		t.Errorf("leaving twice: %d", code)
+	}
+	if code := skiffAPI(t, b.config, "POST", membership.LeavePath+"?id="+b.ID(), "", &r); code != http.StatusConflict {
+		t.Errorf("the last one leaves: %d", code)
 	}
 }

@@ -185,6 +185,7 @@ func (s *Server) openAPI(port net.Listener) error {
 		PodEvictionTimeout: &timeout, Gossip: nodeGossip{s},
 		Handlers: s.handlers(), OpenHandlers: s.members.OpenHandlers(), CheckCertificate: s.members.CheckCertificate, TrustedCA: s.pki.Trusts,
 		Fresh: s.node.ReadIndex, Writable: s.writable,
+		Membership: s.members.Membership(), StillServed: []string{StatusPath, membership.RemovedPath, membership.CAPath},
 		Profiling: s.cfg.Profiling, Logger: s.cfg.Logger.With("component", "api"),
 	})
 	if err != nil {
@@ -195,6 +196,9 @@ func (s *Server) openAPI(port net.Listener) error {
 
 // writable says why this server takes no writes, if so.
 func (s *Server) writable() error {
+	if err := context.Cause(s.members.Membership()); err != nil {
+		return err
+	}
 	if id, _ := s.node.Leader(); id == "" {
 		return fmt.Errorf("%w: reads with resourceVersion=0 go on", consensus.ErrNoLeader)
 	}
@@ -281,12 +285,24 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	})
 	for _, run := range []func(context.Context) error{s.backend.Run, s.api.Run, s.leader.Run, s.trust.Run, s.members.Run,
-		s.runGossip, s.keepRoster, s.followSettings, s.awaitReady} {
+		s.retire, s.runGossip, s.keepRoster, s.followSettings, s.awaitReady} {
 		g.Go(func() error { return run(ctx) })
 	}
 	err := g.Wait()
 	stopLog()
 	return errors.Join(err, <-logEnded)
+}
+
+// retire ends this server's part in the log when it was removed. It runs on, so
+// that it can say so, and its pods run on.
+func (s *Server) retire(ctx context.Context) error {
+	member := s.members.Membership()
+	select {
+	case <-member.Done():
+		s.node.Retire(context.Cause(member))
+	case <-ctx.Done():
+	}
+	return nil
 }
 
 // awaitReady closes ready when the API serves and what every cluster has from

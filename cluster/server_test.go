@@ -35,6 +35,7 @@ type testServer struct {
 	client kubernetes.Interface
 	config *rest.Config
 	stop   func()
+	ended  <-chan struct{} // closed when Run has returned
 }
 
 // onLoopback listens where the test may, whatever port is asked for.
@@ -80,8 +81,8 @@ func startServer(t testing.TB, c Config) *testServer {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx) }()
+	ended, over := make(chan error, 1), make(chan struct{})
+	go func() { ended <- s.Run(ctx); close(over) }()
 	stopped := false
 	stop := func() {
 		if stopped {
@@ -111,7 +112,7 @@ func startServer(t testing.TB, c Config) *testServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &testServer{Server: s, client: client, config: config, stop: stop}
+	return &testServer{Server: s, client: client, config: config, stop: stop, ended: over}
 }
 
 // newServer runs a server on a new data dir.

@@ -26,7 +26,7 @@ func longRunning() apirequest.LongRunningRequestCheck {
 // on anything else. complete is closed when all paths are known; before that an
 // unknown path is answered with 503 instead of 404. What is open is served
 // before authentication.
-func chain(complete <-chan struct{}, open map[string]http.Handler) func(http.Handler, *genericapiserver.Config) http.Handler {
+func chain(complete <-chan struct{}, cfg Config) func(http.Handler, *genericapiserver.Config) http.Handler {
 	return func(h http.Handler, c *genericapiserver.Config) http.Handler {
 		h = genericapifilters.WithAuthorization(h, c.Authorization.Authorizer, c.Serializer)
 		h = genericfilters.WithMaxInFlightLimit(h, c.MaxRequestsInFlight, c.MaxMutatingRequestsInFlight, c.LongRunningFunc)
@@ -37,11 +37,12 @@ func chain(complete <-chan struct{}, open map[string]http.Handler) func(http.Han
 		}
 		failed := genericapifilters.Unauthorized(c.Serializer)
 		h = genericapifilters.WithAuthentication(h, c.Authentication.Authenticator, failed, c.Authentication.APIAudiences, nil)
-		h = withOpen(h, open)
+		h = withOpen(h, cfg.OpenHandlers)
 		h = genericapifilters.WithWarningRecorder(h)
 		h = genericapifilters.WithRequestDeadline(h, nil, nil, c.LongRunningFunc, c.Serializer, c.RequestTimeout)
 		h = genericfilters.WithWaitGroup(h, c.LongRunningFunc, c.NonLongRunningRequestWaitGroup)
 		h = genericapifilters.WithCacheControl(h)
+		h = withMembership(h, cfg.Membership, cfg.StillServed, c.LongRunningFunc, c.Serializer)
 		h = genericapifilters.WithRequestInfo(h, c.RequestInfoResolver)
 		h = genericapifilters.WithRequestReceivedTimestamp(h)
 		h = genericapifilters.WithMuxAndDiscoveryComplete(h, complete)

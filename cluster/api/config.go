@@ -77,6 +77,12 @@ type Config struct {
 	// Writable says why writes and exact reads are refused now, if so; nil: they
 	// never are. /readyz and nothing else depends on it.
 	Writable func() error
+	// Membership ends when this server was removed from its cluster; its cause says
+	// what to do. From then on nothing is served to other hosts but health, and the
+	// exact paths of StillServed; requests that take long are ended. Nil: it never
+	// does.
+	Membership  context.Context
+	StillServed []string
 	// Profiling serves /debug/pprof to those who may read it.
 	Profiling bool
 

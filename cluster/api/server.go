@@ -207,7 +207,7 @@ func (s *Server) genericConfig(codecs serializer.CodecFactory, a access) (*gener
 	g.Authorization.Authorizer = a.authorizer.Authorizer
 	g.RuleResolver = a.authorizer.RuleResolver
 	g.LongRunningFunc = longRunning()
-	g.BuildHandlerChainFunc = chain(s.complete, s.cfg.OpenHandlers)
+	g.BuildHandlerChainFunc = chain(s.complete, s.cfg)
 	g.MaxRequestsInFlight, g.MaxMutatingRequestsInFlight = s.cfg.MaxReads, s.cfg.MaxWrites
 	g.RequestTimeout = s.cfg.RequestTimeout
 	g.MinRequestTimeout = int(minWatchTime / time.Second)

@@ -59,8 +59,22 @@ func (s *Service) Join(ctx context.Context, shown string, r JoinRequest) (*Answe
 	if err != nil {
 		return nil, err
 	}
+	if others := s.c.Raft.Members(); r.Role.Votes() && countOthers(others, r.NodeID) == 1 {
+		a.Warnings = append(a.Warnings, "with this server two vote, and "+twoVoters)
+	}
 	s.c.Logger.Info("a host has joined", "name", r.Name, "role", r.Role, "address", r.Address, "token", t.ID)
 	return a, nil
+}
+
+// countOthers is how many servers beside the one with that ID vote, or will when
+// they have caught up.
+func countOthers(members []RaftMember, id string) (n int) {
+	for _, m := range members {
+		if m.ID != id {
+			n++
+		}
+	}
+	return n
 }
 
 // checkRequest is what can be refused without looking at other members.

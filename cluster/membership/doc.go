@@ -121,6 +121,8 @@ type Answer struct {
 	Cert []byte `json:"cert,omitempty"` // PEM, of agents
 	// PKI are the files of <data-dir>/pki, for servers.
 	PKI map[string][]byte `json:"pki,omitempty"`
+	// Warnings say what the cluster is like with this host in it, a line each.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // NodeConfig is what an agent asks for when the trust or the servers changed.

@@ -115,6 +115,21 @@ func (r *fakeRaft) Remove(_ context.Context, id string) error {
 	return nil
 }
 
+func (r *fakeRaft) HandOver(context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.leader != "id-a" {
+		return nil
+	}
+	for _, m := range r.members {
+		if m.ID != "id-a" && m.Voter && m.Healthy {
+			r.leader = m.ID
+			return nil
+		}
+	}
+	return consensus.ErrQuorumRisk
+}
+
 func (r *fakeRaft) Promote(_ context.Context, id string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -86,12 +86,22 @@ func (s *Service) find(ctx context.Context, name string) (*target, error) {
 
 // Remove ends a membership. by says who asked, for the record. A server whose
 // loss would leave no spare one is removed only with force; one without which
-// there would be no quorum never is, because that could not be committed.
+// there would be no quorum never is, because that could not be committed. A server
+// has another one remove it: what comes after its last moment as a member is not
+// for it to write.
 func (s *Service) Remove(ctx context.Context, name, by string, force bool) (*Removed, error) {
 	t, err := s.find(ctx, name)
 	if err != nil {
 		return nil, err
 	}
+	if t.ID != "" && t.ID == s.c.Self().ID {
+		return s.removeSelf(ctx, t, by, force)
+	}
+	return s.remove(ctx, t, by, force)
+}
+
+func (s *Service) remove(ctx context.Context, t *target, by string, force bool) (*Removed, error) {
+	name := t.Name
 	if r := s.removal(t.ID); r != nil && !r.Pending && !t.inRaft && !t.node {
 		return nil, refuse(http.StatusConflict, "%s was removed already by %s at %s", name, r.By, r.At.Format(time.RFC3339))
 	}
@@ -102,7 +112,7 @@ func (s *Service) Remove(ctx context.Context, name, by string, force bool) (*Rem
 			return nil, err
 		}
 		if risk != "" && !force {
-			return nil, refuse(http.StatusConflict, "%s: add another server first, or say --force", risk)
+			return nil, riskRefusal(risk)
 		}
 		if risk != "" {
 			out.Notes = append(out.Notes, risk)
@@ -114,15 +124,16 @@ func (s *Service) Remove(ctx context.Context, name, by string, force bool) (*Rem
 			return nil, err
 		}
 	}
+	// The mark comes first, or a host that runs would make its node anew.
+	if err := s.markRemoved(ctx, name, t.ID, Removal{Name: name, Role: t.role, By: by, At: s.c.Now().UTC().Truncate(time.Second)}); err != nil {
+		return nil, err
+	}
 	if t.node {
 		notes, err := s.removeNode(ctx, name)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s was removed, but for its node: %w; try again", name, err)
 		}
 		out.Notes = append(out.Notes, notes...)
-	}
-	if err := s.markRemoved(ctx, name, t.ID, Removal{Name: name, Role: t.role, By: by, At: s.c.Now().UTC().Truncate(time.Second)}); err != nil {
-		return nil, err
 	}
 	s.c.Forget(name)
 	if t.state == Alive {
@@ -130,6 +141,82 @@ func (s *Service) Remove(ctx context.Context, name, by string, force bool) (*Rem
 	}
 	s.c.Logger.Info("a member was removed", "name", name, "id", t.ID, "role", t.role, "by", by)
 	return out, nil
+}
+
+// MethodRemove removes the server that calls it.
+const MethodRemove = "membership/remove"
+
+type removeRequest struct {
+	Name  string `json:"name"`
+	By    string `json:"by"`
+	Force bool   `json:"force"`
+}
+
+type removeAnswer struct {
+	Removed *Removed `json:"removed,omitempty"`
+	Refusal *Refusal `json:"refusal,omitempty"`
+}
+
+// removeSelf lets another server remove this one.
+func (s *Service) removeSelf(ctx context.Context, t *target, by string, force bool) (*Removed, error) {
+	if t.inRaft { // if it is refused, leadership stays where it is
+		if risk, err := s.risk(ctx, t); err != nil {
+			return nil, err
+		} else if risk != "" && !force {
+			return nil, riskRefusal(risk)
+		}
+	}
+	body, err := json.Marshal(removeRequest{Name: t.Name, By: by, Force: force})
+	if err != nil {
+		return nil, fmt.Errorf("encode the request: %w", err)
+	}
+	if err := s.c.Raft.HandOver(ctx); err != nil {
+		return nil, fmt.Errorf("remove server %s: let another server lead first: %w", t.Name, err)
+	}
+	s.busy.Lock()
+	defer s.busy.Unlock()
+	b, err := s.c.Raft.CallLeader(ctx, MethodRemove, body)
+	if err != nil {
+		return nil, fmt.Errorf("remove server %s: %w", t.Name, err)
+	}
+	a, err := decodeJSON[removeAnswer](b)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("remove server %s: answer of the leader: %w", t.Name, err)
+	case a.Refusal != nil:
+		return nil, a.Refusal
+	case a.Removed == nil:
+		return nil, fmt.Errorf("remove server %s: the leader's answer is empty", t.Name)
+	}
+	select {
+	case s.told <- &Removal{Name: t.Name, Role: t.role, By: by, At: s.c.Now().UTC().Truncate(time.Second)}:
+	default:
+	}
+	return a.Removed, nil
+}
+
+// answerRemove removes another server for itself.
+func (s *Service) answerRemove(ctx context.Context, _ string, body []byte) ([]byte, error) {
+	q, err := decodeJSON[removeRequest](body)
+	if err != nil {
+		return nil, fmt.Errorf("request to remove a server: %w", err)
+	}
+	t, err := s.find(ctx, q.Name)
+	var a removeAnswer
+	switch {
+	case err == nil && t.ID == s.c.Self().ID:
+		return nil, fmt.Errorf("remove server %s: %w", q.Name, consensus.ErrNotLeader) // it leads again
+	case err == nil:
+		a.Removed, err = s.remove(ctx, t, q.By, q.Force)
+	}
+	if err != nil && !errors.As(err, &a.Refusal) {
+		return nil, err
+	}
+	return json.Marshal(a)
+}
+
+func riskRefusal(risk string) error {
+	return refuse(http.StatusConflict, "%s: add another server first, or say --force", risk)
 }
 
 // markRemoved writes that the member is gone for good.
@@ -299,6 +386,32 @@ func (s *Service) Promote(ctx context.Context, name string) error {
 		return fmt.Errorf("promote server %s: %w", name, err)
 	}
 	return nil
+}
+
+// Removals gives a channel of one place that is poked after every change of who
+// was removed, and a function that ends this.
+func (s *Service) Removals() (<-chan struct{}, func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	poked := make(chan struct{}, 1)
+	w := s.c.Store.Watch(removedPrefix, s.c.Store.Revision())
+	go func() {
+		for {
+			events, _, err := w.Next(ctx)
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err != nil: // fell behind
+				w = s.c.Store.Watch(removedPrefix, s.c.Store.Revision())
+			case len(events) == 0:
+				continue
+			}
+			select {
+			case poked <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	return poked, cancel
 }
 
 // FinishRemovals is a leader's duty: it brings removals of servers to an end

@@ -37,6 +37,8 @@ type Raft interface {
 	// consensus.ErrQuorumRisk if those that stay are no live quorum: then the
 	// removal itself could not be committed.
 	Remove(ctx context.Context, id string) error
+	// HandOver lets another voter lead, if this server does.
+	HandOver(ctx context.Context) error
 	// Promote makes a member that does not vote yet a voter.
 	Promote(ctx context.Context, id string) error
 	// CallLeader runs a method of Service.Methods on the leader.
@@ -138,8 +140,13 @@ type Config struct {
 type Service struct {
 	c        Config
 	attempts *attempts
-	gone     chan struct{} // closed when this server was removed
-	once     sync.Once     // of closing gone
+
+	member context.Context         // ends when this server was removed, with the reason as its cause
+	leave  context.CancelCauseFunc // ends member
+	once   sync.Once               // of leave
+	busy   sync.Mutex              // held while another server removes this one for it: leave waits for the answer
+	told   chan *Removal           // of one place: that this server was removed
+	asked  chan struct{}           // closed when the others were asked at the start
 }
 
 // New validates c and starts nothing.
@@ -198,7 +205,9 @@ func New(c Config) (*Service, error) {
 	if c.Certificates == nil {
 		c.Certificates = func() []Certificate { return nil }
 	}
-	return &Service{c: c, attempts: newAttempts(c.Now), gone: make(chan struct{})}, nil
+	s := &Service{c: c, attempts: newAttempts(c.Now), told: make(chan *Removal, 1), asked: make(chan struct{})}
+	s.member, s.leave = context.WithCancelCause(context.Background())
+	return s, nil
 }
 
 // signer is the CA certificate that signs now.
@@ -257,7 +266,7 @@ func statusOf(err error) int {
 	switch {
 	case errors.As(err, &r):
 		return r.Status
-	case errors.Is(err, errTryAgain), errors.Is(err, consensus.ErrNoLeader), errors.Is(err, consensus.ErrUnknownOutcome), errors.Is(err, consensus.ErrStopped), errors.Is(err, consensus.ErrNoSpace):
+	case errors.Is(err, errTryAgain), errors.Is(err, consensus.ErrNoLeader), errors.Is(err, consensus.ErrUnknownOutcome), errors.Is(err, consensus.ErrStopped), errors.Is(err, consensus.ErrNoSpace), errors.Is(err, consensus.ErrRemoved):
 		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError

@@ -76,6 +76,9 @@ type Certificate struct {
 	RenewAt *time.Time `json:"renewAt,omitempty"`
 }
 
+// twoVoters is what to know of a cluster whose configuration has two voters.
+const twoVoters = "losing either server stops writes: add a third or a --witness"
+
 // leaderTimeout bounds how long the leader is asked for its view.
 const leaderTimeout = 2 * time.Second
 
@@ -85,6 +88,7 @@ const MethodStatus = "membership/status"
 // Methods are run on the leader, by Raft.CallLeader.
 func (s *Service) Methods() map[string]func(ctx context.Context, from string, body []byte) ([]byte, error) {
 	return map[string]func(context.Context, string, []byte) ([]byte, error){
+		MethodRemove: s.answerRemove,
 		MethodStatus: func(context.Context, string, []byte) ([]byte, error) {
 			return json.Marshal(leaderView{Evictions: s.c.Evictions()})
 		},
@@ -115,6 +119,9 @@ func (s *Service) Status(ctx context.Context) Status {
 	}
 	st.FailureTolerance = tolerance(st.Members)
 	st.Warnings = warnings(&st, s.c.Now())
+	if err := context.Cause(s.member); err != nil {
+		st.Warnings = []string{err.Error()} // what it knows of the rest is old
+	}
 	return st
 }
 
@@ -265,7 +272,7 @@ func warnings(st *Status, now time.Time) []string {
 	}
 	switch {
 	case voters == 2:
-		add("losing either server stops writes: add a third or a --witness")
+		add(twoVoters)
 	case voters > 2 && voters%2 == 0 && len(down) == 0:
 		add("%d voting servers tolerate no more failures than %d: add or remove one", voters, voters-1)
 	}

@@ -59,6 +59,7 @@ type backend struct {
 	link     *link
 	requests atomic.Int32
 	status   atomic.Int32
+	removed  atomic.Bool
 }
 
 func (b *backend) address() string { return b.link.Addr().String() }
@@ -68,6 +69,11 @@ func (a *authority) serve(t *testing.T, name string) *backend {
 	b := &backend{}
 	b.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b.requests.Add(1)
+		if b.removed.Load() {
+			w.Header().Set(RemovedHeader, "true")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
 		if code := b.status.Load(); code != 0 {
 			w.Header().Set("Retry-After", "1")
 			w.WriteHeader(int(code))
@@ -293,6 +299,32 @@ func TestServerWithoutItsClusterIsLeft(t *testing.T) {
 	}
 	if got := ask(t, c, http.MethodPost, "hello"); got != "two HTTP/2.0 hello" {
 		t.Fatal(got)
+	}
+}
+
+// A server that was removed has done nothing: what has no body goes to the next at
+// once, the rest from the next request on.
+func TestServerThatWasRemovedIsLeft(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	one, two := a.serve(t, "one"), a.serve(t, "two")
+	one.removed.Store(true)
+	for first, want := range map[string]string{"GET": "two HTTP/2.0 ", "DELETE": "two HTTP/2.0 ", "POST": "503"} {
+		c := client(t, a, New("", list(one.address(), two.address())...))
+		body := ""
+		if first == "POST" {
+			body = "hello"
+		}
+		if got := ask(t, c, first, body); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: %q, want %q", first, got, want)
+		}
+		if got := ask(t, c, http.MethodPost, "hello"); got != "two HTTP/2.0 hello" {
+			t.Errorf("after %s: %q", first, got)
+		}
+	}
+	two.removed.Store(true)
+	if got := ask(t, client(t, a, New("", list(one.address(), two.address())...)), http.MethodGet, ""); !strings.HasPrefix(got, "503") {
+		t.Errorf("all were removed: %q", got)
 	}
 }
 

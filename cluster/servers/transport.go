@@ -36,6 +36,10 @@ const (
 // times in seconds.
 var Environment = map[string]string{"HTTP2_READ_IDLE_TIMEOUT_SECONDS": "3", "HTTP2_PING_TIMEOUT_SECONDS": "2"}
 
+// RemovedHeader is in the answers of a server that was removed from the cluster.
+// It has done nothing of what it was asked for.
+const RemovedHeader = "Skiff-Removed"
+
 // Dialer notices soon when a server is gone.
 func Dialer() *net.Dialer {
 	return &net.Dialer{
@@ -131,6 +135,11 @@ func (t *roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	var last error
 	for _, address := range list {
 		resp, sent, err := t.try(req, address, body)
+		if err == nil && resp.Header.Get(RemovedHeader) != "" && (req.Body == nil || req.Body == http.NoBody) && address != list[len(list)-1] {
+			t.b.Bad(address)
+			resp.Body.Close()
+			continue
+		}
 		if err == nil {
 			t.judge(address, resp)
 			return resp, nil
@@ -177,9 +186,10 @@ func (t *roundTripper) try(req *http.Request, address string, body *heldBody) (_
 }
 
 // judge learns from an answer. A server that has lost its cluster says so with
-// 503 and Retry-After; whoever asks again after that time is sent to another.
+// 503 and Retry-After, one that was removed with RemovedHeader; whoever
+// asks again after that time is sent to another.
 func (t *roundTripper) judge(address string, resp *http.Response) {
-	if resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "" {
+	if resp.StatusCode == http.StatusServiceUnavailable && (resp.Header.Get("Retry-After") != "" || resp.Header.Get(RemovedHeader) != "") {
 		t.b.Bad(address)
 		return
 	}

@@ -139,6 +139,7 @@ func TestErrorsOfTheLog(t *testing.T) {
 		{consensus.ErrNoLeader, http.StatusServiceUnavailable, true, "no leader"},
 		{consensus.ErrUnknownOutcome, http.StatusGatewayTimeout, false, "not confirmed"},
 		{context.DeadlineExceeded, http.StatusGatewayTimeout, false, "not confirmed"},
+		{fmt.Errorf("propose: %w", consensus.ErrRemoved), http.StatusServiceUnavailable, false, "this server was removed from the cluster"},
 		{fsm.ErrInvalid, http.StatusRequestEntityTooLarge, false, "invalid command"},
 	} {
 		f.log.mu.Lock()

@@ -39,16 +39,19 @@ func logError(err error, attempt string) error {
 	case errors.Is(err, consensus.ErrUnknownOutcome), errors.Is(err, context.DeadlineExceeded):
 		return apierrors.NewTimeoutError(fmt.Sprintf("the %s was not confirmed by the cluster: %v", attempt, err), 0)
 	}
-	message := fmt.Sprintf("the cluster cannot take the %s now: %v", attempt, err)
+	after, message := retryAfter, fmt.Sprintf("the cluster cannot take the %s now: %v", attempt, err)
 	if errors.Is(err, consensus.ErrNoSpace) {
 		message = fmt.Sprintf("the disk of the leading server is full, so nothing can be written until there is room; reads go on: %v", err)
+	}
+	if errors.Is(err, consensus.ErrRemoved) {
+		after, message = 0, err.Error() // to try again does not help
 	}
 	return &apierrors.StatusError{ErrStatus: metav1.Status{
 		Status:  metav1.StatusFailure,
 		Code:    http.StatusServiceUnavailable,
 		Reason:  metav1.StatusReasonServiceUnavailable,
 		Message: message,
-		Details: &metav1.StatusDetails{RetryAfterSeconds: retryAfter},
+		Details: &metav1.StatusDetails{RetryAfterSeconds: int32(after)},
 	}}
 }
 

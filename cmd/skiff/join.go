@@ -60,6 +60,9 @@ func (j joinOptions) ask(ctx context.Context, r membership.JoinRequest, log *slo
 		switch {
 		case err == nil:
 			log.Info("this host has joined the cluster", "cluster", a.ClusterID, "servers", len(a.Servers))
+			for _, w := range a.Warnings {
+				log.Warn(w)
+			}
 			return a, nil
 		case errors.As(err, &refused), ctx.Err() != nil, time.Since(began) > joinPatience:
 			return nil, fmt.Errorf("join %s: %w", j.host, err)
