@@ -122,7 +122,8 @@ func noExecute(node *corev1.Node) []corev1.Taint {
 // evictAt is when a pod has to leave a node with taints; evict is false if it may
 // stay. Of several tolerations of one taint the shortest holds, of several taints
 // the one that runs out first. The time counts from when the taint was set, or
-// from the pod's creation if that came later, so a restart does not prolong it.
+// from the pod's creation if that came later, so a restart does not prolong it. (The
+// API notes the time of a taint that comes without.)
 func evictAt(pod *corev1.Pod, taints []corev1.Taint) (at time.Time, evict bool) {
 	for i := range taints {
 		seconds, tolerated := tolerationOf(pod, &taints[i])

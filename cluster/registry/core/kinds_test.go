@@ -226,6 +226,47 @@ func TestNodeStatusOnCreate(t *testing.T) {
 	refusal(t, err, `status.capacity[example.com/gpu]: Invalid value: "500m": must be an integer`)
 }
 
+// Taints that evict have a time, also if the client knows nothing of it; one that
+// stays keeps its time.
+func TestTimeOfTaints(t *testing.T) {
+	now, before := metav1.NewTime(time.Unix(2000, 0)), metav1.NewTime(time.Unix(1000, 0))
+	taint := func(key, value string, effect corev1.TaintEffect, added *metav1.Time) corev1.Taint {
+		return corev1.Taint{Key: key, Value: value, Effect: effect, TimeAdded: added}
+	}
+	old := taints(taint("a", "", "NoExecute", &before), taint("b", "1", "NoExecute", &before), taint("old", "", "NoExecute", nil))
+	for _, c := range []struct {
+		name  string
+		old   *corev1.Node
+		taint corev1.Taint
+		want  *metav1.Time
+	}{
+		{"of a new node", nil, taint("a", "", "NoExecute", nil), &now},
+		{"new", old, taint("new", "", "NoExecute", nil), &now},
+		{"kept", old, taint("a", "", "NoExecute", nil), &before},
+		{"with another value", old, taint("b", "2", "NoExecute", nil), &now},
+		{"without a time since ever", old, taint("old", "", "NoExecute", nil), nil},
+		{"with a time", old, taint("a", "", "NoExecute", &now), &now},
+		{"that evicts nothing", old, taint("new", "", "NoSchedule", nil), nil},
+	} {
+		n := taints(c.taint)
+		stampTaints(n, c.old, now)
+		if got := n.Spec.Taints[0].TimeAdded; !got.Equal(c.want) {
+			t.Errorf("a taint %s holds since %v, want %v", c.name, got, c.want)
+		}
+	}
+
+	f := newFixture(t)
+	ctx := registrytest.Context("", gvr("nodes"))
+	n := must[*corev1.Node](t)(f.Create(ctx, f.storage["nodes"], taints(taint("a", "", "NoExecute", nil))))
+	n.Spec.Taints = append(n.Spec.Taints, taint("b", "", "NoExecute", nil))
+	n = must[*corev1.Node](t)(f.Update(ctx, f.storage["nodes"], n))
+	for _, have := range n.Spec.Taints {
+		if have.TimeAdded == nil || time.Since(have.TimeAdded.Time) > time.Minute {
+			t.Errorf("taint %s holds since %v", have.Key, have.TimeAdded)
+		}
+	}
+}
+
 func TestEndpointsRepack(t *testing.T) {
 	a := func(ip string) corev1.EndpointAddress { return corev1.EndpointAddress{IP: ip} }
 	http, dns := corev1.EndpointPort{Name: "http", Port: 80}, corev1.EndpointPort{Name: "dns", Port: 53}

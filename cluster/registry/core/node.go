@@ -27,8 +27,16 @@ var nodeKind = registry.Kind{
 	ClusterScoped: true, HasStatus: true, ShortNames: []string{"no"},
 	// A node registers itself together with what it has.
 	KeepStatusOnCreate: true, NoGeneration: true,
-	PrepareForCreate: func(_ context.Context, obj runtime.Object) { syncPodCIDRs(obj.(*corev1.Node)) },
-	PrepareForUpdate: func(_ context.Context, obj, _ runtime.Object) { syncPodCIDRs(obj.(*corev1.Node)) },
+	PrepareForCreate: func(_ context.Context, obj runtime.Object) {
+		n := obj.(*corev1.Node)
+		syncPodCIDRs(n)
+		stampTaints(n, nil, metav1.Now().Rfc3339Copy())
+	},
+	PrepareForUpdate: func(_ context.Context, obj, old runtime.Object) {
+		n := obj.(*corev1.Node)
+		syncPodCIDRs(n)
+		stampTaints(n, old.(*corev1.Node), metav1.Now().Rfc3339Copy())
+	},
 	Validate: func(_ context.Context, obj runtime.Object) field.ErrorList {
 		return validateNodeSpec(obj.(*corev1.Node), nil)
 	},
@@ -115,6 +123,26 @@ func syncPodCIDRs(n *corev1.Node) {
 		s.PodCIDRs = []string{s.PodCIDR}
 	case s.PodCIDR == "" && len(s.PodCIDRs) > 0:
 		s.PodCIDR = s.PodCIDRs[0]
+	}
+}
+
+// stampTaints notes since when taints hold that evict pods, where the client does
+// not say so: the tolerations of pods count from then.
+func stampTaints(n, old *corev1.Node, now metav1.Time) {
+	for i := range n.Spec.Taints {
+		t := &n.Spec.Taints[i]
+		if t.Effect != corev1.TaintEffectNoExecute || t.TimeAdded != nil {
+			continue
+		}
+		t.TimeAdded = &now
+		if old == nil {
+			continue
+		}
+		for _, o := range old.Spec.Taints {
+			if o.Key == t.Key && o.Value == t.Value && o.Effect == t.Effect {
+				t.TimeAdded = o.TimeAdded // as it was, with a time or without
+			}
+		}
 	}
 }
 
