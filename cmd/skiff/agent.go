@@ -69,6 +69,8 @@ func runAgent(ctx context.Context, o hostOptions) error {
 	}
 	defer lock.Unlock()
 	a := &agent{o: o, servers: servers.New(o.name), roster: cluster.OpenRoster(o.dataDir, o.logger)}
+	a.member, a.leave = context.WithCancelCause(ctx)
+	defer a.leave(nil)
 	if err := a.open(ctx); err != nil {
 		return err
 	}
@@ -98,6 +100,8 @@ type agent struct {
 	servers  *servers.Balancer
 	gossip   *gossip.Gossip
 	roster   *cluster.Roster
+	member   context.Context         // ends when this node was removed from the cluster
+	leave    context.CancelCauseFunc // ends member
 
 	mu    sync.Mutex
 	known membership.Cluster // as on disk; guarded by mu
@@ -171,12 +175,44 @@ func (a *agent) join(ctx context.Context) error {
 
 // access is how the node on this host reaches the cluster.
 func (a *agent) access() access {
-	c := &rest.Config{Host: servers.Host, Transport: a.servers.Wrap(servers.DynamicTransport(a.identity))}
+	c := &rest.Config{Host: servers.Host, Transport: &watchful{RoundTripper: a.servers.Wrap(servers.DynamicTransport(a.identity)), refused: a.identity.Refresh}}
 	asNode(c)
 	serving := pki.MutualTLS(a.identity, pki.TLSOptions{Protos: []string{"http/1.1"}})
 	return access{api: c, tls: serving, settings: a.known.Settings, contact: func() node.Contact {
 		return node.Contact{AliveFraction: a.roster.AliveFraction(cluster.Peers(a.gossip), a.id)}
 	}}
+}
+
+// watchful calls refused when a server answers that it does not know this node,
+// as when it was removed, at most once in refusedEvery.
+type watchful struct {
+	http.RoundTripper
+	refused func()
+
+	mu   sync.Mutex
+	last time.Time
+}
+
+const refusedEvery = 10 * time.Second
+
+// WrappedRoundTripper lets client-go find the transport below.
+func (w *watchful) WrappedRoundTripper() http.RoundTripper { return w.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (w *watchful) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := w.RoundTripper.RoundTrip(req)
+	if err == nil && resp.StatusCode == http.StatusUnauthorized {
+		w.mu.Lock()
+		due := time.Since(w.last) > refusedEvery
+		if due {
+			w.last = time.Now()
+		}
+		w.mu.Unlock()
+		if due {
+			w.refused()
+		}
+	}
+	return resp, err
 }
 
 // reachable gives a channel that is closed when a server has answered.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"testing"
 
 	"github.com/skiff-sh/skiff/cluster/membership"
@@ -29,5 +31,35 @@ func TestAgentBehind(t *testing.T) {
 		if got := a.behind(c.peers); got != c.behind {
 			t.Errorf("%s: %t", c.what, got)
 		}
+	}
+}
+
+// TestRefusedNodeAsksWhy: an answer that the node is not known makes it ask what
+// became of it, once for many of them; other answers do not.
+func TestRefusedNodeAsksWhy(t *testing.T) {
+	t.Parallel()
+	code := http.StatusForbidden
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }))
+	defer server.Close()
+	asked := 0
+	client := &http.Client{Transport: &watchful{RoundTripper: http.DefaultTransport, refused: func() { asked++ }}}
+	get := func() {
+		t.Helper()
+		resp, err := client.Get(server.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	get()
+	if asked != 0 {
+		t.Error("asked though it is known")
+	}
+	code = http.StatusUnauthorized
+	for range 3 {
+		get()
+	}
+	if asked != 1 {
+		t.Errorf("asked %d times", asked)
 	}
 }

@@ -119,6 +119,8 @@ func devConfig(c *cli.Context) (cfg dev.Config, err error) {
 		return cfg, usagef("--agents %d: want 0 or more", cfg.Agents)
 	case cfg.Witnesses < 0:
 		return cfg, usagef("--witness %d: want 0 or more", cfg.Witnesses)
+	case cfg.PlainDisks && c.IsSet("disk-size"):
+		return cfg, usagef("--disk-size does not go with --plain-disks: folders have no size of their own")
 	}
 	size, err := resource.ParseQuantity(c.String("disk-size"))
 	if err != nil || size.Value() <= 0 {

@@ -207,7 +207,10 @@ func (s *instance) hundredReplicas(ctx context.Context) ([]row, error) {
 	limit := time.After(2 * time.Minute)
 	for ready := int32(0); ready < replicas; {
 		select {
-		case e := <-w.ResultChan():
+		case e, open := <-w.ResultChan():
+			if !open {
+				return nil, errors.New("the watch ended")
+			}
 			if d, ok := e.Object.(*appsv1.Deployment); ok {
 				ready = d.Status.ReadyReplicas
 			}
