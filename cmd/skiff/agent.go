@@ -175,7 +175,8 @@ func (a *agent) join(ctx context.Context) error {
 
 // access is how the node on this host reaches the cluster.
 func (a *agent) access() access {
-	c := &rest.Config{Host: servers.Host, Transport: &watchful{RoundTripper: a.servers.Wrap(servers.DynamicTransport(a.identity)), refused: a.identity.Refresh}}
+	c := &rest.Config{Host: servers.Host, Transport: &memberTransport{member: a.member,
+		RoundTripper: &watchful{RoundTripper: a.servers.Wrap(servers.DynamicTransport(a.identity)), refused: a.identity.Refresh}}}
 	asNode(c)
 	serving := pki.MutualTLS(a.identity, pki.TLSOptions{Protos: []string{"http/1.1"}})
 	return access{api: c, tls: serving, settings: a.known.Settings, contact: func() node.Contact {
@@ -250,6 +251,10 @@ func (a *agent) run(ctx context.Context) error {
 	g.Go(func() error {
 		if err := a.identity.Run(ctx); err != nil && ctx.Err() == nil {
 			a.o.logger.Error("this node is no member of the cluster any more; its pods go on until skiff reset", "error", err)
+			a.leave(err)
+			if err := a.gossip.Leave(ctx); err != nil && ctx.Err() == nil {
+				a.o.logger.Warn("gossip was not told that this node leaves: the others see it die", "error", err)
+			}
 		}
 		return nil
 	})
