@@ -15,7 +15,9 @@ import (
 	"strings"
 
 	"github.com/skiff-sh/skiff/cluster/consensus"
+	"github.com/skiff-sh/skiff/cluster/membership"
 	"github.com/skiff-sh/skiff/cluster/pki"
+	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
 // memberName is the common name in the certificates of servers among
@@ -27,7 +29,9 @@ const (
 	adminGroup    = "system:masters"
 )
 
-// NodeID reads this member's stable identity, or makes one.
+// NodeID reads this member's stable identity, or makes one. It refuses to make one
+// for a directory that holds what another belongs to: a server would wait for
+// ever to be let into its own log, an agent would not be known.
 func NodeID(dir string) (string, error) {
 	path := filepath.Join(dir, "node-id")
 	b, err := os.ReadFile(path)
@@ -35,14 +39,19 @@ func NodeID(dir string) (string, error) {
 		if id := strings.TrimSpace(string(b)); id != "" {
 			return id, nil
 		}
-		return "", fmt.Errorf("identity of this server: %s is empty", path)
+		return "", fmt.Errorf("identity of this host: %s is empty", path)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("identity of this server: %w", err)
+		return "", fmt.Errorf("identity of this host: %w", err)
+	}
+	for _, of := range []string{raftdir.LogPath(dir), filepath.Join(dir, "agent", membership.CertFile)} {
+		if _, err := os.Stat(of); !errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("identity of this host: %s is missing, and %s belongs to it: put it back (the ID of a server is in %s beside it), or run skiff reset --delete-data and join again", path, of, membership.ClusterFile)
+		}
 	}
 	id := strings.ToLower(rand.Text()[:16])
 	if err := writeFileSynced(path, []byte(id+"\n")); err != nil {
-		return "", fmt.Errorf("identity of this server: %w", err)
+		return "", fmt.Errorf("identity of this host: %w", err)
 	}
 	return id, nil
 }

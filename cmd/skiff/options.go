@@ -40,7 +40,7 @@ func hostFlags(more ...cli.Flag) []cli.Flag {
 	return append(append([]cli.Flag{
 		configFlag(),
 		dataDirFlag(),
-		stringFlag("name", "name of this host in the cluster (default: the host name)", ""),
+		stringFlag("name", "name of this host in the cluster, for as long as it is a member (default: the one it has, at first the host name)", ""),
 		stringFlag("join", "HOST or HOST:PORT of the API of any server of the cluster to join; needed once", ""),
 		stringFlag("token", "what skiff token create has printed, with --join; needed once", ""),
 		stringFlag("advertise-address", "address by which others reach this host (default: --bind-address if that is one address, else that of the default route, followed when it changes)", ""),
@@ -61,6 +61,7 @@ func hostFlags(more ...cli.Flag) []cli.Flag {
 // hostOptions are those of a host, whatever it does in the cluster.
 type hostOptions struct {
 	name, dataDir        string
+	named                bool // name was given
 	join                 joinOptions
 	advertise            netip.Addr
 	detected             bool // advertise was found, not given: it may change
@@ -81,7 +82,8 @@ func parseHost(c *cli.Context, ports ...string) (o hostOptions, err error) {
 	if o.logger, err = newLogger(os.Stderr, c.String("log-format"), c.Int("v")); err != nil {
 		return o, err
 	}
-	if o.name = c.String("name"); o.name == "" {
+	o.name = c.String("name")
+	if o.named = o.name != ""; !o.named {
 		host, err := os.Hostname()
 		if err != nil {
 			return o, fmt.Errorf("host name: %w; choose one with --name", err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -148,6 +149,10 @@ func runServer(ctx context.Context, o serverOptions) error {
 	}
 	defer lock.Unlock()
 	o.cluster.Lock = lock
+	if err := o.keepName(); err != nil {
+		return err
+	}
+	o.cluster.Name = o.name
 	if err := joinServer(ctx, &o); err != nil {
 		return err
 	}
@@ -217,7 +222,7 @@ func ending(ctx context.Context, err error) error {
 func explain(err error, o hostOptions) error {
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
-		return fmt.Errorf("%w: another program has the port; choose others with --api-port, --raft-port and --gossip-port, or stop it", err)
+		return fmt.Errorf("%w: another program has the port; stop it, or choose another with --%s", err, strings.Join(o.ports, " or --"))
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return fmt.Errorf("%w: --bind-address %s is no address of this host", err, o.bind)
 	}
