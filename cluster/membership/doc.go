@@ -97,6 +97,9 @@ type Cluster struct {
 	Servers    []Server `json:"servers"`    // that were alive
 	GossipKeys [][]byte `json:"gossipKeys"` // the first is used, the others are understood
 	Generation uint64   `json:"generation"` // of the trust (CA certificates and gossip keys)
+	// JoinedCA is the hash in the token with which this host joined; the host itself
+	// notes it.
+	JoinedCA []byte `json:"joinedCA,omitempty"`
 }
 
 // JoinRequest is what a host says of itself.

@@ -152,7 +152,7 @@ func (a *agent) join(ctx context.Context) error {
 	switch {
 	case a.identity.Joined() && known != nil:
 		a.known = *known
-		return o.join.sameCluster(a.identity.CA(), o.dataDir)
+		return o.join.sameCluster(a.identity.CA(), known, o.dataDir)
 	case o.join.host == "":
 		return usagef("this host is in no cluster yet: start it with --join HOST --token T (skiff token create --role agent, on a server, makes a token)")
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/pem"
@@ -59,6 +60,7 @@ func (j joinOptions) ask(ctx context.Context, r membership.JoinRequest, log *slo
 		var refused *membership.Refusal
 		switch {
 		case err == nil:
+			a.JoinedCA = j.token.CA[:]
 			log.Info("this host has joined the cluster", "cluster", a.ClusterID, "servers", len(a.Servers))
 			for _, w := range a.Warnings {
 				log.Warn(w)
@@ -77,9 +79,10 @@ func (j joinOptions) ask(ctx context.Context, r membership.JoinRequest, log *slo
 }
 
 // sameCluster refuses a token of another cluster than the one that this host is
-// in. bundle holds the certificates of its CAs.
-func (j joinOptions) sameCluster(bundle []byte, dataDir string) error {
-	if j.token == nil {
+// in. bundle holds the certificates of its CAs; that of the token may have been
+// replaced since the join.
+func (j joinOptions) sameCluster(bundle []byte, known *membership.Cluster, dataDir string) error {
+	if j.token == nil || known != nil && bytes.Equal(known.JoinedCA, j.token.CA[:]) {
 		return nil
 	}
 	for {
@@ -91,7 +94,7 @@ func (j joinOptions) sameCluster(bundle []byte, dataDir string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s belongs to another cluster than the token: skiff reset --delete-data removes this host's part in it, and all that only this host has; or choose another --data-dir", dataDir)
+	return fmt.Errorf("%s belongs to another cluster than the token (if the CA of its own was replaced, leave --token out): skiff reset --delete-data removes this host's part in it, and all that only this host has; or choose another --data-dir", dataDir)
 }
 
 // exists tells whether there is a file.
@@ -129,7 +132,7 @@ func joinServer(ctx context.Context, o *serverOptions) error {
 		if err != nil {
 			return fmt.Errorf("data directory: %w", err)
 		}
-		if err := o.join.sameCluster(bundle, o.dataDir); err != nil {
+		if err := o.join.sameCluster(bundle, known, o.dataDir); err != nil {
 			return err
 		}
 	case member:
