@@ -56,8 +56,13 @@ func TestSeeds(t *testing.T) {
 	if only != 0 {
 		first, n = only, 1
 	}
-	all := total{steps: map[string]int{}}
-	t.Cleanup(func() { fmt.Println(all.String()) })
+	all := newTotal()
+	t.Cleanup(func() {
+		fmt.Println(all.String())
+		for _, what := range all.missing() {
+			t.Errorf("%d seeds were chosen, and never: %s", n, what)
+		}
+	})
 	for seed := first; seed < first+n; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
@@ -75,6 +80,76 @@ type total struct {
 	ops, unknown, faults, watched int
 	recovery, converged           []time.Duration
 	steps                         map[string]int // crashes at each
+	met                           map[string]int
+}
+
+func newTotal() *total { return &total{steps: map[string]int{}, met: map[string]int{}} }
+
+// Of many seeds each has to meet some of these; of very many there is a crash at
+// each step, too. TestCrashAtEachStep does not leave it to chance.
+const (
+	manySeeds     = 40
+	veryManySeeds = 1000
+)
+
+var mustMeet = []string{
+	"held back by a partition", "held back by a one-way partition", "request to connect unanswered", "request to connect lost",
+	"lost and sent again", "connection ended by loss", "connection broken", "delayed", "overtaken by what was sent later",
+	"write to a slow disk", "write to a hanging disk", "certificate judged by a wrong clock",
+	"crash of a process", "crash of a host", "crash of a leader while it writes", "crash of a follower while it writes", "stop in good order",
+	"snapshot taken", "snapshot installed", "leadership handed over", "member removed", "server became a voter",
+}
+
+var mustMeetSeldom = []string{
+	"disk of a leader hangs", "disk of a leader lost", "disk of a follower lost", "removal refused",
+	"server without its data let in under its old name", "server without its data not let in under its old name",
+}
+
+// missing is what should have gone wrong in so many runs, and did not.
+func (a *total) missing() (out []string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	want := []string{}
+	if a.seeds >= manySeeds {
+		want = append(want, mustMeet...)
+	}
+	if a.seeds >= veryManySeeds {
+		want = append(want, mustMeetSeldom...)
+		for _, s := range steps {
+			if a.steps[s] == 0 {
+				out = append(out, "a crash at "+s)
+			}
+		}
+	}
+	for _, what := range want {
+		if a.met[what] == 0 {
+			out = append(out, what)
+		}
+	}
+	return out
+}
+
+// TestMissingIsNoticed: a run that did not meet a fault does not pass.
+func TestMissingIsNoticed(t *testing.T) {
+	t.Parallel()
+	a := newTotal()
+	a.seeds = manySeeds - 1
+	if got := a.missing(); len(got) != 0 {
+		t.Errorf("few seeds miss %q", got)
+	}
+	a.seeds = veryManySeeds
+	if got, want := len(a.missing()), len(mustMeet)+len(mustMeetSeldom)+len(steps); got != want {
+		t.Errorf("%d are missing of %d", got, want)
+	}
+	for _, what := range slices.Concat(mustMeet, mustMeetSeldom) {
+		a.met[what]++
+	}
+	for _, s := range steps[1:] {
+		a.steps[s]++
+	}
+	if got := a.missing(); !slices.Equal(got, []string{"a crash at " + steps[0]}) {
+		t.Errorf("missing: %q", got)
+	}
 }
 
 func (a *total) add(r Result) {
@@ -93,6 +168,9 @@ func (a *total) add(r Result) {
 	for s, n := range r.Stats.Crashes {
 		a.steps[s] += n
 	}
+	for s, n := range r.Stats.Met {
+		a.met[s] += n
+	}
 }
 
 func (a *total) String() string {
@@ -106,9 +184,12 @@ func (a *total) String() string {
 				d[n/2].Round(time.Millisecond), d[n*99/100].Round(time.Millisecond), d[n-1].Round(time.Millisecond))
 		}
 	}
-	b.WriteString("crashes at steps:")
-	for _, s := range slices.Sorted(maps.Keys(a.steps)) {
-		fmt.Fprintf(&b, " %s %d,", s, a.steps[s])
+	for name, of := range map[string]map[string]int{"crashes at steps": a.steps, "met": a.met} {
+		var all []string
+		for _, s := range slices.Sorted(maps.Keys(of)) {
+			all = append(all, fmt.Sprintf("%s %d", s, of[s]))
+		}
+		fmt.Fprintf(&b, "%s: %s\n", name, strings.Join(all, ", "))
 	}
-	return strings.TrimSuffix(b.String(), ",")
+	return b.String()
 }

@@ -28,6 +28,7 @@ type conn struct {
 type segment struct {
 	data   []byte
 	arrive time.Time
+	number uint64 // among all between the two hosts
 	fin    bool
 }
 
@@ -76,6 +77,7 @@ func (c *conn) Read(b []byte) (int, error) {
 			}
 			k := copy(b, s.data)
 			if s.data = s.data[k:]; len(s.data) == 0 {
+				c.n.read(link{c.remote, c.local}, s.number)
 				c.queue = c.queue[1:]
 			}
 			c.n.mu.Unlock()
@@ -96,6 +98,14 @@ func (c *conn) Read(b []byte) (int, error) {
 		case <-timer:
 		}
 	}
+}
+
+// read says that a segment was read. The network is locked.
+func (n *Network) read(way link, number uint64) {
+	if number < n.newest[way] {
+		n.met["overtaken by what was sent later"]++
+	}
+	n.newest[way] = max(n.newest[way], number)
 }
 
 // Write implements net.Conn.
@@ -123,14 +133,26 @@ func (c *conn) send(s segment) {
 		}
 		return
 	}
-	l := c.n.link(c.local, c.remote)
+	l, way := c.n.link(c.local, c.remote), link{c.local, c.remote}
+	c.n.sent[way]++
+	s.number = c.n.sent[way]
+	switch {
+	case l.cut && c.n.link(c.remote, c.local).cut:
+		c.n.met["held back by a partition"]++
+	case l.cut:
+		c.n.met["held back by a one-way partition"]++
+	case l.delay > 0:
+		c.n.met["delayed"]++
+	}
 	s.arrive = time.Now().Add(time.Duration(c.n.rand.Int64N(int64(transit + l.delay))))
 	if c.n.rand.Float64() < l.loss {
 		if c.n.rand.IntN(4) == 0 {
+			c.n.met["connection ended by loss"]++
 			c.reset()
 			p.reset()
 			return
 		}
+		c.n.met["lost and sent again"]++
 		s.arrive = s.arrive.Add(retransmit << c.n.rand.IntN(3))
 	}
 	if k := len(p.queue); k > 0 && p.queue[k-1].arrive.After(s.arrive) {

@@ -132,15 +132,17 @@ func (w *world) breakLinks(r *rand.Rand) {
 	}
 }
 
-// loseDisk makes a server come back without its data, once in a run: what was
-// acknowledged is still on others then. It comes as a new server. If it comes
-// with its old name it must not be let in; later it comes as a new one.
+// loseDisk makes a server come back without its data, once in a run and while
+// the others are a quorum: what was acknowledged is on one of them then, and
+// they can go on. It comes as a new server. If it comes with its old name it must
+// not be let in while it has a vote; later it comes as a new one.
 func (w *world) loseDisk(r *rand.Rand) {
 	m := w.victim(r)
-	if m == nil || w.lostDisk {
+	if m == nil || w.lostDisk || w.fewestVoters() < 3 {
 		return
 	}
 	w.lostDisk = true
+	w.meet(map[bool]string{true: "disk of a leader lost", false: "disk of a follower lost"}[m.node.IsLeader()])
 	told, mistaken := r.IntN(2) == 0, r.IntN(2) == 0
 	w.logf("%s loses its disk, and will come with its old name: %v", m.host, mistaken)
 	w.crash(m, told)
@@ -148,13 +150,37 @@ func (w *world) loseDisk(r *rand.Rand) {
 	s := w.slots[m.host]
 	w.mu.Unlock()
 	if !mistaken {
-		w.renew(s)
+		w.renew(r, s)
 		return
 	}
 	w.mu.Lock()
 	s.dir, s.mistaken = w.newDir(), true
 	w.mu.Unlock()
 	w.restart(s)
+}
+
+// fewestVoters is the size of the smallest configuration that any server knows,
+// also of those that do not run: a change that only one of them has heard of can
+// still come about.
+func (w *world) fewestVoters() int {
+	fewest := maxMembers
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range w.slots {
+		if s.m == nil {
+			continue
+		}
+		voters := 0
+		for _, o := range s.m.node.Members() {
+			if o.Voter {
+				voters++
+			}
+		}
+		if voters > 0 {
+			fewest = min(fewest, voters)
+		}
+	}
+	return fewest
 }
 
 // victim prefers the leader, where most can go wrong.
@@ -176,14 +202,22 @@ func (w *world) crashNow(r *rand.Rand) {
 // steps are those that consensus.Config.Step reports.
 var steps = func() (all []string) {
 	for _, s := range []string{"append", "configuration", "term", "vote", "truncate", "snapshot:create", "snapshot:write",
-		"snapshot:close", "install:create", "install:write", "install:close"} {
+		"snapshot:close"} {
 		all = append(all, s+":before", s+":after")
 	}
-	return all
+	return append(all, installSteps...)
 }()
 
-func newTrap(r *rand.Rand) *trap {
-	t := &trap{step: pick(r, steps), told: r.IntN(2) == 0}
+// installSteps are those of a server that others send a snapshot.
+var installSteps = []string{"install:create:before", "install:create:after", "install:write:before", "install:write:after",
+	"install:close:before", "install:close:after"}
+
+// newTrap returns a crash at one of the steps, or at the only one of the run.
+func (w *world) newTrap(r *rand.Rand, of []string) *trap {
+	t := &trap{step: pick(r, of), told: r.IntN(2) == 0}
+	if w.o.step != "" {
+		t.step = w.o.step
+	}
 	t.after.Store(1)
 	if r.IntN(2) == 0 {
 		t.after.Store(1 + int64(r.IntN(5)))
@@ -194,27 +228,38 @@ func newTrap(r *rand.Rand) *trap {
 // setTrap lets a member crash at one of the steps of writing.
 func (w *world) setTrap(r *rand.Rand) {
 	if m := w.victim(r); m != nil {
-		t := newTrap(r)
+		t := w.newTrap(r, steps)
 		w.logf("%s will crash at %s", m.host, t.step)
 		m.armed.Store(t)
 	}
 }
 
+// ensnare lets a server that is about to start crash at a step, once in so many
+// times. It may have to be sent a snapshot, which is rare otherwise.
+func (w *world) ensnare(r *rand.Rand, s *slot, rare int) {
+	if w.over || w.o.step == "" && r.IntN(rare) > 0 {
+		return
+	}
+	of := steps
+	if r.IntN(2) == 0 {
+		of = installSteps
+	}
+	s.trap = w.newTrap(r, of)
+	w.logf("%s will crash at %s", s.host, s.trap.step)
+}
+
 func (w *world) stopOne(r *rand.Rand) {
 	if m := w.victim(r); m != nil {
 		w.logf("stop of %s", m.host)
+		w.meet("stop in good order")
 		w.stop(m)
 	}
 }
 
 func (w *world) startOne(r *rand.Rand) {
 	if s := pick(r, w.down()); s != nil {
-		if r.IntN(3) == 0 {
-			s.trap = newTrap(r)
-			w.logf("start of %s, which will crash at %s", s.host, s.trap.step)
-		} else {
-			w.logf("start of %s", s.host)
-		}
+		w.logf("start of %s", s.host)
+		w.ensnare(r, s, 3)
 		w.restart(s)
 	}
 }
@@ -249,7 +294,8 @@ func (w *world) clockJump(r *rand.Rand) {
 }
 
 // repair ends all faults. What is down is started.
-func (w *world) repair() {
+func (w *world) repair(r *rand.Rand) {
+	w.over = true
 	w.net.Heal()
 	for _, m := range w.alive() {
 		m.slow.Store(0)
@@ -261,16 +307,20 @@ func (w *world) repair() {
 	}
 	for _, h := range w.hosts() {
 		s := w.slots[h]
-		if s.mistaken && !s.m.dead.Load() {
-			if n := len(s.m.node.Members()); n > 0 {
-				w.anomaly("%s came without its data and was told of %d members", s.id, n)
-			}
-			w.stop(s.m)
+		if !s.mistaken || s.m.dead.Load() {
+			continue
 		}
+		if len(s.m.node.Members()) > 0 { // it was removed meanwhile, or had no vote: it is new
+			w.meet("server without its data let in under its old name")
+			s.mistaken = false
+			continue
+		}
+		w.meet("server without its data not let in under its old name")
+		w.stop(s.m)
 	}
 	for _, s := range w.down() {
 		if s.mistaken {
-			w.renew(s)
+			w.renew(r, s)
 		} else {
 			w.restart(s)
 		}

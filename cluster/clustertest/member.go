@@ -41,7 +41,10 @@ type member struct {
 	done   chan struct{} // closed when all of it has ended
 	err    error         // of Run
 
-	revision int64 // that a look at it has seen
+	// What looks at it have seen.
+	revision int64
+	votes    bool
+	joined   bool // it began without data
 }
 
 // trap is a crash that waits for a step.
@@ -54,13 +57,28 @@ type trap struct {
 // step is consensus.Config.Step.
 func (m *member) step(what string) {
 	if d := m.slow.Load(); d > 0 {
+		if d < int64(2*time.Second) {
+			m.w.meet("write to a slow disk")
+		} else {
+			m.w.meet("write to a hanging disk")
+		}
 		time.Sleep(time.Duration(d))
 	}
-	m.w.sawStep(what)
+	switch what {
+	case "install:close:after":
+		m.w.meet("snapshot installed")
+	case "snapshot:close:after":
+		m.w.meet("snapshot taken")
+	}
 	if t := m.armed.Load(); t != nil && t.step == what && t.after.Add(-1) == 0 {
 		m.w.logf("%s reaches %s", m.host, what)
+		role := "a follower"
+		if m.node.IsLeader() {
+			role = "a leader"
+		}
 		m.w.mu.Lock()
 		m.w.crashes[what]++
+		m.w.met["crash of "+role+" while it writes"]++
 		m.w.mu.Unlock()
 		m.w.crash(m, t.told)
 	}
@@ -86,6 +104,7 @@ func (w *world) start(host, id, dir string, bootstrap []consensus.Server, join [
 		TLS: w.tls(host, id), FSM: m.fsm, Logger: w.logger.With("host", host),
 		Bootstrap: bootstrap, Join: join, Dial: w.net.Dialer(host), Step: m.step,
 		SnapshotEntries: w.o.snapshotEntries, Trailing: w.o.trailing, Reserve: 64 << 10,
+		Witness: host == w.witness, DeadServerGrace: w.grace, Admit: w.admit(),
 	})
 	if err != nil {
 		l.Close()
@@ -138,6 +157,7 @@ func (w *world) crash(m *member, told bool) {
 		return
 	}
 	m.dead.Store(true)
+	w.met[map[bool]string{true: "crash of a process", false: "crash of a host"}[told]]++
 	w.mu.Unlock()
 	w.net.SwitchOff(m.host, told)
 	next := w.newDir()

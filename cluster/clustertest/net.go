@@ -3,6 +3,7 @@ package clustertest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -26,6 +27,9 @@ type Network struct {
 	conns     map[*conn]struct{}
 	dead      map[string]bool // hosts that are switched off
 	lives     map[string]int  // how often each was
+	sent      map[link]uint64 // segments, ever
+	newest    map[link]uint64 // the number of the latest of them that was read
+	met       map[string]int  // what went wrong, how often
 	changed   chan struct{}   // closed when a link heals
 }
 
@@ -47,7 +51,8 @@ const (
 // NewNetwork returns a network whose hazards come from r.
 func NewNetwork(r *rand.Rand) *Network {
 	return &Network{rand: r, listeners: map[string]*listener{}, links: map[link]*state{},
-		conns: map[*conn]struct{}{}, dead: map[string]bool{}, lives: map[string]int{}, changed: make(chan struct{})}
+		conns: map[*conn]struct{}{}, dead: map[string]bool{}, lives: map[string]int{}, changed: make(chan struct{}),
+		sent: map[link]uint64{}, newest: map[link]uint64{}, met: map[string]int{}}
 }
 
 // link returns the state of a direction. mu is held.
@@ -58,6 +63,14 @@ func (n *Network) link(from, to string) *state {
 		n.links[link{from, to}] = l
 	}
 	return l
+}
+
+// Met says how often what went wrong on the network met something that was on
+// its way.
+func (n *Network) Met() map[string]int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.met)
 }
 
 // Cut holds back what from sends to to.
@@ -93,6 +106,7 @@ func (n *Network) Break(a, b string, part float64) {
 		if (c.local == a && c.remote == b || c.local == b && c.remote == a) && n.rand.Float64() < part {
 			c.reset()
 			c.peer.reset()
+			n.met["connection broken"]++
 		}
 	}
 }
@@ -103,7 +117,7 @@ func (n *Network) Break(a, b string, part float64) {
 func (n *Network) SwitchOff(host string, told bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.dead[host] = true
+	n.dead[host] = !told // else its kernel refuses connections
 	n.lives[host]++
 	for c := range n.conns {
 		if c.local != host {
@@ -173,6 +187,9 @@ func (n *Network) Dialer(host string) func(ctx context.Context, network, addr st
 			wait := time.Duration(n.rand.Int64N(int64(transit + n.link(host, to).delay)))
 			if open && n.rand.Float64() < n.link(host, to).loss {
 				open, wait = false, 1*time.Second // as TCP tries again
+				n.met["request to connect lost"]++
+			} else if !open {
+				n.met["request to connect unanswered"]++
 			}
 			l := n.listeners[to]
 			changed := n.changed

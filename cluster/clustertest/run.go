@@ -5,12 +5,15 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/skiff-sh/skiff/cluster/consensus"
 )
 
 const (
@@ -41,6 +44,13 @@ func run(seed uint64, o options, root string, logger *slog.Logger) Result {
 		o.trailing = uint64(1 + r.IntN(40))
 	}
 	w := newWorld(seed, o, root, logger)
+	if r.IntN(4) == 0 {
+		w.witness = string(rune('a' + r.IntN(o.members)))
+	}
+	if r.IntN(2) == 0 {
+		w.grace, w.expelled = time.Duration(5+r.IntN(10))*time.Second, map[string]bool{}
+	}
+	w.logf("%d members, witness %q, dead ones go after %v, a snapshot every %d entries, %d stay", o.members, w.witness, w.grace, o.snapshotEntries, o.trailing)
 	defer os.RemoveAll(root)
 	if err := w.found(o.members); err != nil {
 		w.anomaly("found the cluster: %v", err)
@@ -52,7 +62,8 @@ func run(seed uint64, o options, root string, logger *slog.Logger) Result {
 	}
 	w.wg.Wait()
 	w.check()
-	w.stats.Crashes = w.crashes
+	w.stats.Crashes, w.stats.Met = w.crashes, w.met
+	maps.Copy(w.met, w.net.Met())
 	return Result{seed, w.anomalies, w.log, w.stats}
 }
 
@@ -83,13 +94,14 @@ func (w *world) live() {
 	wreck, end := context.WithTimeout(ctx, w.o.faults)
 	w.wreak(wreck)
 	end()
-	w.repair()
+	w.repair(rand.New(rand.NewPCG(w.seed, 5)))
 	w.recover()
 	time.Sleep(time.Second)
 	rest()
 	clients.Wait()
 	if w.settled() {
 		w.awaitWatchers()
+		w.checkWitness()
 	}
 	cancel()
 	wg.Wait()
@@ -160,6 +172,20 @@ func (w *world) settled() bool {
 // awaitWatchers gives the watchers time to see the last event.
 func (w *world) awaitWatchers() {
 	time.Sleep(15 * time.Second) // a move, and some bookmarks
+}
+
+// checkWitness makes sure that a witness does not lead when another could.
+func (w *world) checkWitness() {
+	l := w.leader()
+	if l == nil || l.host != w.witness {
+		return
+	}
+	for _, m := range w.alive() {
+		if m.host != w.witness && slices.ContainsFunc(l.node.Members(), func(o consensus.Member) bool { return o.ID == m.id && o.Voter }) {
+			w.anomaly("the witness %s leads, and %s could; %s", l.host, m.host, w.situation())
+			return
+		}
+	}
 }
 
 // check is made when everything has ended.

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,12 +39,16 @@ type world struct {
 	ids       int
 	log       []string
 	anomalies []string
-	steps     map[string]bool // of writing, that were seen
+	met       map[string]int // what went wrong and had an effect, how often
 	lostDisk  bool
-	crashes   map[string]int
-	keys      []string // of the clients
-	empty     int64    // revision of a new store
-	sparse    bool     // the history is only that of the keys
+	over      bool           // nothing goes wrong any more
+	crashes   map[string]int // by step
+	keys      []string       // of the clients
+	witness   string         // host of the only one, if there is one
+	grace     time.Duration
+	expelled  map[string]bool // IDs that must not come back; nil: none that was removed does
+	empty     int64           // revision of a new store
+	sparse    bool            // the history is only that of the keys
 	history   map[int64]event
 	prints    map[uint64]print // by log index
 	leaders   map[uint64]string
@@ -71,6 +76,8 @@ type options struct {
 	faults          time.Duration // how long there are faults
 	clients         int
 	watchers        int
+	// step, if not empty, is the only one at which members crash.
+	step string
 	// spoil replaces the way to the log, for tests of the checks.
 	spoil func(*consensus.Node) storage.Log
 	// spoilWatch spoils what a watcher has seen, likewise.
@@ -88,6 +95,7 @@ type Stats struct {
 	Recovery             time.Duration  // from the end of the faults to the first write
 	Converged            time.Duration  // until all members were equal
 	Crashes              map[string]int // by the step at which
+	Met                  map[string]int // what went wrong and had an effect
 }
 
 type event struct {
@@ -104,7 +112,7 @@ type print struct {
 func newWorld(seed uint64, o options, root string, logger *slog.Logger) *world {
 	return &world{
 		o: o, seed: seed, root: root, net: NewNetwork(rand.New(rand.NewPCG(seed, 1))), codec: codec(), ca: newAuthority(),
-		logger: logger, begin: time.Now(), slots: map[string]*slot{}, steps: map[string]bool{}, crashes: map[string]int{},
+		logger: logger, begin: time.Now(), slots: map[string]*slot{}, met: map[string]int{}, crashes: map[string]int{},
 		keys: keys, empty: store.New(store.Config{}).Revision(), history: map[int64]event{}, prints: map[uint64]print{}, leaders: map[uint64]string{},
 	}
 }
@@ -127,10 +135,11 @@ func (w *world) anomaly(format string, args ...any) {
 	}
 }
 
-func (w *world) sawStep(what string) {
+// meet counts something that went wrong.
+func (w *world) meet(what string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.steps[what] = true
+	w.met[what]++
 }
 
 // found starts a cluster of n members.
@@ -277,6 +286,10 @@ func (w *world) look() {
 		if m.dead.Load() {
 			continue
 		}
+		w.noteVoter(m, s)
+		if s.State == "Leader" && strings.Contains(s.Problem, "disk") {
+			w.meet("disk of a leader hangs")
+		}
 		w.mu.Lock()
 		was := m.revision
 		m.revision = revision
@@ -303,6 +316,19 @@ func (w *world) look() {
 	}
 }
 
+// noteVoter counts servers that joined and were given a vote.
+func (w *world) noteVoter(m *member, s consensus.Stats) {
+	if m.votes {
+		return
+	}
+	for _, v := range s.Voters {
+		m.votes = m.votes || v.ID == m.id
+	}
+	if m.votes && m.joined {
+		w.meet("server became a voter")
+	}
+}
+
 // tls is the configuration of a member. Its clock is the slot's.
 func (w *world) tls(host, id string) *tls.Config {
 	c := w.ca.config(id)
@@ -310,7 +336,11 @@ func (w *world) tls(host, id string) *tls.Config {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if s := w.slots[host]; s != nil {
-			return time.Now().Add(time.Duration(s.offset.Load()))
+			now := time.Now().Add(time.Duration(s.offset.Load()))
+			if now.Before(w.ca.now.Add(-time.Hour)) || now.After(w.ca.now.Add(validity)) {
+				w.met["certificate judged by a wrong clock"]++
+			}
+			return now
 		}
 		return time.Now()
 	}
