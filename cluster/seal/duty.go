@@ -24,6 +24,7 @@ const (
 // this one ended.
 func (s *Sealer) Duty(ctx context.Context) error {
 	clean := time.Time{} // since when no value is sealed with an old key; zero: not known
+	said := ""           // is not said again
 	for ctx.Err() == nil {
 		changed := s.cfg.Store.Watch(Prefix, s.cfg.Store.Revision())
 		err := s.tidy(ctx, &clean)
@@ -32,10 +33,16 @@ func (s *Sealer) Duty(ctx context.Context) error {
 		case err != nil && ctx.Err() != nil:
 			return nil
 		case err != nil:
-			s.cfg.Logger.Warn("what is secret is not all sealed as it should be, will try again", "error", err)
+			if text := err.Error(); text != said {
+				said = text
+				s.cfg.Logger.Warn("what is secret is not all sealed as it should be, will try again", "error", err)
+			}
 			pause = retry
 		case !clean.IsZero() && len(s.numbers(s.cfg.Store.View())) > 1:
 			pause = max(s.cfg.Pause-time.Since(clean), time.Millisecond)
+		}
+		if err == nil {
+			said = ""
 		}
 		wait, cancel := context.WithTimeout(ctx, pause)
 		_, _, _ = changed.Next(wait) // a new key, or time to look again

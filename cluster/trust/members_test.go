@@ -1,10 +1,14 @@
 package trust
 
 import (
+	"bytes"
+	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/skiff-sh/skiff/fsm"
@@ -67,5 +71,30 @@ func TestAnotherRotationIsNotTheSame(t *testing.T) {
 		if got := c.a.same(c.b); got != c.same {
 			t.Errorf("%+v and %+v: %t", c.a, c.b, got)
 		}
+	}
+}
+
+// TestDutyComplainsOnce: what goes wrong again and again is said once.
+func TestDutyComplainsOnce(t *testing.T) {
+	f := newFleet(t, "a")
+	var said bytes.Buffer
+	synctest.Test(t, func(t *testing.T) {
+		tr := f.trust("a")
+		tr.cfg.Logger = slog.New(slog.NewTextHandler(&said, nil))
+		if _, err := tr.encode(t.Context(), &document{}); err != nil { // makes the data key
+			t.Fatal(err)
+		}
+		f.log.fail = errors.New("the disk is full")
+		ctx, cancel := context.WithTimeout(t.Context(), 20*dutyRetry)
+		defer cancel()
+		tries := 0
+		tr.step = func(string) { tries++ }
+		if err := tr.Duty(ctx); err != nil || tries < 10 {
+			t.Errorf("%v after %d tries", err, tries)
+		}
+	})
+	f.log.fail = nil
+	if n := bytes.Count(said.Bytes(), []byte("disk is full")); n != 1 {
+		t.Errorf("said %d times:\n%s", n, said.String())
 	}
 }

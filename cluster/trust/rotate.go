@@ -122,16 +122,23 @@ const dutyRetry = time.Second
 // Duty is the leader's: it makes the document of a new cluster and drives
 // rotations. Without one it sleeps.
 func (t *Trust) Duty(ctx context.Context) error {
+	said := "" // is not said again
 	for ctx.Err() == nil {
 		changed := t.cfg.Store.Watch(Key, t.cfg.Store.Revision())
 		moving, err := t.advance(ctx)
 		wait, cancel := ctx, context.CancelFunc(func() {})
 		switch {
 		case err != nil && ctx.Err() == nil:
-			t.cfg.Logger.Warn("keys and certificates: will try again", "error", err)
+			if text := err.Error(); text != said {
+				said = text
+				t.cfg.Logger.Warn("keys and certificates: will try again", "error", err)
+			}
 			wait, cancel = context.WithTimeout(ctx, dutyRetry)
 		case moving:
+			said = ""
 			wait, cancel = context.WithTimeout(ctx, t.cfg.Poll)
+		default:
+			said = ""
 		}
 		_, _, _ = changed.Next(wait)
 		cancel()

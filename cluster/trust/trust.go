@@ -106,11 +106,17 @@ const installRetry = 5 * time.Second
 
 // Run installs every new generation until ctx ends.
 func (t *Trust) Run(ctx context.Context) error {
+	said := "" // is not said again
 	for ctx.Err() == nil {
 		changed := t.cfg.Store.Watch(Key, t.cfg.Store.Revision())
 		wait, cancel := ctx, context.CancelFunc(func() {})
-		if err := t.install(ctx); err != nil {
-			t.cfg.Logger.Error("cannot install what the cluster trusts, will try again", "error", err)
+		if err := t.install(ctx); err == nil {
+			said = ""
+		} else {
+			if text := err.Error(); text != said {
+				said = text
+				t.cfg.Logger.Error("cannot install what the cluster trusts, will try again", "error", err)
+			}
 			wait, cancel = context.WithTimeout(ctx, installRetry)
 		}
 		_, _, _ = changed.Next(wait)
