@@ -16,6 +16,8 @@ import (
 type known struct {
 	mu      sync.Mutex
 	cluster membership.Cluster // as on disk; guarded by mu
+
+	kubeconfig sync.Mutex // held while the file is written, so that the newest stays
 }
 
 // servers are those that were not removed, alive or not, this one included.
@@ -87,9 +89,11 @@ func (s *Server) seeds() []string {
 	return slices.Compact(out)
 }
 
-// keepKubeconfig writes the administrator's kubeconfig at every change of the
-// servers, of the CAs and of the administrator's certificate.
+// writeKubeconfig writes the administrator's kubeconfig if it is out of date: it
+// follows the servers, the CAs and the administrator's certificate.
 func (s *Server) writeKubeconfig() error {
+	s.known.kubeconfig.Lock()
+	defer s.known.kubeconfig.Unlock()
 	cert, key, err := s.admin.PEM()
 	if err != nil {
 		return err

@@ -157,6 +157,9 @@ func (s *Server) forgetRemoved(g *gossip.Gossip) {
 // looked at.
 const kubeconfigCheck = time.Hour
 
+// identityPoll is how often a server of a new cluster looks for its ID.
+const identityPoll = time.Second
+
 // gossipIdentity waits for the cluster's ID and the gossip keys.
 func (s *Server) gossipIdentity(ctx context.Context) (id string, keys [][]byte, err error) {
 	s.known.mu.Lock()
@@ -175,6 +178,7 @@ func (s *Server) gossipIdentity(ctx context.Context) (id string, keys [][]byte, 
 		}
 		select {
 		case <-changes:
+		case <-time.After(identityPoll): // the ID comes without a word
 		case <-ctx.Done():
 			return "", nil, ctx.Err()
 		}

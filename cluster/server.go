@@ -268,8 +268,8 @@ func (s *Server) Close() error {
 // directory. Loss of the leader, of the quorum or of the membership ends nothing.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.Close()
-	if err := s.writeKubeconfig(); err != nil {
-		return err
+	if err := s.writeKubeconfig(); err != nil { // as on a full disk, which servers work with
+		s.cfg.Logger.Error("the administrator's kubeconfig is not up to date", "error", err)
 	}
 	log, stopLog := context.WithCancel(context.WithoutCancel(ctx))
 	logEnded := make(chan error, 1)

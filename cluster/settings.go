@@ -110,12 +110,16 @@ func (s *Server) takeSettings(v membership.Settings) error {
 		return nil
 	}
 	s.settings.Store(&v)
-	if err := s.remember(nil); err != nil {
-		return err
-	}
+	err := s.remember(nil)
 	have.PodEvictionTimeout = v.PodEvictionTimeout
 	if have == v {
+		if err != nil { // the next change of anything saves it
+			s.cfg.Logger.Error("the new settings of the cluster are not saved", "error", err)
+		}
 		return nil
+	}
+	if err != nil {
+		return err
 	}
 	s.cfg.Logger.Warn("the cluster has other settings than this server was started with: it starts again with those of the cluster",
 		"clusterCIDR", v.ClusterCIDR, "serviceCIDR", v.ServiceCIDR, "clusterDomain", v.ClusterDomain)
