@@ -68,6 +68,9 @@ func runAgent(ctx context.Context, o hostOptions) error {
 		return err
 	}
 	defer lock.Unlock()
+	if err := o.keepName(); err != nil {
+		return err
+	}
 	a := &agent{o: o, servers: servers.New(o.name), roster: cluster.OpenRoster(o.dataDir, o.logger)}
 	a.member, a.leave = context.WithCancelCause(ctx)
 	defer a.leave(nil)

@@ -108,8 +108,12 @@ func serverAddress(s string) (string, error) {
 
 func kubeconfig(c *cli.Context) (*rest.Config, []servers.Server, error) {
 	path := c.String("kubeconfig")
+	rules := &clientcmd.ClientConfigLoadingRules{}
 	if path == "" {
 		path = os.Getenv("KUBECONFIG")
+		if list := filepath.SplitList(path); len(list) > 1 {
+			rules.Precedence = list
+		}
 	}
 	if path == "" {
 		path = filepath.Join(c.String("data-dir"), "admin.kubeconfig")
@@ -117,7 +121,10 @@ func kubeconfig(c *cli.Context) (*rest.Config, []servers.Server, error) {
 			return nil, nil, fmt.Errorf("no server has run here (%w): name its data directory with --data-dir, or a kubeconfig with --kubeconfig", err)
 		}
 	}
-	loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(&clientcmd.ClientConfigLoadingRules{ExplicitPath: path}, nil)
+	if rules.Precedence == nil {
+		rules.ExplicitPath = path
+	}
+	loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil)
 	config, err := loader.ClientConfig()
 	if err != nil {
 		return nil, nil, fmt.Errorf("kubeconfig %s: %w", path, err)

@@ -44,10 +44,18 @@ func parseJoin(c *cli.Context) (j joinOptions, err error) {
 }
 
 const (
-	joinPatience = 2 * time.Minute // for a server that does not answer, or has no leader
+	joinPatience = 2 * time.Minute  // for a server that does not answer, or has no leader
+	joinTry      = 30 * time.Second // for one that takes connections and says nothing
 	joinRetry    = time.Second
 	joinRetryMax = 10 * time.Second
 )
+
+// askOnce gives a server no more than limit: one may hang.
+func (j joinOptions) askOnce(ctx context.Context, r membership.JoinRequest, limit time.Duration) (*membership.Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return membership.Join(ctx, j.host, *j.token, r)
+}
 
 // ask asks the cluster to admit this host until it answers.
 func (j joinOptions) ask(ctx context.Context, r membership.JoinRequest, log *slog.Logger) (*membership.Answer, error) {
@@ -56,7 +64,7 @@ func (j joinOptions) ask(ctx context.Context, r membership.JoinRequest, log *slo
 	}
 	began := time.Now()
 	for pause := joinRetry; ; pause = min(2*pause, joinRetryMax) {
-		a, err := membership.Join(ctx, j.host, *j.token, r)
+		a, err := j.askOnce(ctx, r, joinTry)
 		var refused *membership.Refusal
 		switch {
 		case err == nil:

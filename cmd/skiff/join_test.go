@@ -3,8 +3,12 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/pem"
+	"errors"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/skiff-sh/skiff/cluster/membership"
 )
@@ -35,5 +39,20 @@ func TestSameCluster(t *testing.T) {
 		if (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(), "leave --token out") {
 			t.Errorf("%s: %v", c.what, err)
 		}
+	}
+}
+
+// A server that takes the request and never answers is asked again.
+func TestAServerThatHangs(t *testing.T) {
+	hang := make(chan struct{})
+	s := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-hang }))
+	defer s.Close()
+	defer close(hang)
+	j := joinOptions{host: strings.TrimPrefix(s.URL, "https://"), token: &membership.Token{}}
+	began := time.Now()
+	_, err := j.askOnce(t.Context(), membership.JoinRequest{}, 100*time.Millisecond)
+	var refused *membership.Refusal
+	if err == nil || errors.As(err, &refused) || time.Since(began) > 10*time.Second {
+		t.Errorf("%v after %v", err, time.Since(began))
 	}
 }
