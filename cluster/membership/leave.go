@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/skiff-sh/skiff/cluster/consensus"
@@ -37,8 +38,12 @@ func (s *Service) removeSelf(ctx context.Context, t *target, by string, force bo
 	if err != nil {
 		return nil, fmt.Errorf("encode the request: %w", err)
 	}
-	if err := s.c.Raft.HandOver(ctx); err != nil {
-		return nil, fmt.Errorf("remove server %s: let another server lead first: %w", t.Name, err)
+	err = s.c.Raft.HandOver(ctx)
+	switch {
+	case errors.Is(err, consensus.ErrQuorumRisk):
+		return nil, refuse(http.StatusConflict, "server %s stays: %v", t.Name, err)
+	case err != nil:
+		return nil, fmt.Errorf("server %s leads, and no other could take over: %w (%w)", t.Name, err, errTryAgain)
 	}
 	s.busy.Lock()
 	defer s.busy.Unlock()
