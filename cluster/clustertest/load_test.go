@@ -29,6 +29,7 @@ const (
 	loadWatchers = 4
 	killEvery    = 20 * time.Second
 	deadFor      = 5 * time.Second
+	longestGap   = 20 * time.Second // ten times the goal
 )
 
 // load is clients of the API that create, update with preconditions, delete,
@@ -70,6 +71,7 @@ func TestLeadersKilledUnderLoad(t *testing.T) {
 	for n := range loadClients {
 		clients.Go(func() { l.clientAPI(busy, n) })
 	}
+	var gaps []time.Duration
 	for i := range loadKills {
 		time.Sleep(killEvery - deadFor)
 		leader := awaitVoters(t, l.servers, 2)
@@ -78,6 +80,9 @@ func TestLeadersKilledUnderLoad(t *testing.T) {
 		leader.kill()
 		gap := l.nextWrite(killed, begin)
 		t.Logf("kill %d, of %s: a write that began later is acknowledged after %v", i+1, leader.Name, gap.Round(time.Millisecond))
+		if gaps = append(gaps, gap); gap > longestGap {
+			t.Errorf("no write for %v", gap)
+		}
 		time.Sleep(deadFor)
 		leader.start(t)
 	}
@@ -85,6 +90,9 @@ func TestLeadersKilledUnderLoad(t *testing.T) {
 	time.Sleep(2 * time.Second)
 	rest()
 	clients.Wait()
+	slices.Sort(gaps)
+	t.Logf("%d clients, %d kills: writes again after %v (median), %v (max)", loadClients, loadKills,
+		gaps[len(gaps)/2].Round(time.Millisecond), gaps[len(gaps)-1].Round(time.Millisecond))
 	last := ""
 	for _, s := range l.servers {
 		all, err := l.maps(s).List(t.Context(), metav1.ListOptions{})
@@ -300,6 +308,7 @@ func (l *load) takeAPI(p *part, e k8swatch.Event, host string) {
 
 // checkLoad takes what any watcher saw as the history.
 func (l *load) checkLoad(t *testing.T) {
+	begin := time.Now()
 	l.sparse = true
 	h := l.newHistory()
 	for i := range l.ops {
@@ -328,7 +337,14 @@ func (l *load) checkLoad(t *testing.T) {
 			why[o.why[max(0, len(o.why)-60):]]++
 		}
 	}
-	t.Logf("%d operations (%d without an answer, %d failed), %d events, %d seen by watchers", len(l.ops), count[unknown], count[failed], len(h.events), l.stats.Watched)
+	kinds := map[string]int{}
+	for _, o := range l.ops {
+		if o.outcome <= conflict {
+			kinds[kindNames[o.kind]]++
+		}
+	}
+	t.Logf("%d operations (%d writes without an answer, %d failed), answered: %v", len(l.ops), count[unknown], count[failed], kinds)
+	t.Logf("%d events, %d seen by %d watchers; checked in %v", len(h.events), l.stats.Watched, len(l.watches), time.Since(begin).Round(time.Millisecond))
 	if count[done] < 100*loadKills {
 		t.Errorf("only %d operations succeeded", count[done])
 	}
