@@ -46,7 +46,12 @@ func Peers(g *gossip.Gossip) []membership.Peer {
 	return out
 }
 
-// alive is what gossip says of a member; who is unknown counts as alive.
+// aliveUnknown is how long after its start a server takes members for alive that
+// gossip does not know: who died before is unknown for ever, and was dead for long
+// by then.
+const aliveUnknown = time.Hour
+
+// alive is what gossip says of a member.
 func (s *Server) alive(id string) bool {
 	g := s.gossip.Load()
 	if g == nil {
@@ -55,7 +60,7 @@ func (s *Server) alive(id string) bool {
 	if m, ok := g.ByID(id); ok {
 		return m.State == gossip.Alive
 	}
-	return true
+	return time.Since(s.started) < aliveUnknown
 }
 
 // hub tells several readers of changes. The zero value is ready.
