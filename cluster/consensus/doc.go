@@ -57,6 +57,8 @@ var (
 	ErrRefused = errors.New("the cluster refuses this server")
 	// ErrRemoved says that this server was removed from the cluster, see Retire.
 	ErrRemoved = errors.New("this server was removed from the cluster")
+	// ErrBehind says that this server lags and cannot catch up now.
+	ErrBehind = errors.New("this server is behind the others")
 	// ErrVersion says that a command needs a newer skiff on another member.
 	ErrVersion = errors.New("a member runs too old a version")
 	// ErrTLS says that the TLS configuration would let strangers in.

@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -63,6 +64,8 @@ func (n *Node) govern(ctx context.Context, r *raft.Raft) {
 		select {
 		case <-g.looked:
 		case <-n.lead.peers:
+		case <-n.lead.full:
+			n.handOverFull(ctx)
 		case <-ctx.Done():
 			return
 		}
@@ -209,6 +212,35 @@ func (*promoter) CalculatePromotionsAndDemotions(c *autopilot.Config, s *autopil
 func (*promoter) GetNodeTypes(*autopilot.Config, *autopilot.State) map[raft.ServerID]autopilot.NodeType {
 	return nil
 }
+
+// leaveToOthers is what a leader without room for writes answers: if another
+// voter may have room, that one shall lead, and the write is tried again there.
+func (n *Node) leaveToOthers(noRoom error) error {
+	if !errors.Is(noRoom, ErrNoSpace) || len(n.heirs(true)) == 0 {
+		return noRoom
+	}
+	select {
+	case n.lead.full <- struct{}{}:
+	default:
+	}
+	return fmt.Errorf("%w: %w", ErrNotLeader, errFull)
+}
+
+// handOverFull lets a voter lead whose disk has room, if there is one by now.
+func (n *Node) handOverFull(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
+	defer cancel()
+	n.askMembers(ctx)
+	if len(n.heirs(true)) == 0 || n.log.Room() == nil {
+		return
+	}
+	n.c.Logger.Warn("the disk is full; leadership is left to a server with room", "file", n.log.Path())
+	if err := n.transferHere(ctx, ""); err != nil && ctx.Err() == nil {
+		n.c.Logger.Info("handing over leadership because of a full disk", "error", err)
+	}
+}
+
+var errFull = errors.New("its disk is full")
 
 // handOver lets another member lead before this one stops.
 func (n *Node) handOver(r *raft.Raft) {

@@ -18,6 +18,7 @@ type leadership struct {
 	led    atomic.Uint64
 	seen   chan raft.Observation // of another leader
 	peers  chan struct{}         // of one place: members came or went
+	full   chan struct{}         // of one place: this leader's disk is full
 
 	mu     sync.Mutex
 	term   uint64        // in which this member leads and has applied all before; else 0
@@ -29,7 +30,7 @@ func (l *leadership) init() {
 	l.notify = make(chan bool, 8)
 	l.change = make(chan struct{})
 	l.seen = make(chan raft.Observation, 16)
-	l.peers = make(chan struct{}, 1)
+	l.peers, l.full = make(chan struct{}, 1), make(chan struct{}, 1)
 }
 
 // observe follows what Raft tells about itself. The filter runs within Raft's

@@ -65,8 +65,8 @@ func (n *Node) succeedDead(ctx context.Context, r *raft.Raft, lost time.Time) {
 	}
 }
 
-// turn is this member's place among the live voters beside the leader, witnesses
-// behind all others.
+// turn is this member's place among the live voters beside the leader. Witnesses
+// and those that cannot write come behind all others.
 func (n *Node) turn(leader string) (place int, votes bool) {
 	var others []string
 	for _, m := range n.Members() {
@@ -78,7 +78,7 @@ func (n *Node) turn(leader string) (place int, votes bool) {
 	}
 	slices.Sort(others)
 	place, _ = slices.BinarySearch(others, n.c.NodeID)
-	if n.c.Witness {
+	if n.c.Witness || n.log.Room() != nil || n.stall.problem() != nil {
 		place = len(others) + 1
 	}
 	return place, votes

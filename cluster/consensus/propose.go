@@ -104,7 +104,7 @@ func (n *Node) withLeader(ctx context.Context, do func(r *raft.Raft, leader stri
 // proposeHere proposes an encoded command on this member, which should lead.
 func (n *Node) proposeHere(ctx context.Context, data []byte) (fsm.Result, uint64, error) {
 	if err := n.log.Room(); err != nil {
-		return fsm.Result{}, 0, err
+		return fsm.Result{}, 0, n.leaveToOthers(err)
 	}
 	if n.stall.problem() != nil {
 		return fsm.Result{}, 0, fmt.Errorf("%w: its disk does not answer", ErrNotLeader)

@@ -29,12 +29,33 @@ func (n *Node) ReadIndex(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return n.waitApplied(ctx, index)
+		return n.awaitApplied(ctx, index)
 	})
 	if err != nil {
 		return fmt.Errorf("read index: %w", err)
 	}
 	return nil
+}
+
+// awaitApplied waits until the FSM has applied the entry at index. A member
+// whose log takes no writes may never come so far, and says so after
+// Config.ElectionWait.
+func (n *Node) awaitApplied(ctx context.Context, index uint64) error {
+	if applied, _ := n.c.FSM.Applied(); applied >= index {
+		return nil
+	}
+	short, cancel := context.WithTimeout(ctx, n.c.ElectionWait)
+	defer cancel()
+	err := n.waitApplied(short, index)
+	if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	for _, why := range []error{n.log.Room(), n.stall.problem()} {
+		if why != nil {
+			return fmt.Errorf("%w: %w", ErrBehind, why)
+		}
+	}
+	return n.waitApplied(ctx, index)
 }
 
 // readIndexHere confirms that this member leads, and returns the index that a

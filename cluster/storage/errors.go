@@ -40,10 +40,11 @@ func logError(err error, attempt string) error {
 		return apierrors.NewTimeoutError(fmt.Sprintf("the %s was not confirmed by the cluster: %v", attempt, err), 0)
 	}
 	after, message := retryAfter, fmt.Sprintf("the cluster cannot take the %s now: %v", attempt, err)
-	if errors.Is(err, consensus.ErrNoSpace) {
+	switch {
+	case errors.Is(err, consensus.ErrBehind): // for a reason of its own
+	case errors.Is(err, consensus.ErrNoSpace):
 		message = fmt.Sprintf("the disk of the leading server is full, so nothing can be written until there is room; reads go on: %v", err)
-	}
-	if errors.Is(err, consensus.ErrRemoved) {
+	case errors.Is(err, consensus.ErrRemoved):
 		after, message = 0, err.Error() // to try again does not help
 	}
 	return &apierrors.StatusError{ErrStatus: metav1.Status{
