@@ -161,6 +161,8 @@ func (l *Leaf) why(m *material, now time.Time) string {
 		return "it had expired at " + l.cert.Leaf.NotAfter.Format(time.RFC3339)
 	case now.Before(l.cert.Leaf.NotBefore):
 		return "the clock was set back"
+	case l.from != m.epoch && m.usual:
+		return ""
 	case l.from != m.epoch:
 		return "the cluster's keys were rotated"
 	}

@@ -42,6 +42,7 @@ type PKI struct {
 	clock func() time.Time
 	log   atomic.Pointer[slog.Logger]
 	set   sync.Mutex // held by Set
+	sets  int        // calls of Set that have succeeded; guarded by set
 
 	writing func(name string) error // asked before each file is written, in tests
 }
@@ -49,6 +50,7 @@ type PKI struct {
 // material is what holds at one time. It is immutable.
 type material struct {
 	epoch     uint64 // grows when leaf certificates are to be issued anew
+	usual     bool   // that they are issued anew for this epoch is nothing to tell
 	leaves    uint64 // Keys.Leaves
 	cas       []*x509.Certificate
 	signer    *x509.Certificate
@@ -285,9 +287,12 @@ func (p *PKI) Set(k Keys) error {
 	if err != nil {
 		return err
 	}
-	m.leaves, m.epoch = k.Leaves, old.epoch
-	if !m.signer.Equal(old.signer) || !bytes.Equal(m.crossPEM, old.crossPEM) || m.leaves != old.leaves {
+	m.leaves, m.epoch, m.usual = k.Leaves, old.epoch, old.usual
+	otherCA := !m.signer.Equal(old.signer) || !bytes.Equal(m.crossPEM, old.crossPEM)
+	if otherCA || m.leaves != old.leaves {
 		m.epoch++
+		// A new process does not know what Leaves was before.
+		m.usual = p.sets == 0 && !otherCA
 	}
 	union := bytes.Clone(plain[CACertFile])
 	for _, c := range old.cas {
@@ -314,6 +319,7 @@ func (p *PKI) Set(k Keys) error {
 		}
 		have[s.name] = s.content
 	}
+	p.sets++
 	p.now.Store(m)
 	return nil
 }

@@ -384,4 +384,22 @@ func TestLeavesAreReissuedOnDemand(t *testing.T) {
 	if c, _ := l.Certificate(); c == first {
 		t.Error("not issued anew")
 	}
+	// The next process issues its own in any case, and has nothing to tell.
+	var log bytes.Buffer
+	again, err := Open(p.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.SetLogger(slog.New(slog.NewTextHandler(&log, nil)))
+	l = mustLeaf(t, again, "x")
+	set(t, again, k)
+	set(t, again, k)
+	if _, err := l.Certificate(); err != nil || log.Len() > 0 {
+		t.Errorf("after a restart: %v, log %q", err, log.String())
+	}
+	k.Leaves++
+	set(t, again, k)
+	if _, err := l.Certificate(); err != nil || !strings.Contains(log.String(), "rotated") {
+		t.Errorf("after a rotation: %v, log %q", err, log.String())
+	}
 }
