@@ -20,6 +20,8 @@ import (
 // Contact is what a node on this host is told of the others, to decide whether
 // what must not run twice may go on here while no server renews its lease.
 type Contact struct {
+	// Removed: this server is no member any more.
+	Removed bool
 	// SoleVoter: this is the only server, and none is about to join.
 	SoleVoter bool
 	// OthersDown: the hosts of all other servers that vote refuse connections.
@@ -36,6 +38,9 @@ const (
 
 // Contact may take refusalWait when no leader is known.
 func (s *Server) Contact() Contact {
+	if s.members.Membership().Err() != nil {
+		return Contact{Removed: true}
+	}
 	members := s.node.Members()
 	c := Contact{
 		SoleVoter:     len(members) == 1 && members[0].ID == s.id && members[0].Voter,

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -17,6 +18,9 @@ import (
 
 // Contact is what a node knows of the others when it cannot reach the API.
 type Contact struct {
+	// Removed: this host is no member of the cluster any more. What it ran is
+	// replaced elsewhere.
+	Removed bool
 	// SoleVoter: this host is the cluster's only server, with no other that is
 	// about to join. Nobody else can decide anything.
 	SoleVoter bool
@@ -47,13 +51,15 @@ const (
 	soleEvery   = 2 * time.Second
 )
 
+var errRemoved = errors.New("the node was removed from the cluster")
+
 // fence decides whether pods that must not run twice may run on this node. Its
 // clock goes on while the machine sleeps.
 type fence struct {
 	contact func() Contact
 	renew   func(ctx context.Context) ([]byte, error)
 	path    string // of the record that the shims read
-	changed func() // new contact after a gap
+	changed func() // new contact after a gap, or none ever again
 	log     *slog.Logger
 	clock   func() time.Duration // since boot
 
@@ -68,6 +74,7 @@ type fence struct {
 	chain   uint64        // counts gaps in base; 0: no grant yet
 	from    uint64        // revision at the first grant of the chain
 	sole    bool          // the cluster's only server
+	removed bool          // from the cluster, for good
 	boot    string        // ID of this boot
 	written shimproto.FenceRecord
 }
@@ -173,6 +180,10 @@ func (f *fence) ask(ctx context.Context) error {
 		return fmt.Errorf("a server grants a lease of %d s, less than %s", g.Seconds, leaseDuration)
 	}
 	f.mu.Lock()
+	if f.removed { // it was granted before
+		f.mu.Unlock()
+		return errRemoved
+	}
 	gap := f.chain == 0 || sent-f.base > leaseDuration
 	if gap {
 		f.chain++
@@ -196,10 +207,18 @@ func (f *fence) ask(ctx context.Context) error {
 func (f *fence) look() time.Duration {
 	now, c := f.clock(), f.contact()
 	f.mu.Lock()
+	news := c.Removed && !f.removed
 	defer func() {
 		f.mu.Unlock()
 		f.record()
+		if news {
+			f.changed()
+		}
 	}()
+	if f.removed = f.removed || c.Removed; f.removed {
+		f.base, f.sole = 0, false
+		return lookEvery
+	}
 	f.sole = c.SoleVoter
 	if c.SoleVoter {
 		f.base = now
@@ -250,7 +269,10 @@ func (f *fence) permit(tolerated time.Duration) pod.Permit {
 	} else {
 		p.Why = fmt.Sprintf("the node has had no contact with a server for more than %s", allowed)
 	}
-	if f.chain == 0 {
+	switch {
+	case f.removed:
+		p.Why = errRemoved.Error()
+	case f.chain == 0:
 		p.Why = "the node has had no contact with a server since skiff was started"
 	}
 	return p

@@ -217,6 +217,38 @@ func TestExcuse(t *testing.T) {
 	}
 }
 
+// A node that was removed stops at once what is replaced elsewhere, whatever it had
+// been granted and whoever it still sees, and so do its shims.
+func TestRemovedNode(t *testing.T) {
+	p := &place{now: 1000 * time.Second, dir: t.TempDir(), answer: grantAt(1)}
+	f := p.fence()
+	if err := f.ask(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.contact = Contact{Removed: true, AliveFraction: 1, SoleVoter: true}
+	for range 30 {
+		f.look()
+		p.now += time.Second
+	}
+	check := func(what string) {
+		t.Helper()
+		if got := f.permit(time.Hour); got.Run || got.Start || !strings.Contains(got.Why, "removed from the cluster") {
+			t.Errorf("%s: %+v", what, got)
+		}
+		if r, err := shimproto.ReadFence(FencePath(p.dir)); err != nil || r.Granted != 0 || r.Always {
+			t.Errorf("%s: record %+v, %v", what, r, err)
+		}
+	}
+	check("removed")
+	if p.changes != 2 {
+		t.Errorf("told %d times, want once for the lease and once for its end", p.changes)
+	}
+	if err := f.ask(t.Context()); err == nil {
+		t.Error("a grant that was under way counts")
+	}
+	check("after a grant")
+}
+
 // The same in the loop.
 func TestExcuseReachesShims(t *testing.T) {
 	p := &place{now: 1000 * time.Second, dir: t.TempDir(), answer: grantAt(1)}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -183,7 +184,7 @@ func (a *agent) access() access {
 	asNode(c)
 	serving := pki.MutualTLS(a.identity, pki.TLSOptions{Protos: []string{"http/1.1"}})
 	return access{api: c, tls: serving, settings: a.known.Settings, contact: func() node.Contact {
-		return node.Contact{AliveFraction: a.roster.AliveFraction(cluster.Peers(a.gossip), a.id)}
+		return node.Contact{Removed: a.removed(), AliveFraction: a.roster.AliveFraction(cluster.Peers(a.gossip), a.id)}
 	}}
 }
 
@@ -217,6 +218,13 @@ func (w *watchful) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	return resp, err
+}
+
+// removed tells whether this host is no member any more; that the process is
+// stopped is no removal.
+func (a *agent) removed() bool {
+	var r *membership.Refusal
+	return errors.As(context.Cause(a.member), &r) && r.Removed
 }
 
 // reachable gives a channel that is closed when a server has answered.
@@ -253,7 +261,7 @@ func (a *agent) run(ctx context.Context) error {
 	g.Go(func() error { cluster.ReportLoad(ctx, a.gossip); return nil })
 	g.Go(func() error {
 		if err := a.identity.Run(ctx); err != nil && ctx.Err() == nil {
-			a.o.logger.Error("this node is no member of the cluster any more; its pods go on until skiff reset", "error", err)
+			a.o.logger.Error("this node is no member of the cluster any more; its pods go on until skiff reset, but those of StatefulSets, which must not run twice", "error", err)
 			a.leave(err)
 			if err := a.gossip.Leave(ctx); err != nil && ctx.Err() == nil {
 				a.o.logger.Warn("gossip was not told that this node leaves: the others see it die", "error", err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -61,5 +62,36 @@ func TestRefusedNodeAsksWhy(t *testing.T) {
 	}
 	if asked != 1 {
 		t.Errorf("asked %d times", asked)
+	}
+}
+
+// An agent that is stopped was not removed: its pods go on.
+func TestStoppedIsNotRemoved(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		what    string
+		stop    bool
+		cause   error
+		removed bool
+	}{
+		{"a member", false, nil, false},
+		{"stopped", true, nil, false},
+		{"removed", false, &membership.Refusal{Removed: true}, true},
+		{"removed, then stopped", true, &membership.Refusal{Removed: true}, true},
+	} {
+		ctx, stop := context.WithCancel(context.Background())
+		a := &agent{}
+		a.member, a.leave = context.WithCancelCause(ctx)
+		if c.cause != nil {
+			a.leave(c.cause)
+		}
+		if c.stop {
+			stop()
+		}
+		if got := a.removed(); got != c.removed {
+			t.Errorf("%s: removed is %t", c.what, got)
+		}
+		stop()
+		a.leave(nil)
 	}
 }

@@ -94,7 +94,7 @@ func (w *worker) heldBack(ctx context.Context, alarm *time.Time) bool {
 	earlier(alarm, w.now().Add(fenceAgain))
 	if w.fenced.IsZero() {
 		w.fenced = w.now()
-		w.log.Warn("node has no contact with the cluster: the pod may be replaced elsewhere and is stopped here", "why", w.permit.Why)
+		w.log.Warn("the pod may be replaced elsewhere and is stopped here", "why", w.permit.Why)
 		w.eventPod(v1.EventTypeWarning, reasonFenced, "Stopped: %s", w.permit.Why)
 	}
 	for _, c := range w.ctrs {
