@@ -27,6 +27,7 @@ const (
 	methodRemove   = ownMethods + "remove"
 	methodPromote  = ownMethods + "promote"
 	methodTransfer = ownMethods + "transfer"
+	methodDeath    = ownMethods + "death"
 )
 
 func (n *Node) ownMethods() map[string]Handler {
@@ -42,6 +43,7 @@ func (n *Node) ownMethods() map[string]Handler {
 		methodRemove:   ofID(n.removeHere),
 		methodPromote:  ofID(n.promoteHere),
 		methodTransfer: ofID(n.transferHere),
+		methodDeath:    n.answerDeath,
 	}
 }
 

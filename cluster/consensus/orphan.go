@@ -12,11 +12,12 @@ import (
 )
 
 // A leader whose process dies takes its connections along, and its port refuses
-// new ones. A follower that sees both need not wait for the heartbeat timeout:
-// it stands for election at once, with the request that a leader hands over
-// with (the others then vote although they think that they have a leader). The
-// followers do it one after the other, so that votes are not split. A host that
-// dies closes nothing; it is missed by the heartbeat timeout.
+// new ones. A follower that sees both need not wait for the heartbeat timeout: if
+// a majority of the voters finds it so (see agree.go), it stands for election at
+// once, with the request that a leader hands over with (the others then vote
+// although they think that they have a leader). The followers do it one after the
+// other, so that votes are not split. A host that dies closes nothing; it is
+// missed by the heartbeat timeout.
 const (
 	orphanPause   = 20 * time.Millisecond // between two looks at the leader's port
 	orphanLooks   = 15
@@ -45,7 +46,7 @@ func (n *Node) succeedDead(ctx context.Context, r *raft.Raft, lost time.Time) {
 		return ctx.Err() == nil && leader != "" && id == leader && r.State() == raft.Follower && r.LastContact().Before(lost)
 	}
 	turn, votes := n.turn(string(leader))
-	if !votes {
+	if !votes || !orphaned() {
 		return
 	}
 	for look := 0; !n.refused(ctx, string(addr)); look++ {
@@ -54,14 +55,28 @@ func (n *Node) succeedDead(ctx context.Context, r *raft.Raft, lost time.Time) {
 		}
 	}
 	wait := time.Duration(turn) * max(orphanStagger, 5*time.Duration(n.slowest.Load()))
-	if !orphaned() || !pause(ctx, wait) || !orphaned() {
+	if !orphaned() || !pause(ctx, wait) || !orphaned() || !n.agreed(ctx, r, string(leader)) {
 		return
 	}
-	n.c.Logger.Info("the leader's process has ended, standing for election", "leader", leader)
-	self := raft.ServerID(n.c.NodeID)
-	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(self), Addr: []byte(n.c.AdvertiseAddr)}
-	if err := n.trans.TimeoutNow(self, raft.ServerAddress(n.c.AdvertiseAddr), &raft.TimeoutNowRequest{RPCHeader: header}, &raft.TimeoutNowResponse{}); err != nil {
-		n.c.Logger.Info("stand for election", "error", err)
+	n.stand(ctx, r, func() bool {
+		_, votes := n.turn(string(leader))
+		return votes && orphaned()
+	})
+}
+
+// stand makes Raft stand for election, if that is still right when it comes to
+// it: where the disk is slow, that can be a while, and others may lead by then.
+func (n *Node) stand(ctx context.Context, r *raft.Raft, right func() bool) {
+	q := raft.RPC{Command: &raft.TimeoutNowRequest{RPCHeader: n.header()}, RespChan: make(chan raft.RPCResponse, 1)}
+	for right() && !n.tooEarly(r, q) {
+		select {
+		case n.trans.received <- q: // Raft takes it now, or not at all
+			n.c.Logger.Info("the leader's process has ended, standing for election")
+			return
+		case <-time.After(orphanPause):
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
