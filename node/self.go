@@ -37,6 +37,10 @@ type self struct {
 	pressure pressure
 	broken   string // why the runtime cannot be used
 	images   []v1.ContainerImage
+
+	// What run last wrote, and when; no other goroutine has it.
+	said   v1.NodeStatus
+	saidAt time.Time
 }
 
 func newSelf(a *Agent, r record.EventRecorder) *self {
@@ -93,9 +97,13 @@ func (s *self) setImages(images []v1.ContainerImage) {
 	}
 }
 
+// correctEvery is how often somebody is corrected who goes on writing something
+// else, as a leader that does not hear this node in the gossip.
+const correctEvery = time.Second
+
 // run registers the node and then follows it: when its pod network is there
 // it becomes Ready, and whoever writes something else into the node's part of
-// the status is corrected, at most once a second.
+// the status is corrected, at most once in correctEvery.
 func (s *self) run(ctx context.Context) error {
 	if err := s.register(ctx); err != nil {
 		return err
@@ -106,24 +114,26 @@ func (s *self) run(ctx context.Context) error {
 	wg.Go(func() { s.follow(ctx) })
 	pause := time.Duration(0)
 	for {
-		if err := s.write(ctx); err != nil {
+		again, err := s.write(ctx)
+		if err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}
 			pause = min(max(2*pause, 200*time.Millisecond), 10*time.Second)
 			s.a.cfg.Logger.Warn("writing the node's status, trying again", "err", err, "in", pause)
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(pause):
-			}
-			continue
+			again = pause
+		} else {
+			pause = 0
 		}
-		pause = 0
+		wake, later := s.wake, (<-chan time.Time)(nil)
+		if again > 0 {
+			wake, later = nil, time.After(again)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-s.wake:
+		case <-wake:
+		case <-later:
 		}
 	}
 }
@@ -250,32 +260,37 @@ func (t selfStore) Replace(list []any, _ string) error {
 	return nil
 }
 
-// write brings the status in line, if it is not.
-func (s *self) write(ctx context.Context) error {
+// write brings the status in line, if it is not. It waits with what it has just
+// written already, and returns for how long.
+func (s *self) write(ctx context.Context) (again time.Duration, err error) {
 	s.mu.Lock()
 	obj, deleted := s.obj, s.deleted
 	s.mu.Unlock()
 	if deleted {
-		return nil
+		return 0, nil
 	}
 	want := s.status(obj, metav1.Now())
 	if !same(want, obj.Status) {
+		if left := correctEvery - time.Since(s.saidAt); left > 0 && same(timeless(want), timeless(s.said)) {
+			return left, nil
+		}
 		next := obj.DeepCopy()
 		next.Status = want
 		after, err := s.a.client.CoreV1().Nodes().UpdateStatus(ctx, next, metav1.UpdateOptions{})
 		switch {
 		case apierrors.IsNotFound(err):
-			return nil // the watch tells
+			return 0, nil // the watch tells
 		case apierrors.IsConflict(err):
 			fresh, err := s.a.client.CoreV1().Nodes().Get(ctx, s.a.cfg.Name, metav1.GetOptions{})
 			if err != nil {
-				return fmt.Errorf("reading the node after a conflict: %w", err)
+				return 0, fmt.Errorf("reading the node after a conflict: %w", err)
 			}
 			s.see(fresh)
-			return nil // see has woken us
+			return 0, nil // see has woken us
 		case err != nil:
-			return err
+			return 0, err
 		}
+		s.said, s.saidAt = want, time.Now()
 		s.see(after)
 		obj = after
 	}
@@ -285,7 +300,16 @@ func (s *self) write(ctx context.Context) error {
 			close(s.a.ready)
 		})
 	}
-	return nil
+	return 0, nil
+}
+
+// timeless is a status without the times since when its conditions hold.
+func timeless(st v1.NodeStatus) v1.NodeStatus {
+	st.Conditions = slices.Clone(st.Conditions)
+	for i := range st.Conditions {
+		st.Conditions[i].LastTransitionTime = metav1.Time{}
+	}
+	return st
 }
 
 // same compares all but the times of heartbeats.
