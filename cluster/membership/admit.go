@@ -102,6 +102,9 @@ func (s *Service) checkRequest(t *tokenRecord, r *JoinRequest) error {
 	if err := s.checkAddress(r.Role, r.Name, r.Address); err != nil {
 		return err
 	}
+	if err := s.c.Settings().Agree(r.Told); err != nil {
+		return refuse(http.StatusConflict, "%v", err)
+	}
 	if r := s.removal(r.NodeID); r != nil {
 		return r.error()
 	}

@@ -71,6 +71,26 @@ type Settings struct {
 	PodEvictionTimeout time.Duration `json:"podEvictionTimeout"` // nanoseconds
 }
 
+// Agree returns an error that names the flag if what a host was told, where it
+// was told anything, is not what the cluster has. The eviction timeout may
+// differ.
+func (s Settings) Agree(told Settings) error {
+	for _, f := range []struct {
+		flag       string
+		differs    bool
+		told, have any
+	}{
+		{"cluster-cidr", told.ClusterCIDR.IsValid() && told.ClusterCIDR != s.ClusterCIDR, told.ClusterCIDR, s.ClusterCIDR},
+		{"service-cidr", told.ServiceCIDR.IsValid() && told.ServiceCIDR != s.ServiceCIDR, told.ServiceCIDR, s.ServiceCIDR},
+		{"cluster-domain", told.ClusterDomain != "" && told.ClusterDomain != s.ClusterDomain, told.ClusterDomain, s.ClusterDomain},
+	} {
+		if f.differs {
+			return fmt.Errorf("--%s %v: the cluster has %v, which cannot be changed; leave the flag out", f.flag, f.told, f.have)
+		}
+	}
+	return nil
+}
+
 // Server is how to reach a server.
 type Server struct {
 	Name       string     `json:"name"`
@@ -115,6 +135,7 @@ type JoinRequest struct {
 	GossipPort uint16    `json:"gossipPort"`
 	NodePort   uint16    `json:"nodePort,omitempty"`
 	CSR        []byte    `json:"csr,omitempty"` // PEM, of agents
+	Told       Settings  `json:"told"`          // what the host was told, which must be what the cluster has
 }
 
 // Answer is what an admitted host gets.

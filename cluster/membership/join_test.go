@@ -80,6 +80,7 @@ func TestJoinIsRefused(t *testing.T) {
 		{name: "no ID", want: `node ID "" is none`, request: func(r *JoinRequest) { r.NodeID = "" }},
 		{name: "no CSR", want: "lacks the certificate request", request: func(r *JoinRequest) { r.CSR = nil }},
 		{name: "damaged CSR", want: "certificate request of w", request: func(r *JoinRequest) { r.CSR = []byte("x") }},
+		{name: "other settings", want: "--cluster-domain other.example: the cluster has cluster.local, which cannot be changed; leave the flag out", request: func(r *JoinRequest) { r.Told.ClusterDomain = "other.example" }},
 		{name: "unknown role", want: `role "king"`, request: func(r *JoinRequest) { r.Role = "king" }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -163,11 +163,8 @@ func (o *serverOptions) joinNow(ctx context.Context, pkiDir string) (*membership
 	}
 	c := &o.cluster
 	a, err := o.join.ask(ctx, membership.JoinRequest{Role: c.Role, Name: o.name, NodeID: id, Version: version, Address: o.advertise.String(),
-		APIPort: c.Port, RaftPort: c.RaftPort, GossipPort: c.GossipPort, NodePort: c.NodePort}, o.logger)
+		APIPort: c.Port, RaftPort: c.RaftPort, GossipPort: c.GossipPort, NodePort: c.NodePort, Told: o.given}, o.logger)
 	if err != nil {
-		return nil, err
-	}
-	if err := o.agree(&a.Cluster); err != nil {
 		return nil, err
 	}
 	// The keys come last: they tell that the join is complete.
@@ -182,19 +179,8 @@ func (o *serverOptions) agree(known *membership.Cluster) error {
 	if known == nil {
 		return nil
 	}
-	have, given := known.Settings, o.given
-	for _, f := range []struct {
-		flag        string
-		differs     bool
-		given, have any
-	}{
-		{"cluster-cidr", given.ClusterCIDR.IsValid() && given.ClusterCIDR != have.ClusterCIDR, given.ClusterCIDR, have.ClusterCIDR},
-		{"service-cidr", given.ServiceCIDR.IsValid() && given.ServiceCIDR != have.ServiceCIDR, given.ServiceCIDR, have.ServiceCIDR},
-		{"cluster-domain", given.ClusterDomain != "" && given.ClusterDomain != have.ClusterDomain, given.ClusterDomain, have.ClusterDomain},
-	} {
-		if f.differs {
-			return usagef("--%s %v: the cluster has %v, which cannot be changed; leave the flag out", f.flag, f.given, f.have)
-		}
+	if err := known.Settings.Agree(o.given); err != nil {
+		return usagef("%v", err)
 	}
 	return nil
 }

@@ -29,6 +29,7 @@ func TestJoin(t *testing.T) {
 	t.Run("death of the leader", func(t *testing.T) { c.testLeaderKilled(t) })
 	t.Run("no server at all", func(t *testing.T) { c.testNoServers(t) })
 	t.Run("new address", func(t *testing.T) { c.testNewAddress(t) })
+	t.Run("years without power", func(t *testing.T) { c.testYearsOff(t) })
 }
 
 func (c *devCluster) testAcrossNodes(t *testing.T) {
@@ -86,7 +87,7 @@ func (c *devCluster) testRefusals(t *testing.T) {
 		{"damaged", "this is no token", []string{"--join", addr, "--token", secret}},
 		{"wrong secret", "token", []string{"--join", addr, "--token", server[:len(server)-4] + "aaaa"}},
 		{"other role", "the token is for the role agent", []string{"--join", addr, "--token", agent}},
-		{"other cluster", "does not use the CA that the token names", []string{"--join", addr, "--token", "skiff1." + strings.Repeat("a", 52) + server[strings.Index(server[7:], ".")+7:]}},
+		{"other cluster", "the token is of another cluster", []string{"--join", addr, "--token", "skiff1." + strings.Repeat("a", 52) + server[strings.Index(server[7:], ".")+7:]}},
 		{"name taken", "the name server-2 is taken by a live member", []string{"--join", addr, "--token", server, "--name", "server-2"}},
 		{"other settings", "--cluster-cidr 10.99.0.0/16: the cluster has 10.42.0.0/16", []string{"--join", addr, "--token", server, "--cluster-cidr", "10.99.0.0/16"}},
 	} {

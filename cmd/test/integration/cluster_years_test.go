@@ -1,0 +1,96 @@
+//go:build integration
+
+package integration
+
+import (
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/keyutil"
+)
+
+// testYearsOff starts a cluster whose certificates have expired, as after two
+// years without power. Servers make theirs at each start; what remains are those
+// of agents and in kubeconfigs.
+func (c *devCluster) testYearsOff(t *testing.T) {
+	for _, n := range c.status(t).Nodes {
+		c.kill(t, n.Name)
+	}
+	ca := loadCA(t, filepath.Join(c.data("server-1"), "pki"))
+	agent := filepath.Join(c.data("agent-1"), "agent", "node.crt")
+	old, err := os.ReadFile(agent)
+	must(t, err)
+	must(t, os.WriteFile(agent, ca.expire(t, old), 0o644))
+	for server := range c.clients {
+		path := filepath.Join(c.data(server), "admin.kubeconfig")
+		kc, err := clientcmd.LoadFromFile(path)
+		must(t, err)
+		for _, user := range kc.AuthInfos {
+			user.ClientCertificateData = ca.expire(t, user.ClientCertificateData)
+		}
+		must(t, clientcmd.WriteToFile(*kc, path))
+	}
+	began := time.Now()
+	for _, n := range c.status(t).Nodes {
+		c.start(t, n.Name)
+	}
+	c.healthy(t)
+	t.Logf("all nodes Ready with new certificates %v after the start", time.Since(began).Round(time.Millisecond))
+	c.undisturbed(t)
+	log, err := os.ReadFile(filepath.Join(c.Dir(), "nodes", "agent-1", "log"))
+	must(t, err)
+	if !strings.Contains(string(log), "it has expired") {
+		t.Error("the agent does not say that its certificate had expired")
+	}
+	for server := range c.clients {
+		if out, err := c.Output(t.Context(), server, "skiff", "kubectl", "--kubeconfig", filepath.Join(c.data(server), "admin.kubeconfig"), "get", "nodes", "-o", "name"); err != nil || !strings.Contains(out, "agent-1") {
+			t.Errorf("kubeconfig of %s: %q, %v", server, out, err)
+		}
+	}
+}
+
+// clusterCA signs with the keys of a server.
+type clusterCA struct {
+	cert *x509.Certificate
+	key  any
+}
+
+func loadCA(t *testing.T, dir string) clusterCA {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	must(t, err)
+	block, _ := pem.Decode(b)
+	cert, err := x509.ParseCertificate(block.Bytes)
+	must(t, err)
+	key, err := keyutil.PrivateKeyFromFile(filepath.Join(dir, "ca.key"))
+	must(t, err)
+	return clusterCA{cert, key}
+}
+
+// expire makes the certificate again as one that ended a year ago.
+func (ca clusterCA) expire(t *testing.T, certPEM []byte) []byte {
+	t.Helper()
+	block, rest := pem.Decode(certPEM)
+	if block == nil {
+		t.Fatal(fmt.Errorf("no certificate in %q", certPEM))
+	}
+	old, err := x509.ParseCertificate(block.Bytes)
+	must(t, err)
+	const year = 365 * 24 * time.Hour
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: old.Subject, DNSNames: old.DNSNames, IPAddresses: old.IPAddresses,
+		KeyUsage: old.KeyUsage, ExtKeyUsage: old.ExtKeyUsage, NotBefore: time.Now().Add(-2 * year), NotAfter: time.Now().Add(-year),
+	}, ca.cert, old.PublicKey, ca.key)
+	must(t, err)
+	block.Bytes = der
+	return append(pem.EncodeToMemory(block), rest...)
+}
