@@ -17,6 +17,10 @@ type contact struct {
 	last  time.Time // of the last answer
 	sent  time.Time // of the latest request that was answered in term
 	index uint64    // of the log, acknowledged in term
+
+	// When what was sent that was answered, heartbeats not counted; and when
+	// leadership was last not handed over to it.
+	append, owed time.Time
 }
 
 // answered says that a member accepted a request of this leader.
@@ -42,6 +46,9 @@ func (c *contacts) answered(id string, term uint64, sent time.Time, index uint64
 		k.sent = sent
 	}
 	k.index = max(k.index, index)
+	if index > 0 && sent.After(k.append) {
+		k.append = sent
+	}
 	if c.news != nil {
 		close(c.news)
 		c.news = nil
@@ -79,6 +86,29 @@ func (c *contacts) acked(id string) uint64 {
 		return k.index
 	}
 	return 0
+}
+
+// owe says that leadership could not be handed over to a member.
+//
+// Raft asks the goroutine that replicates to the member to hurry, and goes on
+// when that hears it. It can wait for an answer of the member just then, for as
+// long as the reign lasts. One such request it finds later; the next would wait
+// for ever, and no write would be accepted meanwhile.
+func (c *contacts) owe(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if k := c.by[id]; k != nil {
+		k.owed = time.Now()
+	}
+}
+
+// follows says whether a member answers appends: one sent not longer ago than
+// lately, and after leadership could not be handed over to it.
+func (c *contacts) follows(id string, lately time.Duration) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.by[id]
+	return k != nil && time.Since(k.append) < lately && k.append.After(k.owed)
 }
 
 // confirmed says whether a member accepted, in term, a request that was sent

@@ -211,11 +211,16 @@ func (n *Node) transferHere(ctx context.Context, id string) error {
 	var err error
 	for _, m := range heirs {
 		r := n.raft.Load()
+		if !n.contacts.follows(m.ID, max(silentBeats*n.c.HeartbeatTimeout, 3*maxHold)) {
+			err = errors.New("it has not acknowledged anything lately")
+			continue
+		}
 		err = waitFuture(ctx, n, r.LeadershipTransferToServer(raft.ServerID(m.ID), raft.ServerAddress(m.Address)))
 		if err == nil {
 			n.c.Logger.Info("handed leadership over", "to", m.ID)
 			return nil
 		}
+		n.contacts.owe(m.ID)
 		if ctx.Err() != nil || errors.Is(err, raft.ErrNotLeader) {
 			break
 		}

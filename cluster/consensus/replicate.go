@@ -253,3 +253,25 @@ func (t *replicator) AppendEntriesPipeline(id raft.ServerID, target raft.ServerA
 	t.n.port.wg.Go(p.forward)
 	return p, nil
 }
+
+// TimeoutNow implements raft.Transport. While Raft waits for the answer it
+// accepts no writes.
+func (t *replicator) TimeoutNow(id raft.ServerID, target raft.ServerAddress, req *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
+	type answer struct {
+		resp raft.TimeoutNowResponse
+		err  error
+	}
+	done := make(chan answer, 1)
+	t.n.port.wg.Go(func() {
+		var a answer
+		a.err = t.NetworkTransport.TimeoutNow(id, target, req, &a.resp)
+		done <- a
+	})
+	select {
+	case a := <-done:
+		*resp = a.resp
+		return a.err
+	case <-time.After(2 * t.n.c.HeartbeatTimeout):
+		return errors.New("no answer")
+	}
+}
