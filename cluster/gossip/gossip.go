@@ -56,6 +56,7 @@ type Gossip struct {
 	mu      sync.RWMutex // never held while calling list, which calls back with its own lock held
 	tags    Tags         // as they should be
 	leaving bool
+	goodbye bool      // memberlist was told to leave
 	told    Tags      // as last given to list
 	loadAt  time.Time // when told.Load last changed
 	table   map[string]*entry
@@ -216,6 +217,9 @@ func (g *Gossip) publish(ctx context.Context) {
 			wait.Reset(late)
 		}
 		changed := next != g.told || g.object.Swap(false)
+		if g.leaving { // memberlist forgets a member that has left, itself too
+			changed = false
+		}
 		if next.Load != g.told.Load {
 			g.loadAt = now
 		}
@@ -230,7 +234,7 @@ func (g *Gossip) publish(ctx context.Context) {
 
 // Leave says goodbye, so that the others know this member as Left, not Dead. It
 // returns when the news is out or ctx ends; Run goes on until its own context
-// does.
+// does, and hears what it hears, but tags are told to nobody any more.
 func (g *Gossip) Leave(ctx context.Context) error {
 	wait := leaveWait
 	if end, ok := ctx.Deadline(); ok {
@@ -240,14 +244,21 @@ func (g *Gossip) Leave(ctx context.Context) error {
 		return fmt.Errorf("gossip: leave: %w", context.DeadlineExceeded)
 	}
 	g.mu.Lock()
+	again := g.goodbye
 	g.leaving = true
 	g.mu.Unlock()
 	err := g.using(func(l *memberlist.Memberlist) error {
+		if again {
+			return nil
+		}
 		// memberlist does not tell those who hear of the end which kind it is, so
 		// the tags do.
 		if err := l.UpdateNode(wait); err != nil {
 			return err
 		}
+		g.mu.Lock()
+		g.goodbye = true
+		g.mu.Unlock()
 		return l.Leave(wait)
 	})
 	if err != nil {

@@ -63,6 +63,16 @@ func TestLeave(t *testing.T) {
 	f.await("goodbye is heard", func() bool {
 		return all[0].state("n4") == Left && all[1].state("n4") == Left && all[2].state("n4") == Left
 	})
+	// It runs on, long after memberlist has forgotten that it was a member.
+	time.Sleep(fast.GossipDead + 20*fast.Probe)
+	all[3].SetTags(func(t *Tags) { t.Trust = 77 })
+	time.Sleep(10 * fast.Probe)
+	if err := all[3].Leave(ctx); err != nil {
+		t.Errorf("leaving twice: %v", err)
+	}
+	if m, _ := all[0].Member("n4"); m.State != Left || m.Tags.Trust == 77 {
+		t.Errorf("one that has left is %+v", m)
+	}
 	all[3].kill()
 	if err := all[3].Leave(ctx); err == nil {
 		t.Error("a member that does not run left")
