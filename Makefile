@@ -73,7 +73,8 @@ FIRST ?= 1
 # go test ./cluster/clustertest -run TestSeeds -v -seed N
 soak:
 	go test -tags soak -c -o bin/soak.test ./cluster/clustertest
-	bin/soak.test -test.timeout 24h -test.run 'TestSeeds|TestSoak' -seeds $(SEEDS) -first $(FIRST)
+	bin/soak.test -test.timeout 24h -test.run 'TestSeeds|TestCrashAtEachStep' -seeds $(SEEDS) -first $(FIRST)
+	bin/soak.test -test.timeout 1h -test.v -test.run TestLeadersKilledUnderLoad
 	go test -tags soak -timeout 2h -count 1 -v -run TestSoak ./cluster/gossip
 	go test -tags soak -timeout 2h -count 1 -v ./cmd/test/fleet
 

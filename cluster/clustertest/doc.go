@@ -16,6 +16,11 @@
 // watcher saw every revision of its prefix once and in order, and after the last
 // fault the cluster writes again and its members become equal.
 //
+// What goes wrong is counted where it has an effect, such as a segment that a cut
+// link holds back or a write that meets a slow disk, and a run of many seeds in
+// which something never did fails. Wrong clocks are met by certificates only:
+// everything else in these packages measures time and does not ask for the date.
+//
 // Limits: the order in which goroutines run is Go's, so that a seed fixes what
 // goes wrong when, not every step of what follows. A crash keeps what was
 // written but not synced: lost writes of a disk without power are not simulated.
