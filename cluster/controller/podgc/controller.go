@@ -196,6 +196,10 @@ func (c *Controller) removeFrom(ctx context.Context, node string) error {
 				errs = append(errs, err)
 				continue
 			}
+			if metav1.GetControllerOfNoCopy(pod) == nil && pod.DeletionTimestamp == nil {
+				c.cfg.Events.Eventf(pod, corev1.EventTypeWarning, "PodLost",
+					"Node %s is no member of the cluster any more, and no controller replaces this pod: it is lost", node)
+			}
 		}
 		errs = append(errs, c.remove(ctx, pod))
 	}

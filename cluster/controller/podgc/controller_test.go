@@ -3,12 +3,14 @@ package podgc
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/utils/ptr"
 
 	"github.com/skiff-sh/skiff/cluster/controller/controllertest"
 )
@@ -69,6 +71,26 @@ func TestRemoves(t *testing.T) {
 			})
 			c.Quiet(t, 100*time.Millisecond)
 		})
+	}
+}
+
+// Pods that nobody replaces are said to be lost with their node.
+func TestLostPodsAreSaid(t *testing.T) {
+	owned, finished, deleted := pod("owned", "gone", corev1.PodRunning, 0), pod("finished", "gone", corev1.PodSucceeded, 0), pod("deleted", "gone", corev1.PodRunning, 0)
+	owned.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "r", UID: "r", Controller: ptr.To(true)}}
+	deleted.DeletionTimestamp = ptr.To(metav1.Now())
+	c := start(t, pod("bare", "gone", corev1.PodRunning, 0), owned, finished, deleted)
+	controllertest.Eventually(t, func() string { return left(t, c) })
+	select {
+	case e := <-c.Events.Events:
+		if !strings.Contains(e, "Warning PodLost Node gone ") {
+			t.Errorf("event %q", e)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("no event")
+	}
+	if n := len(c.Events.Events); n > 0 {
+		t.Errorf("%d more events: %s", n, <-c.Events.Events)
 	}
 }
 
