@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -122,9 +123,14 @@ func parseServer(c *cli.Context) (o serverOptions, err error) {
 	}
 	if !o.disableAgent {
 		o.cluster.NodePort = o.nodePort
+	} else if idle := slices.DeleteFunc(slices.Clone(podFlags), func(f string) bool { return !c.IsSet(f) }); len(idle) > 0 {
+		o.logger.Warn("flags without effect: this host runs no pods", "flags", "--"+strings.Join(idle, " --"))
 	}
 	return o, nil
 }
+
+// podFlags are those of a host that runs pods.
+var podFlags = []string{"node-port", "node-label", "node-taint", "max-pods", "image-dir", "resolv-conf"}
 
 // runServer opens everything before it starts anything, so that whatever is
 // wrong is said at once. It closes in this order: the node and the proxy, which

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"io"
 	"maps"
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/urfave/cli/v2"
@@ -34,6 +37,40 @@ func TestRoles(t *testing.T) {
 		app := &cli.App{Commands: []*cli.Command{cmd}}
 		if err := app.Run(append([]string{"skiff", "server", "--name", "a", "--advertise-address", "127.0.0.1"}, tc.args...)); err != nil {
 			t.Errorf("%v: %v", tc.args, err)
+		}
+	}
+}
+
+// What only concerns pods is not ignored without a word where none run.
+func TestFlagsWithoutEffect(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		says string // "": nothing
+	}{
+		{[]string{"--witness"}, ""},
+		{[]string{"--max-pods", "5"}, ""},
+		{[]string{"--witness", "--max-pods", "5", "--node-label", "a=b"}, "--node-label --max-pods"},
+		{[]string{"--disable-agent", "--node-port", "10251"}, "--node-port"},
+	} {
+		read, write, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		stderr := os.Stderr
+		os.Stderr = write
+		cmd := serverCommand()
+		cmd.Action = func(c *cli.Context) error { _, err := parseServer(c); return err }
+		app := &cli.App{Commands: []*cli.Command{cmd}}
+		err = app.Run(append([]string{"skiff", "server", "--name", "a", "--advertise-address", "127.0.0.1"}, tc.args...))
+		os.Stderr = stderr
+		write.Close()
+		said, rerr := io.ReadAll(read)
+		read.Close()
+		if err != nil || rerr != nil {
+			t.Errorf("%v: %v, %v", tc.args, err, rerr)
+		}
+		if got := string(said); tc.says == "" && got != "" || !strings.Contains(got, tc.says) {
+			t.Errorf("%v: said %q, want %q", tc.args, got, tc.says)
 		}
 	}
 }
