@@ -18,8 +18,9 @@
 //
 // What goes wrong is counted where it has an effect, such as a segment that a cut
 // link holds back or a write that meets a slow disk, and a run of many seeds in
-// which something never did fails. Wrong clocks are met by certificates only:
-// everything else in these packages measures time and does not ask for the date.
+// which something never did fails. Wrong clocks are met by certificates only: what
+// else there is in these packages measures time and does not ask for the date, but
+// for the expiry of keys, which is not used here.
 //
 // Limits: the order in which goroutines run is Go's, so that a seed fixes what
 // goes wrong when, not every step of what follows. A crash keeps what was
