@@ -27,12 +27,18 @@ func withMembership(h http.Handler, member context.Context, still []string, long
 		return h
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.TLS == nil || slices.Contains(still, r.URL.Path) || isHealth(r.URL.Path) {
+		if r.TLS == nil || isHealth(r.URL.Path) {
 			h.ServeHTTP(w, r)
 			return
 		}
 		info, _ := apirequest.RequestInfoFrom(r.Context())
 		if member.Err() != nil {
+			// It sends clients that know other servers to them.
+			w.Header().Set(servers.RemovedHeader, "true")
+			if slices.Contains(still, r.URL.Path) {
+				h.ServeHTTP(w, r)
+				return
+			}
 			refuseRemoved(w, r, context.Cause(member), info, s)
 			return
 		}
@@ -51,13 +57,12 @@ func isHealth(path string) bool {
 }
 
 // refuseRemoved answers at once: there is no Retry-After, because this server
-// will not serve again. The header sends clients that know others to them.
+// will not serve again.
 func refuseRemoved(w http.ResponseWriter, r *http.Request, why error, info *apirequest.RequestInfo, s runtime.NegotiatedSerializer) {
 	var group schema.GroupVersion
 	if info != nil {
 		group = schema.GroupVersion{Group: info.APIGroup, Version: info.APIVersion}
 	}
-	w.Header().Set(servers.RemovedHeader, "true")
 	responsewriters.ErrorNegotiated(&apierrors.StatusError{ErrStatus: metav1.Status{
 		Status: metav1.StatusFailure, Code: http.StatusServiceUnavailable, Reason: metav1.StatusReasonServiceUnavailable, Message: why.Error(),
 	}}, s, group, w, r)

@@ -56,6 +56,9 @@ func TestAServerThatWasRemovedServesOnlyItsHost(t *testing.T) {
 			if w.Code != remote {
 				t.Errorf("%s %s: %d, want %d", method, path, w.Code, remote)
 			}
+			if w.Code == 200 && (w.Header().Get(servers.RemovedHeader) != "") != strings.HasPrefix(path, "/skiff/") {
+				t.Errorf("%s %s: %v", method, path, w.Header())
+			}
 			if w.Code == 503 && (!strings.Contains(w.Body.String(), "removed by X: start anew") || w.Header().Get("Retry-After") != "" || w.Header().Get(servers.RemovedHeader) == "") {
 				t.Errorf("%s %s: %v %s", method, path, w.Header(), w.Body)
 			}

@@ -37,7 +37,8 @@ const (
 var Environment = map[string]string{"HTTP2_READ_IDLE_TIMEOUT_SECONDS": "3", "HTTP2_PING_TIMEOUT_SECONDS": "2"}
 
 // RemovedHeader is in the answers of a server that was removed from the cluster.
-// It has done nothing of what it was asked for.
+// It has done nothing of what it was asked for, and tells at most what it knows of
+// itself.
 const RemovedHeader = "Skiff-Removed"
 
 // Dialer notices soon when a server is gone.
@@ -186,10 +187,10 @@ func (t *roundTripper) try(req *http.Request, address string, body *heldBody) (_
 }
 
 // judge learns from an answer. A server that has lost its cluster says so with
-// 503 and Retry-After, one that was removed with RemovedHeader; whoever
-// asks again after that time is sent to another.
+// 503 and Retry-After, one that was removed with RemovedHeader; whoever asks again
+// after that time is sent to another.
 func (t *roundTripper) judge(address string, resp *http.Response) {
-	if resp.StatusCode == http.StatusServiceUnavailable && (resp.Header.Get("Retry-After") != "" || resp.Header.Get(RemovedHeader) != "") {
+	if resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "" || resp.Header.Get(RemovedHeader) != "" {
 		t.b.Bad(address)
 		return
 	}
