@@ -9,8 +9,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -62,6 +65,9 @@ func (j joinOptions) ask(ctx context.Context, r membership.JoinRequest, log *slo
 	if j.token == nil {
 		return nil, usagef("--join needs --token: make one with skiff token create --role %s on a server", r.Role)
 	}
+	if a, err := netip.ParseAddr(r.Address); err == nil && a.IsLoopback() && !isLoopback(j.host) {
+		return nil, usagef("others cannot reach this host by %s, the only address that was found: choose one with --advertise-address", a)
+	}
 	began := time.Now()
 	for pause := joinRetry; ; pause = min(2*pause, joinRetryMax) {
 		a, err := j.askOnce(ctx, r, joinTry)
@@ -84,6 +90,16 @@ func (j joinOptions) ask(ctx context.Context, r membership.JoinRequest, log *slo
 			return nil, fmt.Errorf("join %s: %w", j.host, err)
 		}
 	}
+}
+
+// isLoopback tells whether HOST or HOST:PORT, or the URL of it, is this host.
+func isLoopback(s string) bool {
+	s = strings.TrimSuffix(strings.TrimPrefix(s, "https://"), "/")
+	if host, _, err := net.SplitHostPort(s); err == nil {
+		s = host
+	}
+	a, err := netip.ParseAddr(strings.Trim(s, "[]"))
+	return s == "localhost" || err == nil && a.IsLoopback()
 }
 
 // sameCluster refuses a token of another cluster than the one that this host is

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/pem"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -54,5 +56,20 @@ func TestAServerThatHangs(t *testing.T) {
 	var refused *membership.Refusal
 	if err == nil || errors.As(err, &refused) || time.Since(began) > 10*time.Second {
 		t.Errorf("%v after %v", err, time.Since(began))
+	}
+}
+
+// A host with no address but its own loopback joins nobody else.
+func TestJoinFromLoopback(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // who asks is not answered
+	for host, refused := range map[string]bool{"10.0.0.1": true, "first:6443": true, "https://first": true,
+		"localhost": false, "127.0.0.1:6443": false, "[::1]:6443": false, "::1": false, "https://127.0.0.1:6443/": false} {
+		j := joinOptions{host: host, token: &membership.Token{}}
+		_, err := j.ask(ctx, membership.JoinRequest{Address: "127.0.0.1"}, slog.New(slog.DiscardHandler))
+		if err == nil || strings.Contains(err.Error(), "others cannot reach this host by 127.0.0.1") != refused {
+			t.Errorf("%s: %v", host, err)
+		}
 	}
 }
