@@ -63,7 +63,7 @@ race: shim
 
 # slow tests with real processes, containers and kubectl; needs root
 integration: deps build
-	go test $(GOTESTFLAGS) -tags integration -timeout 40m -count 1 ./cmd/test/integration/... ./cluster/consensus/... ./cluster/clustertest/... ./cmd/test/fleet/...
+	go test $(GOTESTFLAGS) -tags integration -timeout 40m -count 1 -p 1 ./cmd/test/integration/... ./cluster/consensus/... ./cluster/clustertest/... ./cmd/test/fleet/...
 
 SEEDS ?= 2000
 FIRST ?= 1
