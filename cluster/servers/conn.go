@@ -83,9 +83,10 @@ type conn struct {
 	pace  *pace
 	begin time.Time
 
-	heard  atomic.Int64 // when something was last read, since begin
-	closed atomic.Bool
-	silent atomic.Int64 // closed after so long a silence
+	heard   atomic.Int64 // when something was last read, since begin
+	watched atomic.Bool
+	closed  atomic.Bool
+	silent  atomic.Int64 // closed after so long a silence
 
 	mu    sync.Mutex
 	timer *time.Timer   // nil: not watched
@@ -104,9 +105,11 @@ func (silence) Temporary() bool { return true }
 
 func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	if n > 0 {
+	if n > 0 && c.watched.Load() {
 		now := time.Since(c.begin)
-		if quiet := now - time.Duration(c.heard.Swap(int64(now))); quiet > c.times.pingAfter {
+		quiet := now - time.Duration(c.heard.Swap(int64(now)))
+		// After more than that, this process was stopped.
+		if quiet > c.times.pingAfter && quiet < c.times.pingAfter+patienceMax {
 			c.pace.answered(quiet - c.times.pingAfter)
 		}
 	}
@@ -121,6 +124,7 @@ func (c *conn) watch() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.heard.Store(int64(time.Since(c.begin)))
+	c.watched.Store(true)
 	wait := c.times.pingAfter + c.pace.wait(c.times.pingWait, patienceMax)
 	c.due = time.Since(c.begin) + wait
 	c.timer = time.AfterFunc(wait, c.look)
