@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -90,6 +91,10 @@ func asNode(c *rest.Config) {
 }
 
 func newNodePart(o hostOptions, to access) (_ *nodePart, err error) {
+	listen := netip.AddrPortFrom(o.bind, o.nodePort).String()
+	if err := checkPort(listen); err != nil {
+		return nil, fmt.Errorf("open the port of the node's API: %w", err)
+	}
 	nodeDir := filepath.Join(o.dataDir, "node")
 	if err := os.MkdirAll(nodeDir, 0o700); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
@@ -131,7 +136,7 @@ func newNodePart(o hostOptions, to access) (_ *nodePart, err error) {
 	}
 	a.node, err = node.New(node.Config{
 		Name: o.name, RESTConfig: to.api, TLS: to.tls, Contact: to.contact,
-		ListenAddr: netip.AddrPortFrom(o.bind, o.nodePort).String(), DataDir: nodeDir, StateDir: state, NodeIP: o.advertise,
+		ListenAddr: listen, DataDir: nodeDir, StateDir: state, NodeIP: o.advertise,
 		ClusterDomain: set.ClusterDomain, ResolvConf: o.resolvConf, Labels: o.labels, Taints: o.taints, MaxPods: o.maxPods,
 		Network: podNetwork{a.proxy.Network()}, Runtime: pod.Wrap(containers), Images: images{a.images, a.loaded},
 		Version: componentversion.Get().GitVersion, RuntimeVersion: version, Logger: o.logger.With("component", "node"),
@@ -140,6 +145,16 @@ func newNodePart(o hostOptions, to access) (_ *nodePart, err error) {
 		return nil, err
 	}
 	return a, nil
+}
+
+// checkPort finds out early that another program has the port, or that this host
+// does not have the address. The node opens it when it begins.
+func checkPort(address string) error {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	return l.Close()
 }
 
 // podNetwork fits netproxy's pod network to what the agent asks for.

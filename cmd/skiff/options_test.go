@@ -1,11 +1,15 @@
 package main
 
 import (
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/skiff-sh/skiff/cluster/membership"
 )
 
 // parsed gives the options of a host that is started with args.
@@ -57,6 +61,42 @@ func TestAddresses(t *testing.T) {
 		}
 		if tc.advertise != "" && o.advertise != netip.MustParseAddr(tc.advertise) || o.bind != netip.MustParseAddr(tc.bind) || o.detected {
 			t.Errorf("%v: advertise %s (found: %v), bind %s", tc.args, o.advertise, o.detected, o.bind)
+		}
+	}
+}
+
+// A port that another has is found before anything runs, and the flags of this
+// command are named.
+func TestPortOfAnother(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := parsed(t, "--bind-address", "127.0.0.1", "--node-port", port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = newNodePart(o, access{})
+	if err = explain(err, o); err == nil || !strings.Contains(err.Error(), "the port of the node's API") || !strings.HasSuffix(err.Error(), "choose another with --gossip-port or --node-port") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestEvictionText(t *testing.T) {
+	since := time.Unix(0, 0).UTC()
+	for want, e := range map[string]membership.EvictionStatus{
+		"none waiting":                      {},
+		"pods of 2 nodes wait":              {Waiting: 2},
+		"pods of 2 nodes wait: slowed down": {Waiting: 2, Reason: "slowed down"},
+		"FROZEN: why (pods of 2 nodes wait) since 1970-01-01T00:00:00Z": {Waiting: 2, Frozen: true, Reason: "why", Since: &since},
+	} {
+		if got := evictionText(&e); got != want {
+			t.Errorf("%q, want %q", got, want)
 		}
 	}
 }

@@ -169,7 +169,7 @@ func runServer(ctx context.Context, o serverOptions) error {
 	var n *nodePart
 	if !o.disableAgent {
 		if n, err = newNodePart(o.hostOptions, serverAccess(server, o)); err != nil {
-			return errors.Join(err, server.Close())
+			return errors.Join(explain(err, o.hostOptions), server.Close())
 		}
 	}
 	serverCtx, stopServer := context.WithCancel(context.WithoutCancel(ctx))

@@ -123,6 +123,8 @@ func evictionText(e *membership.EvictionStatus) string {
 		if e.Since != nil {
 			text += " since " + e.Since.Format(time.RFC3339)
 		}
+	} else if e.Reason != "" {
+		text += ": " + e.Reason
 	}
 	return text
 }
