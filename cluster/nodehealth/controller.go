@@ -20,8 +20,9 @@ import (
 // or after it was created: its agent may be about to start.
 const DefaultGrace = 30 * time.Second
 
-// contactWithout is how long after gossip has lost a node it has to renew its
-// lease before that is worth a warning: one that dies may have just done so.
+// contactWithout is how long a node that gossip has lost renews its lease before
+// that is worth a warning: one that dies may have just done so, and one that is
+// back does so before gossip knows.
 const contactWithout = RenewInterval
 
 // Config configures a Controller.
@@ -44,9 +45,16 @@ type Controller struct {
 	now   func() time.Time
 
 	mu      sync.Mutex
-	began   time.Time         // of Run; guarded by mu
-	members map[string]Member // guarded by mu
-	warned  map[string]bool   // of contact without gossip; guarded by mu
+	began   time.Time          // of Run; guarded by mu
+	members map[string]Member  // guarded by mu
+	contact map[string]contact // without gossip, by node; guarded by mu
+}
+
+// contact is that of a node which renews its lease though gossip has lost it.
+type contact struct {
+	lost   time.Time // by gossip
+	since  time.Time // first renewal after that
+	warned bool
 }
 
 // New returns a controller that does nothing before Run.
@@ -61,7 +69,7 @@ func New(cfg Config) (*Controller, error) {
 		cfg.Grace = DefaultGrace
 	}
 	nodes := cfg.Informers.Core().V1().Nodes()
-	c := &Controller{cfg: cfg, nodes: nodes.Lister(), now: time.Now, warned: map[string]bool{}}
+	c := &Controller{cfg: cfg, nodes: nodes.Lister(), now: time.Now, contact: map[string]contact{}}
 	c.loop = controller.NewLoop(controller.LoopConfig{Name: "nodehealth", Sync: c.sync, Workers: 16, Logger: cfg.Logger})
 	err := controller.Watch(c.loop, nodes.Informer(), func(old, cur *corev1.Node) {
 		if cur != nil && (old == nil || !unknown(cur)) {
@@ -170,7 +178,7 @@ func (c *Controller) lost(node *corev1.Node) (why string, again time.Duration) {
 		why = "no member of this name was seen since this server leads"
 		m.Since = since
 	case m.State == Alive:
-		delete(c.warned, node.Name)
+		delete(c.contact, node.Name)
 		return "", 0
 	case m.State == Left:
 		why = "it has left the cluster"
@@ -181,12 +189,17 @@ func (c *Controller) lost(node *corev1.Node) (why string, again time.Duration) {
 		// Only a living node renews a lease after it was declared dead.
 		if at := c.cfg.Leases.Renewed(node.Name); at.After(m.Since) {
 			if left := LeaseDuration - c.now().Sub(at); left > 0 {
-				if !c.warned[node.Name] {
-					if at.Sub(m.Since) < contactWithout {
-						return "", min(left, contactWithout)
-					}
-					c.warned[node.Name] = true
+				with := c.contact[node.Name]
+				if !with.lost.Equal(m.Since) {
+					with = contact{lost: m.Since, since: at}
+				}
+				if at.Sub(with.since) >= contactWithout && !with.warned {
+					with.warned = true
 					c.cfg.Logger.Warn("gossip has lost a node that renews its lease: is its gossip port blocked (UDP and TCP)?", "node", node.Name)
+				}
+				c.contact[node.Name] = with
+				if !with.warned {
+					left = min(left, contactWithout)
 				}
 				return "", left
 			}

@@ -169,8 +169,8 @@ func TestContactWithoutGossip(t *testing.T) {
 	becomes(t, c, "a", lost)
 }
 
-// A node may renew its lease at the moment when it dies: only one that goes on
-// doing so is worth a warning.
+// A node may renew its lease at the moment when it dies, or when it is back:
+// only one that goes on doing so is worth a warning.
 func TestWarningOfContactWithoutGossip(t *testing.T) {
 	begin := time.Now()
 	o := &office{term: 1, now: begin}
@@ -195,6 +195,7 @@ func TestWarningOfContactWithoutGossip(t *testing.T) {
 	}{
 		{100 * time.Millisecond, true, 0, contactWithout},
 		{4 * time.Second, false, 0, contactWithout},
+		{contactWithout, true, 0, contactWithout},
 		{contactWithout + time.Second, true, 1, LeaseDuration},
 		{2*contactWithout + time.Second, true, 1, LeaseDuration},
 	} {
@@ -211,5 +212,17 @@ func TestWarningOfContactWithoutGossip(t *testing.T) {
 		if n := strings.Count(said.String(), "gossip has lost"); n != step.warns {
 			t.Errorf("after %v: %d warnings, want %d", step.after, n, step.warns)
 		}
+	}
+	// It lives again, and dies; the next contact is long after that.
+	ctl.members["a"] = Member{Name: "a", State: Alive}
+	ctl.lost(healthy("a"))
+	ctl.members["a"] = Member{Name: "a", State: Dead, Since: begin.Add(time.Minute)}
+	o.now = begin.Add(80 * time.Second)
+	if _, err := l.grant(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	ctl.lost(healthy("a"))
+	if n := strings.Count(said.String(), "gossip has lost"); n != 1 {
+		t.Errorf("one that is just back: %d warnings, want 1", n)
 	}
 }
