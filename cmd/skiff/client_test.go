@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/urfave/cli/v2"
@@ -31,5 +32,19 @@ func TestKubeconfigList(t *testing.T) {
 	}}
 	if err := (&cli.App{Commands: []*cli.Command{cmd}}).Run([]string{"skiff", "x"}); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestNamesKubeconfig(t *testing.T) {
+	for line, want := range map[string]bool{
+		"get pods":                             false,
+		"--kubeconfig x get pods":              true,
+		"get pods --kubeconfig=x":              true,
+		"exec p -- kubectl --kubeconfig x get": false,
+		"--kubeconfig x exec p -- kubectl get": true,
+	} {
+		if got := namesKubeconfig(strings.Fields(line)); got != want {
+			t.Errorf("%s: %t", line, got)
+		}
 	}
 }

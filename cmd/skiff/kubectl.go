@@ -126,6 +126,9 @@ func findServer(f *genericclioptions.ConfigFlags, c *rest.Config) *servers.Balan
 }
 
 func namesKubeconfig(args []string) bool {
+	if i := slices.Index(args, "--"); i >= 0 {
+		args = args[:i] // what follows is a command in a container
+	}
 	return slices.ContainsFunc(args, func(a string) bool { return a == "--kubeconfig" || strings.HasPrefix(a, "--kubeconfig=") })
 }
 

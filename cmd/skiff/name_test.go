@@ -81,6 +81,11 @@ func TestKeepName(t *testing.T) {
 			t.Errorf("%+v: name %s, %v", tc, o.name, err)
 		}
 	}
+	for dir, want := range map[string]string{fresh: "", joining: "", server: "second", agent: "worker"} {
+		if got := (&reset{dataDir: dir}).member(); got != want {
+			t.Errorf("reset takes %s for member %q, want %q", dir, got, want)
+		}
+	}
 	write(filepath.Join(agent, "agent", membership.CertFile), "x")
 	if _, err := nameInCluster(agent); err == nil || !strings.Contains(err.Error(), "holds no certificate") {
 		t.Errorf("a broken certificate: %v", err)

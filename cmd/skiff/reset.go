@@ -19,6 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/skiff-sh/skiff/cluster/consensus"
+	"github.com/skiff-sh/skiff/cluster/membership"
 	"github.com/skiff-sh/skiff/netproxy"
 	"github.com/skiff-sh/skiff/node/runtime"
 )
@@ -134,9 +135,27 @@ func (r *reset) describe(c *cli.Context, deleteData bool) {
 	say("mounts to remove: %d below %s and %s", len(r.mounts), r.dataDir, r.stateDir)
 	say("cgroups to remove: %d below %s", len(r.cgroups), cgroupRoot(r.stateDir))
 	say("network: the nftables table %s, links named skiff*, skiff's routes and addresses", netproxy.DefaultTableName)
-	if deleteData {
-		say("data directory to DELETE: %s", r.dataDir)
+	if !deleteData {
+		return
 	}
+	say("data directory to DELETE: %s", r.dataDir)
+	if name := r.member(); name != "" {
+		say("the other servers keep this host as member %s, unless it has left: see skiff leave, or skiff member remove %s on a server", name, name)
+	}
+}
+
+// member is the name under which other servers know this host; "" if there are
+// none, or it is not known.
+func (r *reset) member() string {
+	name, err := nameInCluster(r.dataDir)
+	if err != nil || name == "" {
+		return ""
+	}
+	known, err := membership.LoadCluster(r.dataDir)
+	if err != nil || known == nil || !slices.ContainsFunc(known.Servers, func(s membership.Server) bool { return s.Name != name }) {
+		return ""
+	}
+	return name
 }
 
 // run removes in the order of dependence and goes on after errors, so that one
