@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,11 +27,14 @@ import (
 
 const (
 	loadClients  = 32
-	loadWatchers = 4
+	loadWatchers = 8
 	killEvery    = 20 * time.Second
 	deadFor      = 5 * time.Second
 	longestGap   = 20 * time.Second // ten times the goal
 )
+
+// reason is the end of an error, behind its addresses.
+var reason = regexp.MustCompile(`[^:]*(: [a-z ]+)?$`)
 
 // load is clients of the API that create, update with preconditions, delete,
 // read and watch through all servers.
@@ -334,7 +338,7 @@ func (l *load) checkLoad(t *testing.T) {
 	for _, o := range l.ops {
 		count[o.outcome]++
 		if o.outcome == unknown {
-			why[o.why[max(0, len(o.why)-60):]]++
+			why[reason.FindString(o.why)]++
 		}
 	}
 	kinds := map[string]int{}
