@@ -156,6 +156,7 @@ func (a *agent) join(ctx context.Context) error {
 	switch {
 	case a.identity.Joined() && known != nil:
 		a.known = *known
+		o.join.sayUnused(o.logger, o.dataDir)
 		return o.join.sameCluster(a.identity.CA(), known, o.dataDir)
 	case o.join.host == "":
 		return usagef("this host is in no cluster yet: start it with --join HOST --token T (skiff token create --role agent, on a server, makes a token)")

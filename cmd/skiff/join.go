@@ -21,6 +21,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster"
 	"github.com/skiff-sh/skiff/cluster/membership"
 	"github.com/skiff-sh/skiff/cluster/pki"
+	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
 // joinOptions are --join and --token.
@@ -121,6 +122,14 @@ func (j joinOptions) sameCluster(bundle []byte, known *membership.Cluster, dataD
 	return fmt.Errorf("%s belongs to another cluster than the token (if the CA of its own was replaced, leave --token out): skiff reset --delete-data removes this host's part in it, and all that only this host has; or choose another --data-dir", dataDir)
 }
 
+// sayUnused tells a host that is in its cluster already that it joins no other.
+// With a token that is sure to be the same one.
+func (j joinOptions) sayUnused(log *slog.Logger, dataDir string) {
+	if j.host != "" && j.token == nil {
+		log.Warn("this host is in its cluster already: --join has no effect", "join", j.host, "data", dataDir)
+	}
+}
+
 // exists tells whether there is a file.
 func exists(path ...string) (bool, error) {
 	_, err := os.Stat(filepath.Join(path...))
@@ -150,7 +159,13 @@ func joinServer(ctx context.Context, o *serverOptions) error {
 	if err != nil {
 		return err
 	}
+	begun, err := exists(raftdir.LogPath(o.dataDir))
+	if err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
 	switch {
+	case member && known == nil && !begun && o.join.host != "":
+		return fmt.Errorf("%s holds keys already, and a server that joins gets those of the cluster: remove it; or leave --join out, to begin a cluster with these keys", pkiDir)
 	case member && o.join.host != "":
 		bundle, err := os.ReadFile(filepath.Join(pkiDir, pki.CACertFile))
 		if err != nil {
@@ -159,6 +174,7 @@ func joinServer(ctx context.Context, o *serverOptions) error {
 		if err := o.join.sameCluster(bundle, known, o.dataDir); err != nil {
 			return err
 		}
+		o.join.sayUnused(o.logger, o.dataDir)
 	case member:
 	case o.join.host == "" && known != nil:
 		return fmt.Errorf("this host's join was interrupted, or %s was deleted: start it with --join HOST and a new --token", pkiDir)

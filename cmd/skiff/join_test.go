@@ -8,6 +8,9 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -70,6 +73,59 @@ func TestJoinFromLoopback(t *testing.T) {
 		_, err := j.ask(ctx, membership.JoinRequest{Address: "127.0.0.1"}, slog.New(slog.DiscardHandler))
 		if err == nil || strings.Contains(err.Error(), "others cannot reach this host by 127.0.0.1") != refused {
 			t.Errorf("%s: %v", host, err)
+		}
+	}
+}
+
+// What a data directory holds decides whether --join is followed, refused or of no
+// effect.
+func TestJoinWithADataDirectory(t *testing.T) {
+	t.Parallel()
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("a CA")})
+	server := membership.Server{Name: "a", ID: "id", Address: netip.MustParseAddr("10.0.0.1"), APIPort: 6443}
+	for _, c := range []struct {
+		what      string
+		pki, raft bool
+		known     *membership.Cluster
+		join      string
+		says      string // by an error, or in the log
+		failed    bool
+	}{
+		{"new", false, false, nil, "", "", false},
+		{"new, joins", false, false, nil, "b", "--join needs --token", true},
+		{"a member", true, true, &membership.Cluster{ClusterID: "c", Servers: []membership.Server{server}}, "", "", false},
+		{"a member, joins", true, true, &membership.Cluster{ClusterID: "c", Servers: []membership.Server{server}}, "b", "--join has no effect", false},
+		{"a restored snapshot, joins", true, true, nil, "b", "--join has no effect", false},
+		{"keys for a new cluster", true, false, nil, "", "", false},
+		{"keys for a new cluster, joins", true, false, nil, "b", "holds keys already", true},
+		{"an interrupted join", false, false, &membership.Cluster{ClusterID: "c"}, "", "join was interrupted", true},
+	} {
+		dir := t.TempDir()
+		for path, b := range map[string][]byte{filepath.Join("pki", "ca.crt"): ca, filepath.Join("raft", "raft.db"): {}} {
+			if strings.HasPrefix(path, "pki") && !c.pki || strings.HasPrefix(path, "raft") && !c.raft {
+				continue
+			}
+			if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, path), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if c.known != nil {
+			if err := membership.SaveCluster(dir, c.known); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var log strings.Builder
+		o := &serverOptions{hostOptions: hostOptions{name: "a", dataDir: dir, join: joinOptions{host: c.join}, logger: slog.New(slog.NewTextHandler(&log, nil))}}
+		err := joinServer(t.Context(), o)
+		said := log.String()
+		if err != nil {
+			said += err.Error()
+		}
+		if (err != nil) != c.failed || !strings.Contains(said, c.says) || c.says == "" && said != "" {
+			t.Errorf("%s: %v, said %q", c.what, err, said)
 		}
 	}
 }
