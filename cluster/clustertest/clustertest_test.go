@@ -94,7 +94,7 @@ const (
 
 var mustMeet = []string{
 	"held back by a partition", "held back by a one-way partition", "request to connect unanswered", "request to connect lost",
-	"lost and sent again", "connection ended by loss", "connection broken", "delayed", "overtaken by what was sent later",
+	"lost and sent again", "connection ended by loss", "connection broken", "refused by a firewall", "delayed", "overtaken by what was sent later",
 	"write to a slow disk", "write to a hanging disk", "certificate judged by a wrong clock",
 	"crash of a process", "crash of a host", "crash of a leader while it writes", "crash of a follower while it writes", "stop in good order",
 	"snapshot taken", "snapshot installed", "leadership handed over", "member removed", "server became a voter",

@@ -5,9 +5,9 @@
 // dir, on a network in memory and (with testing/synctest) on a clock of its own:
 // hours of waiting take no time, a busy machine changes nothing, and a cluster in
 // which everybody waits for everybody is noticed. Faults are partitions, also in
-// one direction, delayed and lost segments and broken connections, slow and
-// hanging disks, wrong clocks, stops, crashes at any moment and at each step of
-// writing, and changes of leader and membership meanwhile.
+// one direction, firewalls, delayed and lost segments and broken connections, slow
+// and hanging disks, wrong clocks, stops, crashes at any moment and at each step of
+// writing, lost disks, and changes of leader and membership meanwhile.
 //
 // Checked are: operations are linearizable (porcupine; each key by itself, and
 // all keys with lists at one revision), no acknowledged write is missing, nothing

@@ -3,6 +3,7 @@ package clustertest
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -20,6 +21,7 @@ var faults = []fault{
 	{"heal", 8, func(w *world, _ *rand.Rand) { w.net.Heal() }},
 	{"delay and loss", 8, (*world).hazard},
 	{"broken connections", 6, (*world).breakLinks},
+	{"firewall", 5, (*world).firewall},
 	{"crash", 6, (*world).crashNow},
 	{"crash at a step", 14, (*world).setTrap},
 	{"stop", 4, (*world).stopOne},
@@ -106,6 +108,27 @@ func (w *world) oneWay(r *rand.Rand) {
 		h := w.shuffled(r)
 		w.logf("one-way: nothing from %s to %s", h[0], h[1])
 		w.net.Cut(h[0], h[1])
+	}
+}
+
+// firewall lets some servers be refused by another, which lives: mostly the
+// leader, whose death they must not believe in.
+func (w *world) firewall(r *rand.Rand) {
+	m := w.victim(r)
+	if m == nil {
+		return
+	}
+	from := slices.DeleteFunc(w.shuffled(r), func(h string) bool { return h == m.host })
+	if len(from) == 0 {
+		return
+	}
+	from = from[:1+r.IntN(len(from))]
+	w.logf("%s refuses connections of %v", m.host, from)
+	for _, h := range from {
+		w.net.Refuse(h, m.host)
+		if r.IntN(2) == 0 {
+			w.net.Refuse(m.host, h)
+		}
 	}
 }
 

@@ -38,9 +38,10 @@ type link struct{ from, to string }
 
 // state of a link.
 type state struct {
-	cut   bool
-	delay time.Duration // at most, of each segment
-	loss  float64       // of segments: they come late or end their connection
+	cut    bool
+	refuse bool          // a firewall answers requests to connect with a refusal
+	delay  time.Duration // at most, of each segment
+	loss   float64       // of segments: they come late or end their connection
 }
 
 const (
@@ -78,6 +79,15 @@ func (n *Network) Cut(from, to string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.link(from, to).cut = true
+}
+
+// Refuse lets a firewall refuse what from asks of to, and ends their connections.
+// To from it looks as if nobody listened.
+func (n *Network) Refuse(from, to string) {
+	n.mu.Lock()
+	n.link(from, to).refuse = true
+	n.mu.Unlock()
+	n.Break(from, to, 1)
 }
 
 // Hazard makes segments from one host to another take up to delay, and loses a
@@ -181,6 +191,12 @@ func (n *Network) Dialer(host string) func(ctx context.Context, network, addr st
 			if n.lives[host] != life {
 				n.mu.Unlock()
 				return nil, fmt.Errorf("dial %s: %w", to, syscall.ENETDOWN)
+			}
+			if n.link(host, to).refuse {
+				n.met["refused by a firewall"]++
+				n.mu.Unlock()
+				time.Sleep(transit)
+				return nil, fmt.Errorf("dial %s: %w", to, syscall.ECONNREFUSED)
 			}
 			// A request to connect or its answer gets lost.
 			open := !n.link(host, to).cut && !n.link(to, host).cut && !n.dead[to]
