@@ -223,23 +223,29 @@ func TestFreezeAndThaw(t *testing.T) {
 func TestLastWordOnAFreeze(t *testing.T) {
 	telling := make(chan struct{}, 100)
 	var last atomic.Bool
+	var told atomic.Int32
 	c, _ := world(t, 3, 3600, Config{Freeze: func(f bool) {
+		told.Add(1)
 		if f {
 			telling <- struct{}{}
 			time.Sleep(100 * time.Millisecond)
 		}
 		last.Store(f)
+		told.Add(1)
 	}})
 	setReady(t, c, "n0", corev1.ConditionUnknown)
 	setReady(t, c, "n1", corev1.ConditionUnknown)
 	<-telling
 	setReady(t, c, "n0", corev1.ConditionTrue)
 	setReady(t, c, "n1", corev1.ConditionTrue)
-	controllertest.Eventually(t, func() string { return taintsOf(t, c, "n0") + taintsOf(t, c, "n1") })
-	time.Sleep(300 * time.Millisecond)
-	if last.Load() {
-		t.Error("the last word is that evictions are frozen, and all nodes are ready")
-	}
+	controllertest.Eventually(t, func() string {
+		n := told.Load()
+		time.Sleep(300 * time.Millisecond)
+		if last.Load() || n != told.Load() || taintsOf(t, c, "n0")+taintsOf(t, c, "n1") != "" {
+			return "the last word is that evictions are frozen, and all nodes are ready"
+		}
+		return ""
+	})
 }
 
 // One node goes at once, the next of its zone ten seconds later; nodes without
