@@ -38,7 +38,8 @@ func (n *Node) keepAdmission(answer []byte) error {
 	if err := json.Unmarshal(answer, &a); err != nil {
 		return fmt.Errorf("the leader's answer: %w", err)
 	}
-	file, err := os.OpenFile(admissionFile(n.c.DataDir), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	path := admissionFile(n.c.DataDir)
+	file, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -46,11 +47,21 @@ func (n *Node) keepAdmission(answer []byte) error {
 	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
 		return err
 	}
+	if err := os.Rename(path+".tmp", path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
+		return err
+	}
 	n.admission.Store(&a)
 	return nil
 }
 
-// loadAdmission is for the start. A file that is not whole was not acted on.
+// loadAdmission is for the start.
 func (n *Node) loadAdmission() error {
 	b, err := os.ReadFile(admissionFile(n.c.DataDir))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -60,9 +71,10 @@ func (n *Node) loadAdmission() error {
 	if err != nil {
 		return fmt.Errorf("read what the cluster said when it let this server in: %w", err)
 	}
-	if json.Unmarshal(b, &a) == nil {
-		n.admission.Store(&a)
+	if err := json.Unmarshal(b, &a); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrDamaged, admissionFile(n.c.DataDir), err)
 	}
+	n.admission.Store(&a)
 	return nil
 }
 
