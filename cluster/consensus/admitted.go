@@ -72,7 +72,7 @@ func (n *Node) loadAdmission() error {
 		return fmt.Errorf("read what the cluster said when it let this server in: %w", err)
 	}
 	if err := json.Unmarshal(b, &a); err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrDamaged, admissionFile(n.c.DataDir), err)
+		return fmt.Errorf("%w: %s: %w; a server that was just let in joins again with an empty data directory", ErrDamaged, admissionFile(n.c.DataDir), err)
 	}
 	n.admission.Store(&a)
 	return nil
