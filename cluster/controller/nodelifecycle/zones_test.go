@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -221,31 +222,40 @@ func TestFreezeAndThaw(t *testing.T) {
 // Who is told of freezes hears last what is the case, also when the nodes change
 // while it is being told.
 func TestLastWordOnAFreeze(t *testing.T) {
-	telling := make(chan struct{}, 100)
+	telling, changed, told := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var once sync.Once
 	var last atomic.Bool
-	var told atomic.Int32
-	c, _ := world(t, 3, 3600, Config{Freeze: func(f bool) {
-		told.Add(1)
+	c, ctl := world(t, 3, 3600, Config{Freeze: func(f bool) {
 		if f {
-			telling <- struct{}{}
-			time.Sleep(100 * time.Millisecond)
+			once.Do(func() { close(telling); <-changed; last.Store(f); close(told) })
+			return
 		}
 		last.Store(f)
-		told.Add(1)
 	}})
 	setReady(t, c, "n0", corev1.ConditionUnknown)
 	setReady(t, c, "n1", corev1.ConditionUnknown)
 	<-telling
-	setReady(t, c, "n0", corev1.ConditionTrue)
-	setReady(t, c, "n1", corev1.ConditionTrue)
-	controllertest.Eventually(t, func() string {
-		n := told.Load()
-		time.Sleep(300 * time.Millisecond)
-		if last.Load() || n != told.Load() || taintsOf(t, c, "n0")+taintsOf(t, c, "n1") != "" {
-			return "the last word is that evictions are frozen, and all nodes are ready"
-		}
-		return ""
-	})
+	for _, n := range []string{"n0", "n1"} {
+		setReady(t, c, n, corev1.ConditionTrue)
+		controllertest.Eventually(t, func() string {
+			if have, err := ctl.nodes.Get(n); err != nil || conditionStatus(have, corev1.NodeReady) != corev1.ConditionTrue {
+				return fmt.Sprintf("%s is not seen to be ready: %v", n, err)
+			}
+			return ""
+		})
+	}
+	assessed := make(chan error, 1)
+	go func() { assessed <- ctl.assess() }()
+	time.Sleep(100 * time.Millisecond) // it has to wait for its turn
+	close(changed)
+	<-told
+	if err := <-assessed; err != nil {
+		t.Fatal(err)
+	}
+	controllertest.Eventually(t, func() string { return taintsOf(t, c, "n0") + taintsOf(t, c, "n1") })
+	if last.Load() {
+		t.Error("the last word is that evictions are frozen, and all nodes are ready")
+	}
 }
 
 // One node goes at once, the next of its zone ten seconds later; nodes without
