@@ -44,6 +44,7 @@ func (i *Identity) Run(ctx context.Context) error {
 		return errors.New("identity: the node has not joined, or Dial is missing")
 	}
 	ask, pause := true, time.Duration(0)
+	said := "" // is not said again
 	for {
 		err := i.step(ctx, ask)
 		var refused *Refusal
@@ -56,9 +57,12 @@ func (i *Identity) Run(ctx context.Context) error {
 		case err != nil:
 			pause = min(max(2*pause, renewRetry), renewRetryMax)
 			wait, wake = pause, nil // who pokes gets its turn then
-			i.c.Logger.Warn("certificate and settings of this node could not be brought up to date", "error", err, "again in", pause)
+			if text := err.Error(); text != said {
+				said = text
+				i.c.Logger.Warn("certificate and settings of this node could not be brought up to date, will try again", "error", err)
+			}
 		default:
-			ask, pause = false, 0
+			ask, pause, said = false, 0, ""
 		}
 		t := time.NewTimer(wait)
 		select {

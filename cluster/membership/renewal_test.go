@@ -1,8 +1,12 @@
 package membership
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
+	"errors"
+	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -199,6 +203,34 @@ func TestTheClusterAsksForANewCertificate(t *testing.T) {
 	n.open(t)
 	if c, err := n.NodeConfig(context.Background()); err != nil || c.Renew {
 		t.Errorf("after a restart: %+v, %v", c, err)
+	}
+}
+
+// TestNoServerIsSaidOnce: an agent goes on asking while no server answers, and
+// complains once.
+func TestNoServerIsSaidOnce(t *testing.T) {
+	t.Parallel()
+	n := joined(t, newBench(t), "w", "id-w")
+	var log bytes.Buffer
+	n.c.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	tries := make(chan struct{}, 16)
+	n.c.Dial = func(context.Context, string, string) (net.Conn, error) {
+		tries <- struct{}{}
+		return nil, errors.New("nobody is there")
+	}
+	n.open(t)
+	ended, stop := n.run(t)
+	for range 3 {
+		select {
+		case <-tries:
+		case <-time.After(20 * time.Second):
+			t.Fatal("it does not ask again")
+		}
+	}
+	stop()
+	<-ended
+	if c := strings.Count(log.String(), "nobody is there"); c != 1 {
+		t.Errorf("said %d times:\n%s", c, log.String())
 	}
 }
 
