@@ -84,7 +84,7 @@ func (s *Service) removed(ctx context.Context, r *Removal) {
 	defer s.busy.Unlock()
 	why := *r
 	why.Role = s.c.Role
-	s.c.Logger.Error("this server was removed from the cluster and serves nothing any more; its pods go on until skiff reset",
+	s.c.Logger.Error("this server was removed from the cluster and serves nothing any more; its pods go on until skiff reset, but those of StatefulSets, which must not run twice",
 		"by", r.By, "at", r.At.Format(time.RFC3339), "to rejoin", "stop it, run skiff reset --delete-data, and start it with --join and a new token")
 	s.leave(why.error())
 	leave, cancel := context.WithTimeout(ctx, 5*time.Second)
