@@ -88,6 +88,9 @@ func TestRemovingServers(t *testing.T) {
 			if !b.Removed(id) || b.Admit(id, "") == nil || len(b.raft.members) != before-1 {
 				t.Error("it is a member still")
 			}
+			if slices.ContainsFunc(b.cluster().Servers, func(o Server) bool { return o.ID == id }) {
+				t.Error("others are sent to it")
+			}
 			if b.Removed("id-a") || b.Admit("id-a", "") != nil {
 				t.Error("another is refused too")
 			}

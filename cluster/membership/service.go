@@ -243,7 +243,7 @@ func (s *Service) cluster() Cluster {
 	self := s.c.Self()
 	c.Servers = append(c.Servers, self)
 	for _, p := range s.c.Peers() {
-		if p.Role.Votes() && p.State == Alive && p.ID != self.ID {
+		if p.Role.Votes() && p.State == Alive && p.ID != self.ID && !s.Removed(p.ID) {
 			c.Servers = append(c.Servers, p.Server)
 		}
 	}
