@@ -121,6 +121,7 @@ func (s *Server) rpcHandlers() map[string]consensus.Handler {
 	}
 	return map[string]consensus.Handler{
 		nodehealth.LeaseMethod:  late(func() consensus.Handler { return s.leases.Handle }),
+		nodehealth.EndMethod:    late(func() consensus.Handler { return s.leases.HandleEnd }),
 		membership.MethodStatus: late(func() consensus.Handler { return s.members.Methods()[membership.MethodStatus] }),
 		membership.MethodRemove: late(func() consensus.Handler { return s.members.Methods()[membership.MethodRemove] }),
 	}

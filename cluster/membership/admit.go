@@ -184,8 +184,16 @@ func (s *Service) claim(ctx context.Context, r *JoinRequest) ([]fsm.Op, error) {
 		return nil, refuse(http.StatusConflict, "the name %s is taken by a live member at %s: choose another with --name, or stop that one first", r.Name, p.Address)
 	}
 	var ops []fsm.Op
+	if old == nil || old.ID != r.NodeID {
+		if err := s.vacant(ctx, r.Name); err != nil {
+			return nil, err
+		}
+	}
 	if old != nil && old.ID != r.NodeID {
 		if ops, err = s.replace(ctx, r.Name, *old); err != nil {
+			return nil, err
+		}
+		if err := s.vacant(ctx, r.Name); err != nil { // the replacement took its time
 			return nil, err
 		}
 	}

@@ -57,6 +57,7 @@ type Leases struct {
 	term    uint64
 	start   time.Time // of this term's Run
 	renewed map[string]time.Time
+	held    map[string]time.Time // until when a node gets none, see end
 	frozen  bool
 	thawed  time.Time // when evictions were last seen frozen
 	beat    time.Time // when the clock was last seen to go
@@ -73,7 +74,7 @@ func NewLeases(cfg LeasesConfig) (*Leases, error) {
 	if cfg.now == nil {
 		cfg.now = time.Now
 	}
-	return &Leases{cfg: cfg, renewed: map[string]time.Time{}}, nil
+	return &Leases{cfg: cfg, renewed: map[string]time.Time{}, held: map[string]time.Time{}}, nil
 }
 
 // Run is the duty: it grants until ctx ends. It must be called after everything
@@ -171,7 +172,13 @@ func (l *Leases) grant(ctx context.Context, node string) (Grant, error) {
 		l.mu.Unlock()
 		return Grant{}, ErrNotLeading
 	}
-	l.renewed[node] = l.cfg.now()
+	now := l.cfg.now()
+	if until, held := l.held[node]; held && now.Before(until) {
+		l.mu.Unlock()
+		return Grant{}, errHeld
+	}
+	delete(l.held, node)
+	l.renewed[node] = now
 	l.mu.Unlock()
 	return Grant{Seconds: int(LeaseDuration / time.Second), Revision: l.cfg.Revision()}, nil
 }
@@ -226,6 +233,11 @@ func (l *Leases) Freeze(frozen bool) {
 func (l *Leases) OverAt(node string, tolerated time.Duration) (time.Time, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.overAt(node, tolerated)
+}
+
+// overAt is called with mu held.
+func (l *Leases) overAt(node string, tolerated time.Duration) (time.Time, bool) {
 	if !l.leading || l.frozen {
 		return time.Time{}, false
 	}

@@ -8,9 +8,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/klog/v2"
 
 	"github.com/skiff-sh/skiff/cluster/controller"
+	"github.com/skiff-sh/skiff/cluster/nodehealth"
 )
 
 // askAgain is how often a pod is looked at whose node's lease cannot be judged
@@ -20,7 +20,7 @@ const askAgain = 5 * time.Second
 // nodeChanged looks at the deleted pods of a node that is lost, or is said to be
 // out of service.
 func (c *Controller) nodeChanged(old, cur *corev1.Node) {
-	if !lost(cur) && !outOfService(cur) || old != nil && lost(old) == lost(cur) && outOfService(old) == outOfService(cur) {
+	if !lost(cur) && !nodehealth.OutOfService(cur) || old != nil && lost(old) == lost(cur) && nodehealth.OutOfService(old) == nodehealth.OutOfService(cur) {
 		return
 	}
 	for _, pod := range controller.On(c.pods, cur.Name) {
@@ -41,20 +41,6 @@ func readiness(node *corev1.Node) corev1.ConditionStatus {
 
 // lost reports whether a node cannot be reached.
 func lost(node *corev1.Node) bool { return readiness(node) == corev1.ConditionUnknown }
-
-// outOfService reports whether somebody says that a node, which does not work, has
-// no running pods.
-func outOfService(node *corev1.Node) bool {
-	if readiness(node) == corev1.ConditionTrue {
-		return false
-	}
-	for _, t := range node.Spec.Taints {
-		if t.Key == corev1.TaintNodeOutOfService {
-			return true
-		}
-	}
-	return false
-}
 
 // removeStranded removes a deleted pod of a lost node as soon as the node has
 // certainly stopped it, so that its controller may replace it.
@@ -83,11 +69,11 @@ func (c *Controller) removeStranded(ctx context.Context, key string) error {
 		return fmt.Errorf("read node %s: %w", pod.Spec.NodeName, err)
 	}
 	why := "its node is out of service"
-	if !outOfService(node) {
+	if !nodehealth.OutOfService(node) {
 		if !lost(node) || c.cfg.Leases == nil {
 			return nil
 		}
-		tolerated, ok := runsOn(pod)
+		tolerated, ok := nodehealth.RunsOn(pod)
 		if !ok {
 			c.cfg.Logger.Debug("a pod of a lost node has to be removed by hand", "pod", key, "node", node.Name)
 			return nil
@@ -118,43 +104,4 @@ func (c *Controller) removeStranded(ctx context.Context, key string) error {
 	c.cfg.Logger.Info("pod removed without its node", "pod", key, "node", node.Name, "why", why)
 	c.cfg.Events.Eventf(pod, corev1.EventTypeNormal, "RemovedFromLostNode", "Removed from node %s: %s", node.Name, why)
 	return nil
-}
-
-// runsOn is for how long a node that is cut off goes on with a pod that must not
-// run twice; nodes decide the same (node/pod). It is false for pods that must not
-// be removed without their node: those that tolerate it for ever, and those whose
-// tolerations may have changed since the node last heard of them (a deletion
-// counts as one change). Other pods are replaced without regard to where they
-// run; a lease counts for them as if they tolerated nothing.
-func runsOn(pod *corev1.Pod) (time.Duration, bool) {
-	if !once(pod) {
-		return 0, true
-	}
-	if pod.Generation > 2 {
-		return 0, false
-	}
-	taint := corev1.Taint{Key: corev1.TaintNodeUnreachable, Effect: corev1.TaintEffectNoExecute}
-	var d time.Duration
-	tolerated, bounded := false, false
-	for i := range pod.Spec.Tolerations {
-		t := &pod.Spec.Tolerations[i]
-		if !t.ToleratesTaint(klog.Background(), &taint, false) {
-			continue
-		}
-		tolerated = true
-		if t.TolerationSeconds == nil {
-			continue
-		}
-		s := time.Duration(max(0, *t.TolerationSeconds)) * time.Second
-		if !bounded || s < d {
-			d, bounded = s, true
-		}
-	}
-	return d, !tolerated || bounded
-}
-
-// once reports whether a pod has an identity that must not be there twice.
-func once(pod *corev1.Pod) bool {
-	ref := metav1.GetControllerOfNoCopy(pod)
-	return ref != nil && ref.Kind == "StatefulSet"
 }
