@@ -41,6 +41,9 @@ type Report struct {
 	Losses      int     `json:"machinesLost"`
 	Scalings    int     `json:"scalings"`
 	Deletions   int     `json:"podsDeleted"`
+	Started     int     `json:"podsStarted"`
+	Settled     float64 `json:"settledSeconds"`         // from the last of the churn until all is as it should be
+	Back        float64 `json:"backAfterOutageSeconds"` // from the start of all servers until all agents work
 	Before      Sample  `json:"before"`
 	After       Sample  `json:"after"`
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -30,6 +29,8 @@ const (
 	gossipPort = 26445
 	nodePort   = 26250
 )
+
+const kubeletVersion = "v1.37.2+fleet" // of all nodes
 
 // host is a machine with an agent. What is in it survives the agent.
 type host struct {
@@ -108,21 +109,13 @@ func (h *host) open(ctx context.Context, seed string, token membership.Token) (_
 		return nil, err
 	}
 	a := &agent{balancer: servers.New(h.name, servers.Server{Address: seed})}
-	var try func(context.Context, string) error
 	a.identity, err = membership.OpenIdentity(membership.IdentityConfig{
 		Dir: filepath.Join(h.dir, "agent"), Name: h.name, NodeID: id, Address: func() string { return h.addr.String() }, Logger: h.log,
-		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			to, err := a.balancer.Pick(ctx, try)
-			if err != nil {
-				return nil, err
-			}
-			return servers.Dialer().DialContext(ctx, network, to)
-		},
+		Dial: a.balancer.Dial,
 	})
 	if err != nil {
 		return nil, err
 	}
-	try = servers.Handshake(a.identity.ClientTLS())
 	known, err := membership.LoadCluster(h.dir)
 	if err != nil {
 		return nil, err
@@ -150,14 +143,14 @@ func (h *host) open(ctx context.Context, seed string, token membership.Token) (_
 			err = errors.Join(err, a.gossip.Close())
 		}
 	}()
-	base := servers.Transport(a.identity.ClientTLS())
+	base := servers.DynamicTransport(a.identity)
 	a.idle = base.CloseIdleConnections
 	a.node, err = node.New(node.Config{
 		Name: h.name, RESTConfig: &rest.Config{Host: servers.Host, Transport: a.balancer.Wrap(base), UserAgent: "skiff-node"},
 		TLS: pki.ServerTLS(a.identity, pki.TLSOptions{Protos: []string{"http/1.1"}}), ListenAddr: netip.AddrPortFrom(h.addr, nodePort).String(),
 		DataDir: filepath.Join(h.dir, "node"), StateDir: filepath.Join(h.dir, "state"), NodeIP: h.addr,
 		Network: h.network, Runtime: h.containers, Images: h.images, Contact: func() node.Contact { return contact(a.gossip) },
-		Version: "v1.37.2+fleet", RuntimeVersion: Version, Logger: h.log,
+		Version: kubeletVersion, RuntimeVersion: Version, Logger: h.log,
 	})
 	return a, err
 }

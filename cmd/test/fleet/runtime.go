@@ -19,8 +19,9 @@ import (
 // fakes of package pod's own tests cannot be used here, nor these there: they
 // are below the interfaces that package pod declares.)
 type containers struct {
-	mu    sync.Mutex
-	boxes map[string]*sandbox // by UID of the pod
+	mu      sync.Mutex
+	boxes   map[string]*sandbox // by UID of the pod
+	started int                 // of all time
 }
 
 // sandbox is one pod on it.
@@ -43,6 +44,7 @@ func (c *containers) CreateSandbox(_ context.Context, cfg runtime.SandboxConfig)
 	defer c.mu.Unlock()
 	s := &sandbox{all: c, cfg: cfg, alive: true, subs: map[chan runtime.Event]struct{}{}}
 	c.boxes[cfg.PodUID] = s
+	c.started++
 	return s, nil
 }
 
@@ -61,6 +63,13 @@ func (c *containers) lose() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	clear(c.boxes)
+}
+
+// count is how many pods were started so far.
+func (c *containers) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.started
 }
 
 // running returns the number of running containers of each pod, by UID.
