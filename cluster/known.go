@@ -106,8 +106,8 @@ func (s *Server) writeKubeconfig() error {
 			k.Servers = append(k.Servers, servers.Named{Name: m.Name, Address: m.API()})
 		}
 	}
-	s.pki.ReportExpired(s.KubeconfigPath())
-	return k.Write(s.KubeconfigPath())
+	s.pki.ReportExpired(s.KubeconfigPath(), servers.AdminUser)
+	return k.Write(s.KubeconfigPath(), s.cfg.Logger)
 }
 
 // bookkeeping keeps cluster.json and the kubeconfig up to date. That a disk is

@@ -300,16 +300,17 @@ func TestServerThatWasOffForTwoYears(t *testing.T) {
 	if l.cert.Leaf.NotAfter.Before(now) {
 		t.Errorf("the new leaf ends at %s", l.cert.Leaf.NotAfter)
 	}
-	later.ReportExpired(path)
+	later.ReportExpired(path, "admin")
 	if !strings.Contains(log.String(), "issued anew") {
 		t.Errorf("log %q", log.String())
 	}
 	log.Reset()
+	later.ReportExpired(path, "other") // somebody else's certificate
 	write(later)
-	later.ReportExpired(path)
-	later.ReportExpired(path + "x")
+	later.ReportExpired(path, "admin")
+	later.ReportExpired(path+"x", "admin")
 	if log.Len() > 0 {
-		t.Errorf("a new or missing file: %q", log.String())
+		t.Errorf("a new or missing file, or another user: %q", log.String())
 	}
 }
 
