@@ -56,9 +56,9 @@ type Config struct {
 	// Settings).
 	ClusterDomain string
 	// PodEvictionTimeout is how long pods stay bound to a node that is lost, unless
-	// they say otherwise. Given, it becomes that of the whole cluster; without a
-	// value anywhere it is DefaultPodEvictionTimeout.
-	PodEvictionTimeout time.Duration
+	// they say otherwise; 0 is no time at all. Given, it becomes that of the whole
+	// cluster; nil is what the cluster has, at first DefaultPodEvictionTimeout.
+	PodEvictionTimeout *time.Duration
 
 	// Passphrase of the keys in DataDir; nil: they have none.
 	Passphrase []byte
@@ -104,8 +104,8 @@ func (c *Config) complete() error {
 	if !c.Role.Votes() {
 		return fmt.Errorf("server: Role is %s, want server or witness", c.Role)
 	}
-	if c.PodEvictionTimeout < 0 {
-		return fmt.Errorf("server: PodEvictionTimeout %s is negative", c.PodEvictionTimeout)
+	if c.PodEvictionTimeout != nil && *c.PodEvictionTimeout < 0 {
+		return fmt.Errorf("server: PodEvictionTimeout %s is negative", *c.PodEvictionTimeout)
 	}
 	if !c.ClusterCIDR.IsValid() {
 		c.ClusterCIDR = netip.MustParsePrefix("10.42.0.0/16")

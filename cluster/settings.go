@@ -34,17 +34,15 @@ func (s *Server) openKnown() error {
 		return err
 	}
 	c := &s.cfg
-	timeout := c.PodEvictionTimeout
+	timeout := DefaultPodEvictionTimeout
 	if known != nil {
 		s.known.cluster = *known
 		told := known.Settings
 		c.ClusterCIDR, c.ServiceCIDR, c.ClusterDomain = told.ClusterCIDR, told.ServiceCIDR, told.ClusterDomain
-		if timeout == 0 {
-			timeout = told.PodEvictionTimeout
-		}
+		timeout = told.PodEvictionTimeout
 	}
-	if timeout == 0 {
-		timeout = DefaultPodEvictionTimeout
+	if c.PodEvictionTimeout != nil {
+		timeout = *c.PodEvictionTimeout
 	}
 	s.settings.Store(&membership.Settings{ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, ClusterDomain: c.ClusterDomain, PodEvictionTimeout: timeout})
 	return nil
@@ -85,12 +83,12 @@ func (s *Server) followSettings(ctx context.Context) error {
 			if err := s.takeSettings(v); err != nil {
 				return err
 			}
-			if given != 0 && given != v.PodEvictionTimeout {
-				s.cfg.Logger.Info("the pod eviction timeout of the cluster changes", "from", v.PodEvictionTimeout, "to", given)
-				v.PodEvictionTimeout = given
+			if given != nil && *given != v.PodEvictionTimeout {
+				s.cfg.Logger.Info("the pod eviction timeout of the cluster changes", "from", v.PodEvictionTimeout, "to", *given)
+				v.PodEvictionTimeout = *given
 				s.untilDone(ctx, "settings", func(ctx context.Context) error { return s.putSettings(ctx, v, fsm.Any) })
 			}
-			given = 0
+			given = nil
 		}
 		if _, _, err := w.Next(ctx); err != nil {
 			if ctx.Err() != nil {

@@ -68,7 +68,7 @@ type Settings struct {
 	ClusterCIDR        netip.Prefix  `json:"clusterCIDR"`
 	ServiceCIDR        netip.Prefix  `json:"serviceCIDR"`
 	ClusterDomain      string        `json:"clusterDomain"`
-	PodEvictionTimeout time.Duration `json:"podEvictionTimeout"` // nanoseconds
+	PodEvictionTimeout time.Duration `json:"podEvictionTimeout"` // nanoseconds; 0 is no time at all
 }
 
 // Agree returns an error that names the flag if what a host was told, where it

@@ -32,7 +32,7 @@ func serverCommand() *cli.Command {
 			stringFlag("cluster-cidr", "where pods get their addresses; that of the cluster, if it is joined", "10.42.0.0/16"),
 			stringFlag("service-cidr", "where services get their addresses; that of the cluster, if it is joined", "10.43.0.0/16"),
 			stringFlag("cluster-domain", "DNS domain of services; that of the cluster, if it is joined", "cluster.local"),
-			&cli.DurationFlag{Name: "pod-eviction-timeout", Usage: "how long pods stay bound to a lost node, unless they say otherwise; given, it is set for the whole cluster, and each server uses it from its next start on (default: that of the cluster, at first 5m0s)", EnvVars: env("pod-eviction-timeout"), DefaultText: "none"},
+			&cli.DurationFlag{Name: "pod-eviction-timeout", Usage: "how long pods stay bound to a lost node, unless they say otherwise, 0 for no time at all; given, it is set for the whole cluster, and each server uses it from its next start on (default: that of the cluster, at first 5m0s)", EnvVars: env("pod-eviction-timeout"), DefaultText: "none"},
 			listFlag("tls-san", "further names and addresses of the API, for its certificate"),
 			boolFlag("disable-agent", "run no pods on this host"),
 			boolFlag("witness", "only vote: run no pods, and lead only while no other server can"),
@@ -96,9 +96,13 @@ func parseServer(c *cli.Context) (o serverOptions, err error) {
 	if c.IsSet("cluster-domain") {
 		o.given.ClusterDomain = c.String("cluster-domain")
 	}
-	timeout := c.Duration("pod-eviction-timeout")
-	if c.IsSet("pod-eviction-timeout") && timeout < time.Second {
-		return o, usagef("--pod-eviction-timeout %s: want at least 1s", timeout)
+	var timeout *time.Duration // nil: that of the cluster
+	if c.IsSet("pod-eviction-timeout") {
+		t := c.Duration("pod-eviction-timeout")
+		if t < 0 || t > 0 && t < time.Second {
+			return o, usagef("--pod-eviction-timeout %s: want 0 or at least 1s", t)
+		}
+		timeout = &t
 	}
 	role := membership.RoleServer
 	if c.Bool("witness") {

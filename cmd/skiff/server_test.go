@@ -4,10 +4,14 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/urfave/cli/v2"
+	"k8s.io/utils/ptr"
 )
 
 // TestRoles: servers show their role, agents none, and what the user says counts.
@@ -71,6 +75,64 @@ func TestFlagsWithoutEffect(t *testing.T) {
 		}
 		if got := string(said); tc.says == "" && got != "" || !strings.Contains(got, tc.says) {
 			t.Errorf("%v: said %q, want %q", tc.args, got, tc.says)
+		}
+	}
+}
+
+// No time at all is a timeout; none given is that of the cluster.
+func TestPodEvictionTimeout(t *testing.T) {
+	for _, tc := range []struct {
+		flag, env, file string
+		want            *time.Duration
+		refused         bool
+	}{
+		{},
+		{flag: "0", want: ptr.To(time.Duration(0))},
+		{env: "0s", want: ptr.To(time.Duration(0))},
+		{file: "0", want: ptr.To(time.Duration(0))},
+		{file: "0s", want: ptr.To(time.Duration(0))},
+		{flag: "7s", env: "0s", file: "1s", want: ptr.To(7 * time.Second)},
+		{env: "0", file: "1s", want: ptr.To(time.Duration(0))},
+		{flag: "-1s", refused: true},
+		{flag: "10ms", refused: true},
+	} {
+		args := []string{"skiff", "server", "--name", "a", "--advertise-address", "127.0.0.1"}
+		file := filepath.Join(t.TempDir(), "config.yaml")
+		content := "max-pods: 5\n"
+		if tc.file != "" {
+			content = "pod-eviction-timeout: " + tc.file + "\n"
+		}
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--config", file)
+		if tc.flag != "" {
+			args = append(args, "--pod-eviction-timeout", tc.flag)
+		}
+		t.Setenv("SKIFF_POD_EVICTION_TIMEOUT", tc.env)
+		cmd := serverCommand()
+		var got *time.Duration
+		var err error
+		cmd.Action = func(c *cli.Context) error {
+			if err := loadConfigFile(c); err != nil {
+				return err
+			}
+			var o serverOptions
+			o, err = parseServer(c)
+			got = o.cluster.PodEvictionTimeout
+			return nil
+		}
+		if err := (&cli.App{Commands: []*cli.Command{cmd}}).Run(args); err != nil {
+			t.Fatalf("%+v: %v", tc, err)
+		}
+		if tc.refused {
+			if err == nil || !strings.Contains(err.Error(), "want 0 or at least 1s") {
+				t.Errorf("%+v: %v", tc, err)
+			}
+			continue
+		}
+		if err != nil || !reflect.DeepEqual(got, tc.want) {
+			t.Errorf("%+v: %v, %v", tc, got, err)
 		}
 	}
 }

@@ -51,8 +51,9 @@ func (s *server) up(ctx context.Context) error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
+	after := evictAfter
 	c, err := cluster.New(cluster.Config{Name: s.name, DataDir: s.dir, BindAddress: s.addr, AdvertiseAddress: s.addr,
-		Port: apiPort, RaftPort: raftPort, GossipPort: gossipPort, PodEvictionTimeout: evictAfter, Version: Version, Logger: s.log})
+		Port: apiPort, RaftPort: raftPort, GossipPort: gossipPort, PodEvictionTimeout: &after, Version: Version, Logger: s.log})
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.name, err)
 	}
