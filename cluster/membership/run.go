@@ -231,16 +231,25 @@ func (s *Service) register(ctx context.Context) {
 	}
 }
 
+// registerOnce writes the record of this server under its name. One under another
+// name is moved: a member has one, and its former name is free then.
 func (s *Service) registerOnce(ctx context.Context) error {
 	self := s.c.Self()
 	if err := s.current(ctx); err != nil {
 		return err
 	}
 	have, revision, err := s.record(self.Name)
+	var former []string
+	for name, other := range s.records() {
+		if other.ID == self.ID && name != self.Name {
+			former = append(former, name)
+		}
+	}
+	slices.Sort(former)
 	switch {
 	case err != nil:
 		return err
-	case have != nil && have.ID == self.ID && have.Role == s.c.Role:
+	case have != nil && have.ID == self.ID && have.Role == s.c.Role && len(former) == 0:
 		return nil
 	case s.removal(self.ID) != nil:
 		return nil // Run says it
@@ -256,11 +265,24 @@ func (s *Service) registerOnce(ctx context.Context) error {
 	if have != nil {
 		rec.Joined = have.Joined
 	}
+	for _, name := range former {
+		old, expect, err := s.record(name)
+		if err != nil || old == nil || old.ID != self.ID {
+			return errors.Join(errTryAgain, err)
+		}
+		if old.Joined.Before(rec.Joined) {
+			rec.Joined = old.Joined
+		}
+		ops = append(ops, fsm.Op{Type: fsm.Delete, Key: memberPrefix + name, Expect: expect})
+	}
 	op, err := putRecord(self.Name, rec, revision)
 	if err != nil {
 		return fmt.Errorf("encode the record: %w", err)
 	}
 	err = s.propose(ctx, "write the record of this server", append(ops, op)...)
+	if err == nil && len(former) > 0 {
+		s.c.Logger.Warn("this server has another name than before, and is no member under the former one any more", "name", self.Name, "former", former)
+	}
 	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
 		return fmt.Errorf("%w: look again", err)
 	}

@@ -106,6 +106,47 @@ func TestAServerTakesTheNameOfAFormerOne(t *testing.T) {
 	}
 }
 
+// A server has one record: it is moved when its name is another, and what an
+// earlier version left is removed.
+func TestTheRecordOfAServerIsMoved(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	joined := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for _, second := range []bool{false, true} { // it has one under the new name, too
+		b := newBench(t)
+		put := func(name string, r Record) {
+			t.Helper()
+			op, err := putRecord(name, r, 0)
+			if err == nil {
+				err = b.propose(ctx, "test", op)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		put("first", Record{ID: "id-a", Role: RoleServer, Joined: joined, Address: "10.0.0.7"})
+		put("w", Record{ID: "id-w", Role: RoleAgent})
+		if second {
+			put("a", Record{ID: "id-a", Role: RoleServer, Joined: joined.Add(time.Hour)})
+		}
+		if err := b.registerOnce(ctx); err != nil {
+			t.Fatal(err)
+		}
+		all := b.records()
+		if _, other := all["w"]; len(all) != 2 || !other || all["a"] != (Record{ID: "id-a", Role: RoleServer, Joined: joined, Address: "10.0.0.1"}) {
+			t.Errorf("records %+v", all)
+		}
+		if b.removal("id-a") != nil {
+			t.Error("it was removed")
+		}
+		revision := b.store.Revision()
+		if err := b.registerOnce(ctx); err != nil || b.store.Revision() != revision {
+			t.Errorf("written again: %v", err)
+		}
+		b.mustJoin(t, agentRequest(t, "first", "id-x")) // the former name is free
+	}
+}
+
 // Whatever keeps the record from being written is said once.
 func TestARefusedRecordIsSaidOnce(t *testing.T) {
 	t.Parallel()
