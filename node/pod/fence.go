@@ -40,7 +40,7 @@ const (
 )
 
 // once reports whether a pod has an identity that must not be there twice. The
-// cluster's leader decides the same (cluster/controller/podgc).
+// cluster's leader decides the same (cluster/nodehealth).
 func once(p *v1.Pod) bool {
 	ref := metav1.GetControllerOfNoCopy(p)
 	return ref != nil && ref.Kind == "StatefulSet"
