@@ -24,7 +24,11 @@ const (
 	kindAnswer   = 'a'
 
 	askEvery = 150 * time.Millisecond // a question is repeated so often, for packets get lost
-	objectIn = time.Second            // one that is held for dead says once in so long that it lives
+	// Who cannot hear itself cannot judge: an answer is waited for echoTimes as
+	// long as a packet to itself takes, at most echoLimit.
+	echoTimes = 4
+	echoLimit = 10 * time.Second
+	objectIn  = time.Second // one that is held for dead says once in so long that it lives
 )
 
 // questions are those that wait for an answer.
@@ -33,6 +37,38 @@ type questions struct {
 	last     uint64
 	open     map[uint64]chan struct{}
 	objected time.Time
+}
+
+// begin makes a number for a question, and the channel that is closed by its
+// answer.
+func (q *questions) begin() (uint64, <-chan struct{}) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.last++
+	if q.open == nil {
+		q.open = map[uint64]chan struct{}{}
+	}
+	got := make(chan struct{})
+	q.open[q.last] = got
+	return q.last, got
+}
+
+func (q *questions) end(number uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.open, number)
+}
+
+// ownAddr is where this process hears itself, whatever the network is like.
+func (g *Gossip) ownAddr() string {
+	addr := g.cfg.Bind
+	if !addr.IsValid() || addr.IsUnspecified() {
+		addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		if g.cfg.Advertise.Is6() {
+			addr = netip.IPv6Loopback()
+		}
+	}
+	return netip.AddrPortFrom(addr, g.cfg.Port).String()
 }
 
 // answers asks a process until it answers, or the wait is over, or its port
@@ -51,20 +87,12 @@ func (g *Gossip) answers(ctx context.Context, p process, wait time.Duration, mor
 		refused.Store(errors.Is(err, syscall.ECONNREFUSED))
 	}()
 	defer func() { cancel(); <-dialed }()
-	got := make(chan struct{})
-	g.asked.mu.Lock()
-	g.asked.last++
-	number := g.asked.last
-	if g.asked.open == nil {
-		g.asked.open = map[uint64]chan struct{}{}
-	}
-	g.asked.open[number] = got
-	g.asked.mu.Unlock()
-	defer func() {
-		g.asked.mu.Lock()
-		delete(g.asked.open, number)
-		g.asked.mu.Unlock()
-	}()
+	number, got := g.asked.begin()
+	defer g.asked.end(number)
+	echo, heard := g.asked.begin()
+	defer g.asked.end(echo)
+	self := binary.BigEndian.AppendUint64([]byte{kindAnswer}, echo)
+	heardAfter := time.Duration(-1)
 	msg := binary.BigEndian.AppendUint64([]byte{kindQuestion}, number)
 	msg = append(append(append(msg, byte(len(p.node))), p.node...), netip.AddrPortFrom(g.cfg.Advertise, g.cfg.Port).String()...)
 	begin := time.Now()
@@ -72,13 +100,21 @@ func (g *Gossip) answers(ctx context.Context, p process, wait time.Duration, mor
 	defer repeat.Stop()
 	for {
 		_ = g.using(func(l *memberlist.Memberlist) error {
-			return l.SendToAddress(memberlist.Address{Addr: p.addr.String(), Name: p.node}, msg)
+			err := l.SendToAddress(memberlist.Address{Addr: p.addr.String(), Name: p.node}, msg)
+			if heardAfter < 0 {
+				err = errors.Join(err, l.SendToAddress(memberlist.Address{Addr: g.ownAddr()}, self))
+			}
+			return err
 		})
 		select {
 		case <-got:
 			return true
+		case <-heard:
+			heard, heardAfter = nil, time.Since(begin)
 		case <-repeat.C:
-			if d := time.Since(begin); refused.Load() || d >= wait && d >= more() {
+			d := time.Since(begin)
+			fit := heardAfter >= 0 && d >= echoTimes*heardAfter || d >= echoLimit
+			if refused.Load() || d >= wait && d >= more() && fit {
 				return false
 			}
 		case <-ctx.Done():
