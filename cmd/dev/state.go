@@ -53,7 +53,9 @@ func (s *state) runsPods(n nodeState) bool {
 	case Witness:
 		return false
 	case Server:
-		return !slices.Contains(s.ServerArgs, "--disable-agent")
+		return !slices.ContainsFunc(s.ServerArgs, func(arg string) bool {
+			return arg == "--disable-agent" || arg == "--disable-agent=true"
+		})
 	}
 	return true
 }
