@@ -169,6 +169,9 @@ func TestStall(t *testing.T) {
 	if !leader.IsLeader() {
 		t.Error("a follower's disk has cost the leader its place")
 	}
+	if _, err := others[0].Propose(t.Context(), onePut("/d", "x")); !errors.Is(err, ErrUnknownOutcome) || !errors.Is(err, ErrBehind) {
+		t.Errorf("a write through a follower whose disk hangs: %v", err)
+	}
 	thaw()
 	eventually(t, "it catches up", func() bool { return others[0].get("/c") == "19" })
 }

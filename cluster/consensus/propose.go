@@ -39,7 +39,7 @@ func (n *Node) Propose(ctx context.Context, cmd fsm.Command) (fsm.Result, error)
 			return err
 		}
 		// Whoever wrote on this member expects to read it here.
-		if err := n.waitApplied(ctx, index); err != nil {
+		if err := n.awaitApplied(ctx, index); err != nil {
 			return fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
 		}
 		return nil
