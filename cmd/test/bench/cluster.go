@@ -146,7 +146,10 @@ func (b *clusterBench) killLeader(ctx context.Context, leader string, n int) (ti
 	}
 }
 
-const spread = "spread"
+const (
+	spread        = "spread"
+	evictionPause = 12 * time.Second // evictions go to a tenth of a node a second
+)
 
 // spreadOut runs pods on all nodes behind a service. They do not wait for a
 // node that is lost.
@@ -181,7 +184,10 @@ func (b *clusterBench) killNodes(ctx context.Context, times int) ([]row, error) 
 	}
 	var gone, replaced []time.Duration
 	victims := b.nodes[len(b.nodes)-2:] // the agents
+	var evicted time.Time
 	for i := range times {
+		// Nodes that are lost one soon after the other wait for their turn, by design.
+		time.Sleep(time.Until(evicted.Add(evictionPause)))
 		victim := victims[i%len(victims)]
 		if err := b.healthy(ctx); err != nil {
 			return nil, err
@@ -205,7 +211,8 @@ func (b *clusterBench) killNodes(ctx context.Context, times int) ([]row, error) 
 		if err != nil {
 			return nil, fmt.Errorf("pods of %s: %w", victim, err)
 		}
-		replaced = append(replaced, time.Since(begin))
+		evicted = time.Now()
+		replaced = append(replaced, evicted.Sub(begin))
 		if err := b.Start(ctx, victim); err != nil {
 			return nil, err
 		}
