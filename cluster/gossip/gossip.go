@@ -42,6 +42,7 @@ type Gossip struct {
 	calmAt   atomic.Int64 // deaths are believed from here on
 
 	lagUntil atomic.Int64 // this process gets too little CPU to judge quickly
+	lateBy   atomic.Int64 // the most that a tick came late meanwhile
 	asked    questions
 	object   atomic.Bool // somebody holds this process for dead: publish that it lives
 

@@ -8,6 +8,7 @@ import (
 
 const (
 	starved    = 5                     // times more patience where the CPU is short
+	lateTimes  = 10                    // and at least so many times what a tick came late
 	lag        = 50 * time.Millisecond // that a tick comes late shows that it is
 	lagFor     = 5 * time.Second
 	atATime    = 16 // doubted processes looked at
@@ -20,8 +21,11 @@ const (
 func (g *Gossip) tick() {
 	g.noticeGap()
 	now := int64(time.Since(g.begin))
-	if last := g.lastTick.Swap(now); last != 0 && time.Duration(now-last) > g.tickEvery()+lag {
-		g.lagUntil.Store(now + int64(lagFor))
+	last := g.lastTick.Swap(now)
+	if late := time.Duration(now-last) - g.tickEvery(); last != 0 && late > lag {
+		if now > g.lagUntil.Swap(now+int64(lagFor)) || int64(late) > g.lateBy.Load() {
+			g.lateBy.Store(int64(late))
+		}
 	}
 }
 
@@ -107,7 +111,7 @@ func (g *Gossip) doubted() (list []process) {
 func (g *Gossip) look(ctx context.Context, p process) {
 	answered := g.answers(ctx, p, g.timing.Patience, func() time.Duration {
 		if int64(time.Since(g.begin)) < g.lagUntil.Load() {
-			return starved * g.timing.Patience
+			return max(starved*g.timing.Patience, min(lateTimes*time.Duration(g.lateBy.Load()), echoLimit))
 		}
 		return 0
 	})
