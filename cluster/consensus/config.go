@@ -67,7 +67,7 @@ type Config struct {
 	// it.
 	Lock *DirLock
 
-	HeartbeatTimeout time.Duration // a follower with a fast disk waits this long for its leader; default 1s
+	HeartbeatTimeout time.Duration // a leader sends ten heartbeats in it, a follower with a fast disk waits 0.6 of it for one; default 1s
 	ElectionWait     time.Duration // proposals and reads wait this long for a leader; default 5s
 	SnapshotEntries  uint64        // log entries after which a snapshot is taken; default 16384
 	SnapshotBytes    int64         // bytes of log after which one is taken, if the state is not larger; default 32 MiB

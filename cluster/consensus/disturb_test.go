@@ -21,8 +21,8 @@ func TestTimeouts(t *testing.T) {
 		leads    bool
 		hb, elec time.Duration
 	}{
-		{0, false, s, s}, {50 * ms, false, s, s}, {200 * ms, false, s, 2 * s}, {500 * ms, false, 1500 * ms, 5 * s},
-		{500 * ms, true, s, 5 * s}, {time.Minute, false, 3 * s, 10 * s},
+		{0, false, 600 * ms, s}, {50 * ms, false, 600 * ms, s}, {300 * ms, false, 900 * ms, 3 * s}, {500 * ms, false, 1500 * ms, 5 * s},
+		{0, true, s, s}, {500 * ms, true, s, 5 * s}, {time.Minute, false, 3 * s, 10 * s},
 	} {
 		if h, e := timeouts(s, c.slow, c.leads); h != c.hb || e != c.elec {
 			t.Errorf("%+v: %v, %v", c, h, e)
