@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -85,10 +86,37 @@ func realWorld(t *testing.T) *world {
 		}
 		_ = rt.Close()
 		_ = store.Close()
+		removeCgroups(t, "skiff-test/"+filepath.Base(state))
 		_ = os.RemoveAll(state)
 	})
 	w.start(nil)
 	return w
+}
+
+// removeCgroups removes a cgroup without processes, and those in it, from every
+// hierarchy of version 1 and 2.
+func removeCgroups(t *testing.T, path string) {
+	t.Helper()
+	for _, under := range []string{"", "*"} {
+		roots, err := filepath.Glob(filepath.Join("/sys/fs/cgroup", under, path))
+		if err != nil {
+			t.Error(err)
+		}
+		for _, root := range roots {
+			var dirs []string
+			_ = filepath.WalkDir(root, func(dir string, e os.DirEntry, err error) error {
+				if err == nil && e.IsDir() {
+					dirs = append(dirs, dir)
+				}
+				return nil
+			})
+			for _, dir := range slices.Backward(dirs) {
+				if err := os.Remove(dir); err != nil && !os.IsNotExist(err) {
+					t.Errorf("clean up: %v", err)
+				}
+			}
+		}
+	}
 }
 
 // archive makes an image archive that holds busybox.
