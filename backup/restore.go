@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skiff-sh/skiff/fsm"
+	"github.com/skiff-sh/skiff/fsm/durable"
 	"github.com/skiff-sh/skiff/fsm/raftdir"
 	"github.com/skiff-sh/skiff/fsm/store"
 )
@@ -128,7 +129,7 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 	if out.PKIFiles, err = writePKI(tmp, pki); err != nil {
 		return nil, err
 	}
-	if err := writeFile(filepath.Join(tmp, "node-id"), []byte(o.NodeID+"\n"), 0o644); err != nil {
+	if err := durable.Create(filepath.Join(tmp, "node-id"), []byte(o.NodeID+"\n"), 0o644); err != nil {
 		return nil, err
 	}
 	if err := syncTree(tmp); err != nil {
@@ -144,7 +145,7 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 	if err != nil {
 		return nil, fmt.Errorf("put %s in place: %w", dataDir, err)
 	}
-	return out, syncDir(parent)
+	return out, durable.SyncDir(parent)
 }
 
 func (o *RestoreOptions) complete() error {
@@ -237,22 +238,13 @@ func writePKI(dataDir string, files map[string][]byte) (names []string, err erro
 		return nil, err
 	}
 	for name, content := range files {
-		if err := writeFile(filepath.Join(dir, name), content, 0o600); err != nil {
+		if err := durable.Create(filepath.Join(dir, name), content, 0o600); err != nil {
 			return nil, err
 		}
 		names = append(names, name)
 	}
 	slices.Sort(names)
 	return names, nil
-}
-
-func writeFile(path string, content []byte, mode os.FileMode) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // syncTree makes the names in a directory and those below it last. The files in
@@ -262,6 +254,6 @@ func syncTree(dir string) error {
 		if err != nil || !d.IsDir() {
 			return err
 		}
-		return syncDir(path)
+		return durable.SyncDir(path)
 	})
 }

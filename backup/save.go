@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/skiff-sh/skiff/fsm/durable"
 )
 
 // Source writes a snapshot. The method Snapshot of consensus.Node is one.
@@ -104,15 +106,7 @@ func place(tmp, path string, overwrite bool) error {
 			return err
 		}
 	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.SyncDir(filepath.Dir(path))
 }
 
 type progressWriter struct {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/skiff-sh/skiff/cluster/membership"
+	"github.com/skiff-sh/skiff/fsm/durable"
 )
 
 // Contact is what a node on this host is told of the others, to decide whether
@@ -169,7 +170,7 @@ func (r *Roster) Update(peers []membership.Peer, removed func(id string) bool) {
 	}
 	b, err := json.Marshal(r.nodes)
 	if err == nil {
-		err = writeFileSynced(r.path, b)
+		err = durable.Replace(r.path, b, 0o644)
 	}
 	if err != nil {
 		r.log.Error("the list of nodes is not saved", "error", err)

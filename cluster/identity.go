@@ -17,6 +17,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/cluster/membership"
 	"github.com/skiff-sh/skiff/cluster/pki"
+	"github.com/skiff-sh/skiff/fsm/durable"
 	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
@@ -50,31 +51,10 @@ func NodeID(dir string) (string, error) {
 		}
 	}
 	id := strings.ToLower(rand.Text()[:16])
-	if err := writeFileSynced(path, []byte(id+"\n")); err != nil {
+	if err := durable.Replace(path, []byte(id+"\n"), 0o644); err != nil {
 		return "", fmt.Errorf("identity of this host: %w", err)
 	}
 	return id, nil
-}
-
-// writeFileSynced makes path appear with all of b or not at all.
-func writeFileSynced(path string, b []byte) error {
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // servingRequest describes the API's serving certificate: every name and

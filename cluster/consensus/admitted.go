@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/skiff-sh/skiff/fsm/durable"
 	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
@@ -38,23 +39,7 @@ func (n *Node) keepAdmission(answer []byte) error {
 	if err := json.Unmarshal(answer, &a); err != nil {
 		return fmt.Errorf("the leader's answer: %w", err)
 	}
-	path := admissionFile(n.c.DataDir)
-	file, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = file.Write(answer)
-	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".tmp", path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
+	if err := durable.Replace(admissionFile(n.c.DataDir), answer, 0o600); err != nil {
 		return err
 	}
 	n.admission.Store(&a)

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/skiff-sh/skiff/fsm/durable"
 )
 
 // ClusterFile is the name of the file in the data directory that keeps the
@@ -36,32 +38,5 @@ func SaveCluster(dataDir string, c *Cluster) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", ClusterFile, err)
 	}
-	return replaceFile(filepath.Join(dataDir, ClusterFile), append(b, '\n'))
-}
-
-// replaceFile makes path hold b, mode 0600, or leaves it as it was.
-func replaceFile(path string, b []byte) error {
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Chmod(0o600), f.Sync(), f.Close()); err == nil {
-		err = os.Rename(path+".new", path)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.Replace(filepath.Join(dataDir, ClusterFile), append(b, '\n'), 0o600)
 }

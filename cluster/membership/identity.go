@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/skiff-sh/skiff/cluster/pki"
+	"github.com/skiff-sh/skiff/fsm/durable"
 )
 
 // Files of an Identity in its directory. The key of a renewal is beside them
@@ -192,7 +193,7 @@ func (i *Identity) install(certPEM, ca []byte, key *ecdsa.PrivateKey) error {
 	if err := i.setCA(ca); err != nil {
 		return err
 	}
-	if err := replaceFile(i.path(CertFile), certPEM); err != nil {
+	if err := durable.Replace(i.path(CertFile), certPEM, 0o600); err != nil {
 		return err
 	}
 	if key != i.key { // load knows what to do if the process ends here
@@ -220,7 +221,7 @@ func (i *Identity) setCA(ca []byte) error {
 	if err != nil {
 		return fmt.Errorf("CA of the cluster: %w", err)
 	}
-	if err := replaceFile(i.path(CAFile), ca); err != nil {
+	if err := durable.Replace(i.path(CAFile), ca, 0o600); err != nil {
 		return err
 	}
 	i.ca, i.roots = ca, poolOf(certs...)
@@ -307,7 +308,7 @@ func (i *Identity) writeKey(name string, k *ecdsa.PrivateKey) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(i.path(name), b)
+	return durable.Replace(i.path(name), b, 0o600)
 }
 
 func (i *Identity) readKey(name string) (*ecdsa.PrivateKey, error) {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/skiff-sh/skiff/cluster/pki"
+	"github.com/skiff-sh/skiff/fsm/durable"
 )
 
 func TestCertificatesAreRenewedInTime(t *testing.T) {
@@ -162,7 +163,7 @@ func TestACrashDuringTheRenewal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := replaceFile(n.path(CertFile), cert); err != nil {
+	if err := durable.Replace(n.path(CertFile), cert, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	n.open(t) // before the key was renamed

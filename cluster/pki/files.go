@@ -11,6 +11,7 @@ import (
 	"sort"
 
 	"github.com/skiff-sh/skiff/cluster/seal"
+	"github.com/skiff-sh/skiff/fsm/durable"
 )
 
 // Names of the files in the directory. CACertFile holds all CAs that are
@@ -119,11 +120,11 @@ func writeFiles(dir string, files map[string][]byte) error {
 		return fmt.Errorf("write cluster keys: %w", err)
 	}
 	for name, b := range files {
-		if err := writeSynced(filepath.Join(tmp, name), b); err != nil {
+		if err := durable.Create(filepath.Join(tmp, name), b, 0o600); err != nil {
 			return fmt.Errorf("write cluster keys: %w", err)
 		}
 	}
-	if err := syncDir(tmp); err != nil {
+	if err := durable.SyncDir(tmp); err != nil {
 		return fmt.Errorf("write cluster keys: %w", err)
 	}
 	// An empty directory may be left from an earlier attempt.
@@ -133,44 +134,12 @@ func writeFiles(dir string, files map[string][]byte) error {
 	if err := os.Rename(tmp, dir); err != nil {
 		return fmt.Errorf("write cluster keys: %w", err)
 	}
-	return syncDir(filepath.Dir(dir))
-}
-
-// replaceFile puts b in place of what path holds, in one step.
-func replaceFile(path string, b []byte) error {
-	tmp := path + ".new"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := writeSynced(tmp, b); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+	return durable.SyncDir(filepath.Dir(dir))
 }
 
 func removeFile(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("write cluster keys: %w", err)
 	}
-	return syncDir(filepath.Dir(path))
-}
-
-func writeSynced(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.SyncDir(filepath.Dir(path))
 }

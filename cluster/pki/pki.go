@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"github.com/skiff-sh/skiff/cluster/seal"
+	"github.com/skiff-sh/skiff/fsm/durable"
 )
 
 // PKI holds the keys. It is safe for concurrent use.
@@ -220,7 +221,7 @@ func (p *PKI) rewrite(have, plain map[string][]byte) error {
 		}
 	}
 	if id := []byte(p.key.ID() + "\n"); !bytes.Equal(have[keyIDFile], id) {
-		if err := replaceFile(filepath.Join(p.dir, keyIDFile), id); err != nil {
+		if err := durable.Replace(filepath.Join(p.dir, keyIDFile), id, 0o600); err != nil {
 			return fmt.Errorf("write cluster keys: %w", err)
 		}
 	}
@@ -248,7 +249,7 @@ func (p *PKI) write(name string, plain []byte) error {
 	}
 	b, err := sealFile(name, plain, p.key, sealed)
 	if err == nil {
-		err = replaceFile(filepath.Join(p.dir, name), b)
+		err = durable.Replace(filepath.Join(p.dir, name), b, 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("write cluster keys: %w", err)

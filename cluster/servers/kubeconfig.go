@@ -2,16 +2,16 @@ package servers
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/skiff-sh/skiff/fsm/durable"
 )
 
 // AdminUser is the user of an administrator's kubeconfig that is the cluster's.
@@ -139,18 +139,7 @@ func (k Kubeconfig) Write(path string, log *slog.Logger) error {
 	if string(b) == before {
 		return nil
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // 0600
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
-	}
-	return nil
+	return durable.Replace(path, b, 0o600)
 }
 
 // listed is what a cluster's extension says; empty if there is none.

@@ -60,18 +60,12 @@ func encryption(c *cli.Context, method, path string) error {
 	if err != nil {
 		return err
 	}
-	resp, err := callSkiff(c, method, path, nil)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if asJSON {
-		_, err := io.Copy(c.App.Writer, resp.Body)
-		return err
-	}
 	var s seal.Status
-	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
-		return fmt.Errorf("read the state of encryption: %w", err)
+	if err := exchange(c, method, path, nil, &s); err != nil {
+		return err
+	}
+	if asJSON {
+		return json.NewEncoder(c.App.Writer).Encode(s)
 	}
 	return printEncryption(c.App.Writer, &s, time.Now())
 }
