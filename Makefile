@@ -63,7 +63,7 @@ race: shim
 
 # slow tests with real processes, containers and kubectl; needs root
 integration: deps build
-	go test $(GOTESTFLAGS) -tags integration -timeout 40m -count 1 -p 1 ./cmd/test/integration/... ./cluster/consensus/... ./cluster/clustertest/... ./cmd/test/fleet/...
+	go test $(GOTESTFLAGS) -tags integration -timeout 40m -count 1 -p 1 ./cmd/test/host ./cmd/test/integration/... ./cluster/consensus/... ./cluster/clustertest/... ./cmd/test/fleet/...
 
 SEEDS ?= 2000
 FIRST ?= 1
@@ -87,7 +87,7 @@ lint: shim
 verify: shim lint
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run gofmt -w on these"; exit 1; }
 	go vet $(UNIT)
-	go vet -tags integration ./cmd/test/integration/...
+	go vet -tags integration ./cmd/test/...
 	CGO_ENABLED=1 go vet -tags "$(SHIMTAGS)" ./cmd/skiff-shim/...
 	go test -run TestImports ./cmd/skiff
 	go mod verify >/dev/null

@@ -12,7 +12,10 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -28,21 +31,30 @@ type Host struct {
 	// between them.
 	Addr, Outside string
 	ns            netns.NsHandle
+	lock          net.Listener
 }
 
 // New makes host number n (0 to 255), which decides its addresses:
-// 10.199.n.2, seen from 10.199.n.1.
+// 10.199.n.2, seen from 10.199.n.1. A host of that name that another process
+// uses is an error; one that a killed process left behind is removed first,
+// with the processes in it.
 func New(name string, n uint8) (h *Host, err error) {
 	h = &Host{Name: name, Addr: fmt.Sprintf("10.199.%d.2", n), Outside: fmt.Sprintf("10.199.%d.1", n)}
+	if h.lock, err = lock(name); err != nil {
+		return nil, err
+	}
+	if err := removeLeftover(name); err != nil {
+		return nil, errors.Join(err, h.lock.Close())
+	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	orig, err := netns.Get()
 	if err != nil {
-		return nil, fmt.Errorf("own network namespace: %w", err)
+		return nil, errors.Join(fmt.Errorf("own network namespace: %w", err), h.lock.Close())
 	}
 	defer orig.Close()
 	if h.ns, err = netns.NewNamed(name); err != nil {
-		return nil, fmt.Errorf("make network namespace %s: %w", name, err)
+		return nil, errors.Join(fmt.Errorf("make network namespace %s: %w", name, err), h.lock.Close())
 	}
 	defer func() {
 		if err != nil {
@@ -150,15 +162,77 @@ func (h *Host) Do(fn func() error) error {
 
 // Close removes the host; its links vanish with it.
 func (h *Host) Close() error {
-	errs := []error{h.ns.Close()}
-	if err := netns.DeleteNamed(h.Name); err != nil && !errors.Is(err, os.ErrNotExist) {
-		errs = append(errs, fmt.Errorf("remove network namespace %s: %w", h.Name, err))
+	return errors.Join(h.ns.Close(), remove(h.Name), h.lock.Close())
+}
+
+// lock holds the name for this process, until it is closed or the process
+// ends: an abstract socket leaves no file behind.
+func lock(name string) (net.Listener, error) {
+	l, err := net.Listen("unix", "@skiff-test-host-"+name)
+	if err != nil {
+		return nil, fmt.Errorf("host %s is in use by another run on this machine: %w", name, err)
+	}
+	return l, nil
+}
+
+// removeLeftover ends the processes in a host that a killed process left and
+// removes it. The caller holds its lock.
+func removeLeftover(name string) error {
+	ns, err := netns.GetFromName(name)
+	if err == nil {
+		defer ns.Close()
+		if err := killInside(ns); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("what is left of host %s: %w", name, err)
+	}
+	return remove(name)
+}
+
+func killInside(ns netns.NsHandle) error {
+	var want, got unix.Stat_t
+	if err := unix.Fstat(int(ns), &want); err != nil {
+		return err
+	}
+	paths, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	if err != nil {
+		return err
+	}
+	for _, path := range paths {
+		if unix.Stat(path, &got) != nil || got.Dev != want.Dev || got.Ino != want.Ino {
+			continue
+		}
+		pid, err := strconv.Atoi(strings.Split(path, "/")[2])
+		if err != nil {
+			return err
+		}
+		if pid == os.Getpid() {
+			continue // our main thread may be one that Do threw away
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("end process %d of a run before: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// remove removes what is there of the host's namespace and links.
+func remove(name string) error {
+	var errs []error
+	// After a reboot on a machine that keeps /run, the name is a plain file.
+	path := filepath.Join("/run/netns", name)
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		errs = append(errs, fmt.Errorf("unmount network namespace %s: %w", name, err))
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("remove network namespace %s: %w", name, err))
 	}
 	// The pair goes when the last process of the namespace does; what is left
 	// of it on our side need not wait.
-	if l, err := netlink.LinkByName(h.Name + "-o"); err == nil {
+	if l, err := netlink.LinkByName(name + "-o"); err == nil {
 		if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
-			errs = append(errs, fmt.Errorf("remove link %s-o: %w", h.Name, err))
+			errs = append(errs, fmt.Errorf("remove link %s-o: %w", name, err))
 		}
 	}
 	return errors.Join(errs...)
