@@ -121,7 +121,8 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 	}
 	member := raftdir.Member{ID: o.NodeID, Addr: o.AdvertiseAddr}
 	err = raftdir.Create(tmp, member, info.Index, info.Term, func(w io.Writer) error {
-		return rewrite(ctx, f, size, w, info.Hash, out.Revision, o.Progress)
+		h := fsm.Header{ClusterID: info.ClusterID, Revision: out.Revision, Index: info.Index, Term: info.Term}
+		return rewrite(ctx, f, size, w, changes{hash: info.Hash, header: h}, o.Progress)
 	})
 	if err != nil {
 		return nil, err
@@ -165,45 +166,6 @@ func (o *RestoreOptions) complete() error {
 		return fmt.Errorf("revision step %d would go back", o.RevisionStep)
 	}
 	return nil
-}
-
-// rewrite copies a snapshot and gives it another revision. The source was
-// verified before; it must still have the same hash.
-func rewrite(ctx context.Context, src io.Reader, size int64, dst io.Writer, hash string, revision int64, progress Progress) error {
-	r, err := fsm.NewReader(src)
-	if err != nil {
-		return err
-	}
-	h := r.Header()
-	h.Revision = revision
-	w, err := fsm.NewWriter(dst, h)
-	if err != nil {
-		return err
-	}
-	for last := int64(0); ; {
-		kv, err := r.Next()
-		if err == io.EOF {
-			break
-		}
-		if err == nil {
-			err = w.Add(kv)
-		}
-		if err != nil {
-			return err
-		}
-		if r.Offset() != last {
-			last = r.Offset()
-			progress.tell("restoring", last, size)
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-		}
-	}
-	if r.Summary().Hash != hash {
-		return errors.New("the file was changed while it was read")
-	}
-	progress.tell("restoring", size, size)
-	return w.Close()
 }
 
 // keyFiles are the files for DIR/pki.
