@@ -3,6 +3,7 @@ module github.com/skiff-sh/skiff
 go 1.26.6
 
 require (
+	aead.dev/minisign v0.3.0
 	github.com/anishathalye/porcupine v1.3.1
 	github.com/cheggaaa/pb/v3 v3.2.1
 	github.com/containerd/containerd/v2 v2.4.2
