@@ -172,7 +172,7 @@ func TestEveryDamageIsFound(t *testing.T) {
 	}
 	refused := func(what string, content []byte, want ...error) {
 		t.Helper()
-		_, err := read(t.Context(), bytes.NewReader(content), 0, "", nil, nil)
+		_, err := read(t.Context(), bytes.NewReader(content), func() {}, nil)
 		if !Refused(err) {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -220,7 +220,7 @@ func TestEveryBlockMatters(t *testing.T) {
 		without := append(append([][]byte{start}, blocks[:i]...), blocks[i+1:]...)
 		doubled := append(append([][]byte{start}, blocks[:i+1]...), blocks[i:]...)
 		for what, parts := range map[string][][]byte{"without": without, "doubled": doubled} {
-			_, err := read(t.Context(), bytes.NewReader(bytes.Join(parts, nil)), 0, "", nil, nil)
+			_, err := read(t.Context(), bytes.NewReader(bytes.Join(parts, nil)), func() {}, nil)
 			if !Refused(err) {
 				t.Errorf("%s block %d: %v", what, i, err)
 			}
@@ -228,7 +228,7 @@ func TestEveryBlockMatters(t *testing.T) {
 		if i+1 < len(blocks) {
 			swapped := append([][]byte{start}, blocks...)
 			swapped[i+1], swapped[i+2] = swapped[i+2], swapped[i+1]
-			_, err := read(t.Context(), bytes.NewReader(bytes.Join(swapped, nil)), 0, "", nil, nil)
+			_, err := read(t.Context(), bytes.NewReader(bytes.Join(swapped, nil)), func() {}, nil)
 			if !Refused(err) {
 				t.Errorf("blocks %d and %d exchanged: %v", i, i+1, err)
 			}
@@ -326,7 +326,7 @@ func TestRestoreOfSealedKeys(t *testing.T) {
 	if _, err := Status(path); err != nil {
 		t.Error(err)
 	}
-	if _, err := Verify(t.Context(), path, nil); err != nil {
+	if _, err := Verify(t.Context(), path, nil, nil); err != nil {
 		t.Error(err)
 	}
 	r, err := Restore(t.Context(), path, dir, RestoreOptions{Keys: func(state map[string][]byte) (map[string][]byte, error) {

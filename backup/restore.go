@@ -52,6 +52,7 @@ type RestoreOptions struct {
 	// files for DIR/pki. Without it only a snapshot of which nothing is sealed can
 	// be restored (ErrSealed).
 	Keys     func(state map[string][]byte) (files map[string][]byte, err error)
+	Unlock   Unlock // opens an encrypted file
 	Progress Progress
 }
 
@@ -82,14 +83,14 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	f, size, err := open(path)
+	f, err := Open(path, o.Unlock)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 
 	own := map[string][]byte{}
-	info, err := read(ctx, f, size, "verifying", o.Progress, func(kv *store.KeyValue) error {
+	info, err := f.each(ctx, "verifying", o.Progress, func(kv *store.KeyValue) error {
 		if strings.HasPrefix(kv.Key, OwnPrefix) {
 			own[kv.Key] = kv.Value
 		}
@@ -102,7 +103,7 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 	if err != nil {
 		return nil, err
 	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
+	if err := f.Rewind(); err != nil {
 		return nil, err
 	}
 
@@ -122,7 +123,7 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 	member := raftdir.Member{ID: o.NodeID, Addr: o.AdvertiseAddr}
 	err = raftdir.Create(tmp, member, info.Index, info.Term, func(w io.Writer) error {
 		h := fsm.Header{ClusterID: info.ClusterID, Revision: out.Revision, Index: info.Index, Term: info.Term}
-		return rewrite(ctx, f, size, w, changes{hash: info.Hash, header: h}, o.Progress)
+		return rewrite(ctx, f, f.Size, w, changes{hash: info.Hash, header: h}, f.progress(o.Progress))
 	})
 	if err != nil {
 		return nil, err

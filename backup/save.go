@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"filippo.io/age"
+
 	"github.com/skiff-sh/skiff/fsm/durable"
 )
 
@@ -33,7 +35,9 @@ func FromReader(r io.Reader) Source {
 
 // SaveOptions for Save.
 type SaveOptions struct {
-	Overwrite bool // replace a file that exists
+	Overwrite bool            // replace a file that exists
+	Compress  bool            // with zstd
+	Encrypt   []age.Recipient // with age, to these; a passphrase only alone
 	Progress  Progress
 }
 
@@ -64,27 +68,49 @@ func Save(ctx context.Context, source Source, path string, o SaveOptions) (_ *In
 	defer os.Remove(tmp.Name()) // fails once it has been renamed
 	defer tmp.Close()
 
-	w := &progressWriter{w: tmp, progress: o.Progress}
-	if err := source(ctx, w); err != nil {
+	unlock, err := write(ctx, source, tmp, o)
+	if err != nil {
 		return nil, err
 	}
 	if err := tmp.Sync(); err != nil {
 		return nil, err
 	}
-	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
-		return nil, err
-	}
-	info, err := read(ctx, tmp, w.n, "verifying", o.Progress, nil)
-	if err != nil {
-		return nil, fmt.Errorf("what was received is no whole snapshot: %w", err)
-	}
 	if err := tmp.Close(); err != nil {
 		return nil, err
+	}
+	f, err := Open(tmp.Name(), unlock)
+	if err != nil {
+		return nil, fmt.Errorf("read what was written: %w", err)
+	}
+	defer f.Close()
+	info, err := f.each(ctx, "verifying", o.Progress, nil)
+	if err != nil {
+		return nil, fmt.Errorf("what was received is no whole snapshot: %w", err)
 	}
 	if err := place(tmp.Name(), path, o.Overwrite); err != nil {
 		return nil, err
 	}
 	return info, nil
+}
+
+// write gives what reads it back.
+func write(ctx context.Context, source Source, w io.Writer, o SaveOptions) (Unlock, error) {
+	to, key := keep(o.Encrypt)
+	out, err := wrap(w, o.Compress, to)
+	if err != nil {
+		return nil, err
+	}
+	if err := source(ctx, &progressWriter{w: out, progress: o.Progress}); err != nil {
+		out.Close() // what a compressor holds; the error is told already
+		return nil, err
+	}
+	if err := out.Close(); err != nil {
+		return nil, err
+	}
+	if len(to) == 0 {
+		return nil, nil
+	}
+	return Unlock{age.NewInjectedFileKeyIdentity(*key)}, nil
 }
 
 // place gives a file its final name. Without overwrite a file that has come into

@@ -5,7 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+
+	"filippo.io/age"
 
 	"github.com/skiff-sh/skiff/fsm"
 	"github.com/skiff-sh/skiff/fsm/store"
@@ -22,46 +23,46 @@ type Info struct {
 	Index     uint64 `json:"raftIndex"`
 	Term      uint64 `json:"raftTerm"`
 	DataSize  uint64 `json:"dataSize"` // of keys and values
+
+	Compressed bool `json:"compressed,omitempty"`
+	Encrypted  bool `json:"encrypted,omitempty"`
 }
 
-// Status reads and verifies the whole snapshot and says what is in it.
-func Status(path string) (*Info, error) { return Verify(context.Background(), path, nil) }
+// Status reads and verifies the whole snapshot and says what is in it. unlock
+// opens an encrypted one.
+func Status(path string, unlock ...age.Identity) (*Info, error) {
+	return Verify(context.Background(), path, unlock, nil)
+}
 
 // Verify is Status with a way to end it and to follow it. A file that is not as
 // it was written is refused with the reason: fsm.ErrNotSnapshot,
 // fsm.ErrSnapshotVersion, fsm.ErrTruncated or fsm.ErrDamaged.
-func Verify(ctx context.Context, path string, progress Progress) (*Info, error) {
-	f, size, err := open(path)
+func Verify(ctx context.Context, path string, unlock Unlock, progress Progress) (*Info, error) {
+	f, err := Open(path, unlock)
 	if err != nil {
-		return nil, fmt.Errorf("verify snapshot: %w", err)
+		return nil, fmt.Errorf("verify snapshot %s: %w", path, err)
 	}
 	defer f.Close()
-	info, err := read(ctx, f, size, "verifying", progress, nil)
+	info, err := f.each(ctx, "verifying", progress, nil)
 	if err != nil {
 		return nil, fmt.Errorf("verify snapshot %s: %w", path, err)
 	}
 	return info, nil
 }
 
-func open(path string) (*os.File, int64, error) {
-	f, err := os.Open(path)
+// each reads the file to its end and gives each key to do (if not nil).
+func (f *File) each(ctx context.Context, what string, progress Progress, do func(*store.KeyValue) error) (*Info, error) {
+	info, err := read(ctx, f, func() { progress.tell(what, f.Offset(), f.Size) }, do)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s: %w: it is no regular file", path, fsm.ErrNotSnapshot)
-	}
-	if err != nil {
-		f.Close()
-		return nil, 0, err
-	}
-	return f, st.Size(), nil
+	info.TotalSize, info.Compressed, info.Encrypted = f.Size, f.Compressed, f.Encrypted
+	return info, nil
 }
 
 // read reads a snapshot to its end, gives each key to each (if not nil), and
 // returns what the snapshot says about itself once all of it is verified.
-func read(ctx context.Context, src io.Reader, size int64, what string, progress Progress, each func(*store.KeyValue) error) (*Info, error) {
+func read(ctx context.Context, src io.Reader, tell func(), each func(*store.KeyValue) error) (*Info, error) {
 	r, err := fsm.NewReader(src)
 	if err != nil {
 		return nil, err
@@ -79,13 +80,13 @@ func read(ctx context.Context, src io.Reader, size int64, what string, progress 
 		}
 		if r.Offset() != last { // a block further
 			last = r.Offset()
-			progress.tell(what, last, size)
+			tell()
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
 		}
 	}
-	progress.tell(what, size, size)
+	tell()
 	s := r.Summary()
 	return &Info{
 		Hash: s.Hash, Revision: s.Revision, TotalKeys: s.Keys, TotalSize: s.Size,

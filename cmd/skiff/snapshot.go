@@ -52,7 +52,7 @@ func snapshotCommand() *cli.Command {
 						return err
 					}
 					b := newBar("verify")
-					info, err := backup.Verify(c.Context, path, b.snapshot)
+					info, err := backup.Verify(c.Context, path, nil, b.snapshot)
 					b.done()
 					if err != nil {
 						return err
