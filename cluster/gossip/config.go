@@ -40,6 +40,8 @@ type Tags struct {
 	NodePort  uint16
 	Trust     uint64 // installed generation of certificates and keys
 	Load      uint8  // percent of CPU; published in steps of 10, at most every 30 s
+	Epoch     uint64 // number of the log's history that a server has; 0 of agents
+	EpochHash uint32 // of its ID: two may have one number
 }
 
 // Member is one member as this process sees it.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/hashicorp/memberlist"
 )
@@ -24,6 +25,8 @@ const (
 	fieldTrust
 	fieldLoad
 	fieldLeaving
+	fieldEpoch
+	fieldEpochHash
 )
 
 var (
@@ -57,6 +60,8 @@ func encodeTags(t Tags, leaving bool) ([]byte, error) {
 	number(fieldNodePort, uint64(t.NodePort))
 	number(fieldTrust, t.Trust)
 	number(fieldLoad, uint64(t.Load))
+	number(fieldEpoch, t.Epoch)
+	number(fieldEpochHash, uint64(t.EpochHash))
 	if leaving {
 		number(fieldLeaving, 1)
 	}
@@ -88,7 +93,7 @@ func decodeTags(b []byte) (t Tags, leaving bool, err error) {
 		case fieldVersion:
 			t.Version = string(value)
 			continue
-		case fieldRole, fieldAPIPort, fieldRaftPort, fieldNodePort, fieldTrust, fieldLoad, fieldLeaving:
+		case fieldRole, fieldAPIPort, fieldRaftPort, fieldNodePort, fieldTrust, fieldLoad, fieldLeaving, fieldEpoch, fieldEpochHash:
 			used := 0
 			if n, used = binary.Uvarint(value); used != len(value) || used <= 0 {
 				return t, false, fmt.Errorf("gossip: tag %d is no number", field)
@@ -113,6 +118,10 @@ func decodeTags(b []byte) (t Tags, leaving bool, err error) {
 			t.Load, fits = uint8(n), n <= 255
 		case fieldLeaving:
 			leaving = n != 0
+		case fieldEpoch:
+			t.Epoch = n
+		case fieldEpochHash:
+			t.EpochHash, fits = uint32(n), n <= math.MaxUint32
 		}
 		if !fits {
 			return t, false, fmt.Errorf("gossip: tag %d is out of range: %d", field, n)
