@@ -61,6 +61,7 @@ type Configuration struct {
 type Command struct {
 	Ops           []Op
 	Configuration *Configuration
+	further       *further
 }
 
 // One is a command of one operation.
@@ -71,6 +72,12 @@ func Batch(ops ...Op) Command { return Command{Ops: ops} }
 
 // Validate says, wrapping ErrInvalid, why the command could not be proposed.
 func (c Command) Validate() error {
+	if c.further != nil {
+		if len(c.Ops) > 0 || c.Configuration != nil {
+			return fmt.Errorf("%w: more than one kind of command", ErrInvalid)
+		}
+		return nil
+	}
 	if c.Configuration != nil {
 		if len(c.Ops) > 0 {
 			return fmt.Errorf("%w: both operations and a configuration", ErrInvalid)

@@ -41,6 +41,8 @@ func AppendCommand(dst []byte, c Command) ([]byte, error) {
 	}
 	start := len(dst)
 	switch {
+	case c.further != nil:
+		dst = appendFrame(dst, c.further.typ, c.further.body)
 	case c.Configuration != nil:
 		body := binary.AppendUvarint(nil, fieldClusterID)
 		body = appendString(body, c.Configuration.ClusterID)
@@ -160,6 +162,9 @@ func decodeCommand(typ uint64, body []byte) (Command, error) {
 		return decodeBatch(body)
 	case typeConfiguration:
 		return decodeConfiguration(body)
+	}
+	if f, known, err := decodeFurther(typ, body); known {
+		return Command{further: f}, err
 	}
 	return Command{}, fmt.Errorf("%w: type %d", ErrUnknownCommand, typ)
 }

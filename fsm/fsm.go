@@ -3,6 +3,7 @@ package fsm
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -106,6 +107,9 @@ func (f *FSM) move(index, term uint64) {
 func (f *FSM) apply(tx *store.Txn, l *raft.Log) []Result {
 	var results []Result
 	err := eachCommand(l.Data, func(c Command) { results = append(results, f.do(tx, c)) })
+	if kv, ok := tx.Get(LevelKey); ok && err != nil { // it may say why
+		err = errors.Join(err, CheckLevel(parseLevel(kv.Value)))
+	}
 	if err != nil {
 		// Whatever it is, the other members will have applied it, or all of them
 		// stop here. Going on would let this one serve other data than they do.
@@ -116,6 +120,9 @@ func (f *FSM) apply(tx *store.Txn, l *raft.Log) []Result {
 
 // do carries out one command.
 func (f *FSM) do(tx *store.Txn, c Command) Result {
+	if c.further != nil {
+		return c.further.apply(tx)
+	}
 	if c.Configuration != nil {
 		return f.configure(tx, c.Configuration)
 	}
@@ -168,7 +175,7 @@ func (f *FSM) Capture() *Snapshot {
 	defer f.mu.RUnlock()
 	v := f.store.View()
 	return &Snapshot{
-		Header: Header{ClusterID: f.clusterID, Revision: v.Revision(), Index: f.index, Term: f.term},
+		Header: Header{ClusterID: f.clusterID, Revision: v.Revision(), Index: f.index, Term: f.term, Format: AtLevel(LevelOf(v)).Snapshot},
 		view:   v,
 	}
 }

@@ -240,7 +240,7 @@ func TestUnknownCommandsStopTheMember(t *testing.T) {
 	batchOf := appendFrame(appendFrame(nil, typePut, []byte("\x01a\x00\x00")), 77, []byte("new"))
 	config := appendString(binary.AppendUvarint(nil, 9), "x")
 	for name, data := range map[string][]byte{
-		"a later type":             frame(5, "whatever"),
+		"a later type":             frame(99, "whatever"),
 		"type 0":                   frame(0, ""),
 		"a later type in a batch":  frame(typeBatch, string(batchOf)),
 		"a later setting":          frame(typeConfiguration, string(config)),

@@ -94,7 +94,7 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (Header{ClusterID: "golden", Revision: 9, Index: 15, Term: 2}); r.Header() != want {
+	if want := (Header{ClusterID: "golden", Revision: 9, Index: 15, Term: 2, Format: 1}); r.Header() != want {
 		t.Errorf("header %+v, want %+v", r.Header(), want)
 	}
 }

@@ -38,9 +38,9 @@ import (
 const (
 	snapshotMagic = "SKIFFSNP"
 
-	// FormatVersion is the version of the snapshot format that is written, and
-	// the newest that can be read.
-	FormatVersion = 1
+	// FormatVersion is the newest version of the snapshot format. Which is written
+	// depends on the feature level.
+	FormatVersion = nextSnapshot
 
 	blockHeader = 1
 	blockKeys   = 2
@@ -58,6 +58,7 @@ type Header struct {
 	Revision  int64  // of the store
 	Index     uint64 // of the last log entry in it
 	Term      uint64 // of that entry
+	Format    uint32 // version of the format; 0 is written as the first
 }
 
 // Snapshot is the state at one moment. It implements raft.FSMSnapshot.
@@ -113,14 +114,18 @@ const blockHead = 1 + 4
 
 // NewWriter writes what comes before the first key.
 func NewWriter(w io.Writer, h Header) (*Writer, error) {
+	if h.Format = max(h.Format, 1); h.Format > FormatVersion {
+		return nil, fmt.Errorf("write snapshot: %w: version %d", ErrSnapshotVersion, h.Format)
+	}
 	s := &Writer{w: w, sum: sha256.New(), block: make([]byte, blockHead, blockTarget+blockTarget/4)}
-	start := binary.LittleEndian.AppendUint32([]byte(snapshotMagic), FormatVersion)
+	start := binary.LittleEndian.AppendUint32([]byte(snapshotMagic), h.Format)
 	if err := s.write(start); err != nil {
 		return nil, err
 	}
 	b := binary.AppendUvarint(s.block, uint64(h.Revision))
 	b = binary.AppendUvarint(b, h.Index)
 	b = binary.AppendUvarint(b, h.Term)
+	b = appendHeader(b, &h)
 	s.block = append(b, h.ClusterID...)
 	return s, s.flush(blockHeader)
 }

@@ -19,7 +19,8 @@ import (
 var (
 	// ErrNotSnapshot says that the input is something else.
 	ErrNotSnapshot = errors.New("not a skiff snapshot")
-	// ErrSnapshotVersion says that a later skiff wrote the snapshot.
+	// ErrSnapshotVersion says that a later skiff wrote the snapshot, or that it is
+	// of a feature level that this one does not know.
 	ErrSnapshotVersion = errors.New("snapshot has a format version that this skiff does not know")
 	// ErrTruncated says that the input ends before the snapshot does.
 	ErrTruncated = errors.New("snapshot is truncated")
@@ -86,7 +87,9 @@ func NewReader(src io.Reader) (*Reader, error) {
 		return nil, r.damaged("block of kind %d where the header should be", kind)
 	}
 	d := decoder{b: body}
-	r.header = Header{Revision: d.int63(), Index: d.uvarint(), Term: d.uvarint(), ClusterID: string(d.b)}
+	r.header = Header{Revision: d.int63(), Index: d.uvarint(), Term: d.uvarint(), Format: r.version}
+	decodeHeader(&d, &r.header)
+	r.header.ClusterID = string(d.b)
 	if d.err != nil || r.header.Revision < 1 {
 		return nil, r.damaged("header is malformed")
 	}
@@ -150,6 +153,11 @@ func (r *Reader) key() (*store.KeyValue, error) {
 		return nil, r.damaged("key %q does not sort after %q", kv.Key, r.prev)
 	case create < 1 || kv.ModRevision < create || kv.ModRevision > r.header.Revision:
 		return nil, r.damaged("key %q has revisions %d and %d, the store is at %d", kv.Key, create, kv.ModRevision, r.header.Revision)
+	}
+	if kv.Key == LevelKey {
+		if err := CheckLevel(parseLevel(kv.Value)); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrSnapshotVersion, err)
+		}
 	}
 	r.prev = kv.Key
 	r.keys++

@@ -5,7 +5,7 @@ import "encoding/binary"
 // MaxCommandVersion is the newest kind of commands that this program can apply.
 // It grows with each command type that is added, see commandVersions; a leader
 // proposes only what all members can apply.
-const MaxCommandVersion = 1
+const MaxCommandVersion = nextCommand
 
 // commandVersions is the version that a member must have to apply a type.
 var commandVersions = map[uint64]int{

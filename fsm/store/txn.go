@@ -9,6 +9,7 @@ type Txn struct {
 	gen    uint64
 	v      View
 	events []*Event
+	base   int64 // revision of the last Reset in it; 0: there was none
 }
 
 // Revision is the revision of the last change so far.
@@ -16,6 +17,14 @@ func (tx *Txn) Revision() int64 { return tx.v.rev }
 
 // Get returns the newest version of key, changes of this Update included.
 func (tx *Txn) Get(key string) (*KeyValue, bool) { return tx.v.Get(key) }
+
+// Ascend calls fn in key order for every key that has the prefix, as they are
+// now: what fn changes it does not get to see.
+func (tx *Txn) Ascend(prefix string, fn func(*KeyValue) bool) {
+	v := tx.v
+	tx.gen = tx.s.gens.Add(1) // freezes the nodes that v refers to
+	v.Ascend(prefix, "", fn)
+}
 
 // Put sets key. expect is the ModRevision the key must have: -1 for any
 // (existing or not), 0 for a key that must not exist. The value is kept, not
@@ -51,6 +60,35 @@ func (tx *Txn) Delete(key string, expect int64) (current *KeyValue, err error) {
 	tx.replace(old, nil)
 	tx.events = append(tx.events, &Event{Revision: tx.v.rev, Prev: old, Key: old.Key})
 	return old, nil
+}
+
+// Reset replaces everything by what l holds, but for the keys that keep names,
+// which stay as they are; those of l that it names are left out. It takes one
+// revision, which is above the present one and not below floor. Nothing from
+// before is told to watchers any more: they get ErrCompacted. l is used up.
+func (tx *Txn) Reset(l *Loader, floor int64, keep func(key string) bool, prefixes ...string) {
+	old := tx.v
+	tx.v = l.v
+	tx.v.rev = max(old.rev+1, floor)
+	for _, prefix := range prefixes {
+		var out []*KeyValue
+		l.v.Ascend(prefix, "", func(kv *KeyValue) bool {
+			if keep(kv.Key) {
+				out = append(out, kv)
+			}
+			return true
+		})
+		for _, kv := range out {
+			tx.replace(kv, nil)
+		}
+		old.Ascend(prefix, "", func(kv *KeyValue) bool {
+			if keep(kv.Key) {
+				tx.replace(nil, kv)
+			}
+			return true
+		})
+	}
+	tx.events, tx.base = nil, tx.v.rev
 }
 
 // Atomic runs fn and takes back everything that fn did if it fails.
