@@ -14,7 +14,7 @@ type Config struct {
 	// Dir holds the cluster: state, disk images, logs, kubeconfig. It must be
 	// empty or missing.
 	Dir string
-	// Binary is the skiff to run.
+	// Binary is the skiff that each node gets as its own program.
 	Binary                     string
 	Servers, Agents, Witnesses int
 	ServerArgs, AgentArgs      []string                         // further flags of skiff server (witnesses too) and skiff agent

@@ -218,9 +218,9 @@ func (p place) begin(node string, cmd *exec.Cmd) error {
 }
 
 // environment of processes in a node: skiff finds its data directory by itself.
-func (p place) environment(s *state, node string) []string {
+func (p place) environment(node string) []string {
 	return append(os.Environ(), "SKIFF_DATA_DIR="+p.nodeFile(node, "data"),
-		"PATH="+filepath.Dir(s.Binary)+":"+os.Getenv("PATH"))
+		"PATH="+filepath.Dir(p.program(node))+":"+os.Getenv("PATH"))
 }
 
 // launch starts skiff in a node that is switched on. It does not wait for it
@@ -231,9 +231,12 @@ func (p place) launch(s *state, n nodeState, args []string, env []string) error 
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(s.Binary, args...)
+	if err := p.ownProgram(s, n.Name); err != nil {
+		return err
+	}
+	cmd := exec.Command(p.program(n.Name), args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(p.environment(s, n.Name), env...)
+	cmd.Env = append(p.environment(n.Name), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // Ctrl-C is not for it
 	if err := p.begin(n.Name, cmd); err != nil {
 		return fmt.Errorf("start skiff of %s: %w", n.Name, err)
@@ -364,7 +367,7 @@ func (c *Cluster) Exec(node string, cmd *exec.Cmd) error {
 		return fmt.Errorf("%s is switched off; start it with skiff dev start %s", node, node)
 	}
 	if cmd.Env == nil {
-		cmd.Env = c.p.environment(s, node)
+		cmd.Env = c.p.environment(node)
 	}
 	return c.p.begin(node, cmd)
 }

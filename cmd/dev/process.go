@@ -76,7 +76,8 @@ func (p process) wait(limit time.Duration) error {
 	return nil
 }
 
-// skiff is the node's skiff process as it was started last; zero if never.
+// skiff is the node's skiff process, or the one that ran last; zero if none ever
+// did.
 func (p place) skiff(node string) (process, error) {
 	b, err := os.ReadFile(p.nodeFile(node, "pid"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -88,6 +89,11 @@ func (p place) skiff(node string) (process, error) {
 	var out process
 	if err := json.Unmarshal(b, &out); err != nil {
 		return process{}, fmt.Errorf("%s: %w", p.nodeFile(node, "pid"), err)
+	}
+	if out.PID != 0 && out.state() == 0 {
+		if now, err := p.successor(node); err == nil {
+			return now, nil
+		}
 	}
 	return out, nil
 }

@@ -29,7 +29,7 @@ const (
 
 // state is what <dir>/dev.json holds.
 type state struct {
-	Binary     string       `json:"binary"`
+	Binary     string       `json:"binary"` // see program for what a node runs
 	Subnet     netip.Prefix `json:"subnet"`
 	ServerArgs []string     `json:"serverArgs,omitempty"`
 	AgentArgs  []string     `json:"agentArgs,omitempty"`

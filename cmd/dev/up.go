@@ -187,7 +187,7 @@ func (c *Cluster) token(ctx context.Context, s *state, n nodeState) (token strin
 				continue
 			}
 			ask, cancel := context.WithTimeout(ctx, 10*time.Second)
-			out, err := c.output(ask, s, o.Name, s.Binary, "token", "create", "--role", string(role), "--ttl", "10m")
+			out, err := c.output(ask, o.Name, c.p.program(o.Name), "token", "create", "--role", string(role), "--ttl", "10m")
 			cancel()
 			if err == nil {
 				return strings.TrimSpace(out), o, nil
@@ -205,9 +205,9 @@ func (c *Cluster) token(ctx context.Context, s *state, n nodeState) (token strin
 }
 
 // output runs a command in a node and gives its standard output.
-func (c *Cluster) output(ctx context.Context, s *state, node, name string, args ...string) (string, error) {
+func (c *Cluster) output(ctx context.Context, node, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = c.p.environment(s, node)
+	cmd.Env = c.p.environment(node)
 	var out, problem bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &problem
 	if err := c.p.begin(node, cmd); err != nil {
@@ -230,7 +230,7 @@ func (c *Cluster) Output(ctx context.Context, node, name string, args ...string)
 		return "", err
 	}
 	if name == "skiff" {
-		name = s.Binary
+		name = c.p.program(node)
 	}
-	return c.output(ctx, s, node, name, args...)
+	return c.output(ctx, node, name, args...)
 }

@@ -244,10 +244,8 @@ func devExecCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			if args[1] == "skiff" { // this one, wherever it lies
-				if args[1], err = os.Executable(); err != nil {
-					return err
-				}
+			if args[1] == "skiff" {
+				args[1] = cluster.Program(args[0])
 			}
 			cmd := exec.Command(args[1], args[2:]...)
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr

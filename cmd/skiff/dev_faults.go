@@ -49,7 +49,10 @@ func devStartCommand() *cli.Command {
 		Name:      "start",
 		Usage:     "start skiff on a node again; a node without data joins anew",
 		ArgsUsage: "NODE",
-		Flags:     []cli.Flag{devDirFlag()},
+		Flags: []cli.Flag{
+			devDirFlag(),
+			&cli.StringFlag{Name: "binary", Usage: "replace the node's program first (default: the one that it had)"},
+		},
 		Action: func(c *cli.Context) error {
 			args, err := devArgs(c, 1, "name one node")
 			if err != nil {
@@ -58,6 +61,11 @@ func devStartCommand() *cli.Command {
 			cluster, err := openDev(c)
 			if err != nil {
 				return err
+			}
+			if c.IsSet("binary") {
+				if err := cluster.Install(c.Context, args[0], c.String("binary")); err != nil {
+					return err
+				}
 			}
 			return cluster.Start(c.Context, args[0])
 		},
