@@ -18,8 +18,9 @@ const (
 	nextCommand  = 2
 	nextSnapshot = 2
 
-	// typeClear deletes all keys that begin with its body.
-	typeClear = 5
+	// typeClear deletes all keys that begin with its body. Its number is far from
+	// those that versions to come will use.
+	typeClear = 1 << 20
 )
 
 var furtherLevels = []Level{{Command: 2, Snapshot: 2, RPC: 1, Gossip: 1, Shim: 1}}
