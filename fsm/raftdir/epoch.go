@@ -1,12 +1,15 @@
 package raftdir
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/skiff-sh/skiff/fsm/durable"
@@ -33,6 +36,58 @@ type Epoch struct {
 // Cause says why an Epoch began.
 type Cause string
 
+// Same says whether e and o are one epoch.
+func (e Epoch) Same(o Epoch) bool { return e.Number == o.Number && e.ID == o.ID }
+
+// After says whether e is later than o. Of two that began as the same number, as
+// when one snapshot was restored twice, the one that began later is.
+func (e Epoch) After(o Epoch) bool {
+	switch {
+	case e.Number != o.Number:
+		return e.Number > o.Number
+	case !e.At.Equal(o.At):
+		return e.At.After(o.At)
+	}
+	return e.ID > o.ID
+}
+
+// Next is an epoch after e that begins now on the server of that name.
+func (e Epoch) Next(cause Cause, by string, now time.Time, followers ...string) Epoch {
+	return Epoch{Number: max(e.Number, 1) + 1, ID: strings.ToLower(rand.Text()[:16]), Cause: cause,
+		At: now.UTC().Truncate(time.Millisecond), By: by, Followers: followers}
+}
+
+// Follows says whether the member with that ID may give up the log of an earlier
+// epoch for this one by itself.
+func (e Epoch) Follows(id string) bool {
+	return e.Cause == Restored || slices.Contains(e.Followers, id)
+}
+
+// Encode is the value of EpochKey and the content of the file.
+func (e Epoch) Encode() []byte {
+	b, err := json.Marshal(e)
+	if err != nil {
+		panic(err) // strings, numbers and a time of this century
+	}
+	return append(b, '\n')
+}
+
+// DecodeEpoch reads what Encode gave; nothing at all is the first epoch.
+func DecodeEpoch(b []byte) (Epoch, error) {
+	if len(b) == 0 {
+		return Epoch{Number: 1}, nil
+	}
+	var e Epoch
+	err := json.Unmarshal(b, &e)
+	if err == nil && e.Number == 0 {
+		err = errors.New("it has no number")
+	}
+	if err != nil {
+		return Epoch{}, fmt.Errorf("epoch of the log: %w", err)
+	}
+	return e, nil
+}
+
 // The causes.
 const (
 	Restored  Cause = "restore"
@@ -48,27 +103,51 @@ func LoadEpoch(dataDir string) (Epoch, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return Epoch{Number: 1}, nil
 	}
+	if err == nil && len(b) == 0 {
+		err = errors.New("it is empty")
+	}
 	var e Epoch
 	if err == nil {
-		err = json.Unmarshal(b, &e)
-	}
-	if err == nil && e.Number == 0 {
-		err = errors.New("it has no number")
+		e, err = DecodeEpoch(b)
 	}
 	if err != nil {
-		return Epoch{}, fmt.Errorf("epoch of the log (%s): %w", epochPath(dataDir), err)
+		return Epoch{}, fmt.Errorf("%w: %s: %w", ErrDamaged, epochPath(dataDir), err)
 	}
 	return e, nil
 }
 
 // SaveEpoch writes the epoch of the log in a data dir.
 func SaveEpoch(dataDir string, e Epoch) error {
-	b, err := json.Marshal(e)
-	if err == nil {
-		err = durable.Replace(epochPath(dataDir), append(b, '\n'), 0o600)
-	}
-	if err != nil {
+	if err := durable.Replace(epochPath(dataDir), e.Encode(), 0o600); err != nil {
 		return fmt.Errorf("epoch of the log: %w", err)
 	}
 	return nil
+}
+
+// A server on a restored snapshot asks the others that the snapshot knows, before
+// it does anything, whether they are a living cluster. A file says that it has
+// not done so yet.
+
+func unaskedPath(dataDir string) string { return filepath.Join(Path(dataDir), "unasked") }
+
+// SetUnasked says, or no longer says, that the others are to be asked.
+func SetUnasked(dataDir string, unasked bool) error {
+	path := unaskedPath(dataDir)
+	if unasked {
+		return durable.Replace(path, nil, 0o600)
+	}
+	err := os.Remove(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return durable.SyncDir(filepath.Dir(path))
+}
+
+// Unasked says whether the others are to be asked.
+func Unasked(dataDir string) bool {
+	_, err := os.Stat(unaskedPath(dataDir))
+	return err == nil
 }
