@@ -36,6 +36,9 @@ type boltFile struct {
 	end   uint64 // number of pages in use
 	seen  map[uint64]bool
 	stale bool // one of the two meta pages is invalid
+
+	in    string // bucket that is walked; "" is the root
+	found map[string]bool
 }
 
 type boltMeta struct{ pageSize, root, end, tx uint64 }
@@ -57,7 +60,7 @@ func checkBolt(path string) (stale bool, err error) {
 	if err != nil || st.Size() == 0 {
 		return false, err
 	}
-	b := &boltFile{r: f, seen: map[uint64]bool{}}
+	b := &boltFile{r: f, seen: map[uint64]bool{}, found: map[string]bool{}}
 	meta, err := b.meta()
 	if err != nil {
 		return false, err
@@ -66,8 +69,22 @@ func checkBolt(path string) (stale bool, err error) {
 	if need := int64(b.end) * b.page; st.Size() < need {
 		return false, fmt.Errorf("file has %d bytes, %d are in use: it was truncated", st.Size(), need)
 	}
-	return b.stale, b.walk(meta.root, bounds{}, 0)
+	if err := b.walk(meta.root, bounds{}, 0); err != nil {
+		return b.stale, err
+	}
+	// A crash while the file was made leaves none of the two.
+	if len(b.found) == 1 {
+		return b.stale, fmt.Errorf("one of the buckets %q and %q is missing", logBucket, stableBucket)
+	}
+	return b.stale, nil
 }
+
+// The buckets that raft-boltdb makes. Of a bucket by another name it would know
+// nothing, and begin with an empty one.
+const (
+	logBucket    = "logs"
+	stableBucket = "conf"
+)
 
 // meta returns the newer valid one of the two meta pages.
 func (b *boltFile) meta() (best boltMeta, err error) {
@@ -192,9 +209,18 @@ func (b *boltFile) elements(p []byte, id uint64, in bounds, depth int) error {
 			}
 			err = b.walk(e.page, child, depth+1)
 		case e.flags == leafBucket:
+			if name := string(e.key); b.in != "" || name != logBucket && name != stableBucket {
+				return fmt.Errorf("element %d of page %d is a bucket %q in %q", i, id, name, b.in)
+			}
+			b.in, b.found[string(e.key)] = string(e.key), true
 			err = b.bucket(e.value, id, depth)
-		case e.flags != 0:
-			err = fmt.Errorf("element %d of page %d has flags %#x", i, id, e.flags)
+			b.in = ""
+		case e.flags != 0 || b.in == "":
+			err = fmt.Errorf("element %d of page %d has flags %#x in %q", i, id, e.flags, b.in)
+		case b.in == stableBucket:
+			if _, err = openValue(e.key, e.value); err != nil {
+				err = fmt.Errorf("element %d of page %d: %w", i, id, err)
+			}
 		}
 		if err != nil {
 			return err

@@ -1,6 +1,7 @@
 package raftdir
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -48,7 +49,9 @@ func Create(dataDir string, m Member, index, term uint64, write func(io.Writer) 
 		return fmt.Errorf("create raft log: %w", err)
 	}
 	// Not Set: it would wait for space, and here is somebody to tell.
-	err = l.writing("term", func() error { return l.bolt.SetUint64([]byte("CurrentTerm"), term) })
+	err = l.writing("term", func() error {
+		return l.bolt.Set([]byte(keyTerm), sealValue([]byte(keyTerm), binary.BigEndian.AppendUint64(nil, term)))
+	})
 	if err := errors.Join(err, l.Close()); err != nil {
 		return fmt.Errorf("create raft log: %w", err)
 	}

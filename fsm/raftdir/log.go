@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -49,6 +48,7 @@ type Log struct {
 	failed  atomic.Pointer[error]
 
 	interrupt   sync.Once
+	closing     sync.Once
 	interrupted chan struct{}
 
 	step     func(string)
@@ -106,8 +106,16 @@ func OpenLog(o Options) (*Log, Contents, error) {
 }
 
 func (l *Log) open(snapshot uint64) (c Contents, err error) {
-	if _, err := os.Stat(l.path); snapshot > 0 && errors.Is(err, os.ErrNotExist) {
-		return c, fmt.Errorf("%w: %s is missing, but there is a snapshot", ErrDamaged, l.path)
+	closed := readMark(l.path)
+	if st, err := os.Stat(l.path); errors.Is(err, os.ErrNotExist) || err == nil && st.Size() == 0 {
+		switch {
+		case snapshot > 0:
+			return c, fmt.Errorf("%w: %s is missing or empty, but there is a snapshot", ErrDamaged, l.path)
+		case closed != nil && closed.Index > 0:
+			return c, fmt.Errorf("%w: %s is missing or empty; it ended with entry %d when it was closed", ErrDamaged, l.path, closed.Index)
+		}
+	} else if err == nil && !st.Mode().IsRegular() {
+		return c, fmt.Errorf("%w: %s is not a file", ErrDamaged, l.path)
 	}
 	stale, err := checkBolt(l.path)
 	if err != nil {
@@ -133,11 +141,15 @@ func (l *Log) open(snapshot uint64) (c Contents, err error) {
 	default:
 		return c, fmt.Errorf("%w: %s can't be opened: %w", ErrDamaged, l.path, err)
 	}
-	if c, err = l.verify(snapshot); err != nil {
+	if c, err = l.verify(snapshot, closed); err != nil {
 		l.bolt.Close()
 		return c, err
 	}
-	c.Stale = stale
+	if err := removeMark(l.path); err != nil {
+		l.bolt.Close()
+		return c, fmt.Errorf("open raft log: %w", err)
+	}
+	c.Stale = stale && closed == nil
 	return c, nil
 }
 
@@ -147,6 +159,7 @@ func (l *Log) Interrupt() { l.interrupt.Do(func() { close(l.interrupted) }) }
 // Close closes the file. It is safe to call twice.
 func (l *Log) Close() error {
 	l.Interrupt()
+	l.closing.Do(l.writeMark)
 	return l.bolt.Close()
 }
 
@@ -277,7 +290,7 @@ func (l *Log) Set(key, val []byte) error {
 		start := time.Now()
 		if failed := l.failed.Load(); failed != nil {
 			err = *failed
-		} else if err = l.writing(stepOf(key), func() error { return l.bolt.Set(key, val) }); err == nil {
+		} else if err = l.writing(stepOf(key), func() error { return l.bolt.Set(key, sealValue(key, val)) }); err == nil {
 			l.stable[string(key)] = bytes.Clone(val)
 			l.tell(start)
 			return nil
@@ -296,13 +309,18 @@ func (l *Log) Set(key, val []byte) error {
 
 // Get implements raft.StableStore.
 func (l *Log) Get(key []byte) ([]byte, error) {
-	val, err := l.bolt.Get(key)
-	if err == nil {
-		l.turn <- struct{}{}
-		l.stable[string(key)] = bytes.Clone(val)
-		<-l.turn
+	sealed, err := l.bolt.Get(key)
+	if err != nil {
+		return nil, err // Raft compares its text
 	}
-	return val, err
+	val, err := openValue(key, sealed)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, l.path, err)
+	}
+	l.turn <- struct{}{}
+	l.stable[string(key)] = bytes.Clone(val)
+	<-l.turn
+	return val, nil
 }
 
 // SetUint64 implements raft.StableStore.
@@ -320,64 +338,4 @@ func (l *Log) GetUint64(key []byte) (uint64, error) {
 		return 0, fmt.Errorf("%w: %s: %q holds %d bytes, should be 8", ErrDamaged, l.path, key, len(val))
 	}
 	return binary.BigEndian.Uint64(val), nil
-}
-
-// The seal of an entry is appended to its Extensions: one byte that tells the
-// kind, and the CRC-32C of all that Raft relies on.
-const (
-	sealKind = 1
-	sealSize = 1 + 4
-)
-
-var crcTable = crc32.MakeTable(crc32.Castagnoli)
-
-func checksum(e *raft.Log, extensions []byte) uint32 {
-	var head [17]byte
-	binary.BigEndian.PutUint64(head[:], e.Index)
-	binary.BigEndian.PutUint64(head[8:], e.Term)
-	head[16] = byte(e.Type)
-	sum := crc32.Update(0, crcTable, head[:])
-	sum = crc32.Update(sum, crcTable, extensions)
-	return crc32.Update(sum, crcTable, e.Data)
-}
-
-// seal returns copies of the entries with their checksums. Raft goes on using
-// the originals.
-func seal(entries []*raft.Log) (sealed []*raft.Log, size int64) {
-	sealed = make([]*raft.Log, len(entries))
-	for i, e := range entries {
-		c := *e
-		c.Extensions = make([]byte, len(e.Extensions), len(e.Extensions)+sealSize)
-		copy(c.Extensions, e.Extensions)
-		c.Extensions = append(c.Extensions, sealKind)
-		c.Extensions = binary.BigEndian.AppendUint32(c.Extensions, checksum(e, e.Extensions))
-		sealed[i] = &c
-		size += int64(len(e.Data)) + entryOverhead
-	}
-	return sealed, size
-}
-
-// entryOverhead is about what an entry takes beside its data.
-const entryOverhead = 64
-
-var (
-	errNoSeal   = errors.New("it has no checksum")
-	errChecksum = errors.New("checksum does not match")
-)
-
-// unseal checks and removes the checksum of an entry that was read at index.
-func unseal(index uint64, e *raft.Log) error {
-	n := len(e.Extensions) - sealSize
-	if n < 0 || e.Extensions[n] != sealKind {
-		return errNoSeal
-	}
-	want := binary.BigEndian.Uint32(e.Extensions[n+1:])
-	e.Extensions = e.Extensions[:n:n]
-	if n == 0 {
-		e.Extensions = nil
-	}
-	if e.Index != index || checksum(e, e.Extensions) != want {
-		return errChecksum
-	}
-	return nil
 }

@@ -87,6 +87,9 @@ func TestLogKeepsEntries(t *testing.T) {
 func TestLogAndSnapshotMustMeet(t *testing.T) {
 	dir := t.TempDir()
 	l, _ := mustOpen(t, dir)
+	if err := l.SetUint64([]byte(keyTerm), 9); err != nil {
+		t.Fatal(err)
+	}
 	if err := l.StoreLogs(entries(1, 30, 10)); err != nil {
 		t.Fatal(err)
 	}

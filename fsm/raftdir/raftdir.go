@@ -4,8 +4,10 @@
 // makes one out of a snapshot.
 //
 //	<data-dir>/raft/raft.db      log and votes (raft-boltdb)
+//	<data-dir>/raft/closed       how the log ended when it was closed
 //	<data-dir>/raft/reserve      space kept free for the log
-//	<data-dir>/raft/snapshots/   state machine snapshots, the two newest
+//	<data-dir>/raft/snapshots/   state machine snapshots, the two newest, each
+//	                             with meta.json, state.bin and a seal of the former
 //	<data-dir>/raft/admitted     of a new server that has not caught up, see cluster/consensus
 //
 // What a crash leaves: an append is there or not, never half; a snapshot that
@@ -14,13 +16,8 @@ package raftdir
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
-
-	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/raft"
 )
 
 // Path is the directory of Raft's files below a data dir.
@@ -36,72 +33,6 @@ func Exists(dataDir string) bool {
 	}
 	entries, _ := os.ReadDir(filepath.Join(Path(dataDir), "snapshots"))
 	return len(entries) > 0
-}
-
-const retainSnapshots = 2
-
-// Snapshots is a raft.SnapshotStore that offers the newest snapshot only. Raft
-// would fall back to an older one when the newest can't be read, and then miss
-// the log entries in between.
-type Snapshots struct {
-	*raft.FileSnapshotStore
-	dir string
-
-	// For fault tests, see Options.Step. LastIndex tells apart a snapshot that
-	// another member sends. Both are set before the first use, or never.
-	Step      func(step string)
-	LastIndex func() uint64
-
-	// Done, if set before the first use, is told of the last entry of each
-	// snapshot that was completed.
-	Done func(index, term uint64)
-}
-
-// OpenSnapshots opens the snapshots of a data dir, and removes what a crash
-// left of unfinished ones.
-func OpenSnapshots(dataDir string, l hclog.Logger) (*Snapshots, error) {
-	s, err := raft.NewFileSnapshotStoreWithLogger(Path(dataDir), retainSnapshots, l)
-	if err != nil {
-		return nil, fmt.Errorf("open snapshots in %s: %w", Path(dataDir), err)
-	}
-	dir := filepath.Join(Path(dataDir), "snapshots")
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("open snapshots: %w", err)
-	}
-	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), ".tmp") {
-			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-				return nil, fmt.Errorf("remove unfinished snapshot: %w", err)
-			}
-		}
-	}
-	return &Snapshots{FileSnapshotStore: s, dir: dir}, nil
-}
-
-// List returns the newest snapshot, if there is one.
-func (s *Snapshots) List() ([]*raft.SnapshotMeta, error) {
-	all, err := s.FileSnapshotStore.List()
-	if len(all) > 1 {
-		all = all[:1]
-	}
-	return all, err
-}
-
-// File is the file that holds the state of a snapshot. It has the format of
-// skiff's snapshot files.
-func (s *Snapshots) File(id string) string { return filepath.Join(s.dir, id, "state.bin") }
-
-// Files are the files of all snapshots, the newest first.
-func (s *Snapshots) Files() (files []string) {
-	all, err := s.FileSnapshotStore.List()
-	if err != nil {
-		return nil
-	}
-	for _, m := range all {
-		files = append(files, s.File(m.ID))
-	}
-	return files
 }
 
 var (

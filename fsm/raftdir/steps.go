@@ -80,16 +80,16 @@ func (s *Snapshots) Create(v raft.SnapshotVersion, index, term uint64, c raft.Co
 }
 
 func (s *Snapshots) create(v raft.SnapshotVersion, index, term uint64, c raft.Configuration, ci uint64, t raft.Transport) (raft.SnapshotSink, error) {
-	if s.Step == nil {
-		return s.FileSnapshotStore.Create(v, index, term, c, ci, t)
-	}
 	name := "snapshot"
 	if s.LastIndex != nil && index > s.LastIndex() {
 		name = "install"
 	}
+	if s.Step == nil {
+		return s.begin(v, index, term, c, ci, t, name == "install")
+	}
 	var sink raft.SnapshotSink
 	err := step(s.Step, name+":create", func() (err error) {
-		sink, err = s.FileSnapshotStore.Create(v, index, term, c, ci, t)
+		sink, err = s.begin(v, index, term, c, ci, t, name == "install")
 		return err
 	})
 	if err != nil {

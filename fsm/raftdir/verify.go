@@ -1,23 +1,38 @@
 package raftdir
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"path/filepath"
 	"runtime/debug"
 
 	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 )
 
 // verify reads the whole log. Entries up to the snapshot may be missing: Raft
-// leaves such gaps when it installs one.
-func (l *Log) verify(snapshot uint64) (c Contents, err error) {
+// leaves such gaps when it installs one. closed, if not nil, is how the log ended.
+func (l *Log) verify(snapshot uint64, closed *mark) (c Contents, err error) {
 	err = l.guard("read", func() error {
 		if c.First, err = l.bolt.FirstIndex(); err != nil {
 			return err
 		}
 		if c.Last, err = l.bolt.LastIndex(); err != nil {
 			return err
+		}
+		current, err := l.currentTerm()
+		if err != nil {
+			return err
+		}
+		if closed != nil {
+			now, err := l.mark()
+			if err == nil {
+				err = closed.compare(now)
+			}
+			if err != nil {
+				return err
+			}
 		}
 		if c.First == 0 {
 			return nil
@@ -44,6 +59,9 @@ func (l *Log) verify(snapshot uint64) (c Contents, err error) {
 			term = e.Term
 			c.Bytes += int64(len(e.Data)) + entryOverhead
 		}
+		if term > current {
+			return fmt.Errorf("its last entry is of term %d, and its current term is %d", term, current)
+		}
 		l.lastTerm.Store(term)
 		return nil
 	})
@@ -51,6 +69,25 @@ func (l *Log) verify(snapshot uint64) (c Contents, err error) {
 		return c, fmt.Errorf("%w: %s: %w", ErrDamaged, l.path, err)
 	}
 	return c, nil
+}
+
+// currentTerm is that of the stable store, 0 in a new one.
+func (l *Log) currentTerm() (uint64, error) {
+	sealed, err := l.bolt.Get([]byte(keyTerm))
+	if errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	val, err := openValue([]byte(keyTerm), sealed)
+	if err == nil && len(val) != 8 {
+		err = fmt.Errorf("%s holds %d bytes, should be 8", keyTerm, len(val))
+	}
+	if err != nil {
+		return 0, err
+	}
+	return binary.BigEndian.Uint64(val), nil
 }
 
 // guard runs fn and returns its panics as errors: bolt asserts that its pages
