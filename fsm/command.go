@@ -57,10 +57,11 @@ type Configuration struct {
 }
 
 // Command is what one proposer wants done: one Op, several Ops of which all or
-// none take effect, or a Configuration.
+// none take effect, a Configuration, or a Restore.
 type Command struct {
 	Ops           []Op
 	Configuration *Configuration
+	Restore       *Restore
 	further       *further
 }
 
@@ -72,6 +73,15 @@ func Batch(ops ...Op) Command { return Command{Ops: ops} }
 
 // Validate says, wrapping ErrInvalid, why the command could not be proposed.
 func (c Command) Validate() error {
+	if c.Restore != nil {
+		if len(c.Ops) > 0 || c.Configuration != nil {
+			return fmt.Errorf("%w: a restore and something else", ErrInvalid)
+		}
+		if err := c.Restore.validate(); err != nil {
+			return fmt.Errorf("%w: restore: %w", ErrInvalid, err)
+		}
+		return nil
+	}
 	if c.further != nil {
 		if len(c.Ops) > 0 || c.Configuration != nil {
 			return fmt.Errorf("%w: more than one kind of command", ErrInvalid)

@@ -17,6 +17,7 @@ import (
 //	delete         uvarint key length, key, varint expect
 //	batch          two or more put and delete commands
 //	configuration  fields: uvarint number, uvarint length, bytes
+//	restore        fields likewise; it is the only command of its entry
 const entryVersion = 1
 
 // Command types. Numbers are only appended, never used again.
@@ -25,6 +26,7 @@ const (
 	typeDelete        = uint64(Delete)
 	typeBatch         = 3
 	typeConfiguration = 4
+	typeRestore       = 6 // 5 is that of builds with the tag nextlevel
 )
 
 // Fields of a configuration.
@@ -41,6 +43,8 @@ func AppendCommand(dst []byte, c Command) ([]byte, error) {
 	}
 	start := len(dst)
 	switch {
+	case c.Restore != nil:
+		dst = appendFrame(dst, typeRestore, appendRestore(nil, c.Restore))
 	case c.further != nil:
 		dst = appendFrame(dst, c.further.typ, c.further.body)
 	case c.Configuration != nil:
@@ -139,7 +143,7 @@ func eachCommand(data []byte, fn func(Command)) error {
 		return fmt.Errorf("%w: entry version %d", ErrUnknownCommand, data[0])
 	}
 	d := decoder{b: data[1:]}
-	for len(d.b) > 0 {
+	for n := 0; len(d.b) > 0; {
 		typ, body := d.frame()
 		if d.err != nil {
 			return d.err
@@ -147,6 +151,9 @@ func eachCommand(data []byte, fn func(Command)) error {
 		c, err := decodeCommand(typ, body)
 		if err != nil {
 			return err
+		}
+		if n++; c.Restore != nil && (n > 1 || len(d.b) > 0) {
+			return errors.New("a restore is not alone in its entry")
 		}
 		fn(c)
 	}
@@ -162,6 +169,8 @@ func decodeCommand(typ uint64, body []byte) (Command, error) {
 		return decodeBatch(body)
 	case typeConfiguration:
 		return decodeConfiguration(body)
+	case typeRestore:
+		return decodeRestore(body)
 	}
 	if f, known, err := decodeFurther(typ, body); known {
 		return Command{further: f}, err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 
@@ -15,13 +16,16 @@ import (
 
 // FSM is the state machine that Raft drives. It implements raft.BatchingFSM.
 type FSM struct {
-	store *store.Store
+	store  *store.Store
+	files  FileSource
+	loaded atomic.Pointer[content] // for a restore that will come
 
 	mu        sync.RWMutex // held while the state moves from one entry to the next
 	clusterID string
 	index     uint64        // of the last entry applied
 	term      uint64        // of that entry
 	moved     chan struct{} // closed when index moves on; nil when nobody waits
+	halted    error         // nothing is applied any more, see FileSource
 }
 
 // New returns a state machine over an empty store, which only it writes.
@@ -78,21 +82,54 @@ func (f *FSM) WaitApplied(ctx context.Context, index uint64) error {
 func (f *FSM) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 
 // ApplyBatch carries out several entries and makes all their changes visible
-// at once.
+// at once. Once a file of a Restore could not be had, the results are nil.
 func (f *FSM) ApplyBatch(logs []*raft.Log) []any {
 	out := make([]any, len(logs))
+	contents, halted := f.contents(logs)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.halted != nil || halted != nil {
+		f.halted = errors.Join(f.halted, halted)
+		return out
+	}
 	f.store.Update(func(tx *store.Txn) {
 		for i, l := range logs {
 			if l.Type == raft.LogCommand {
-				out[i] = f.apply(tx, l)
+				out[i] = f.apply(tx, l, contents[l.Index])
 			}
 		}
 	})
 	last := logs[len(logs)-1]
 	f.move(last.Index, last.Term)
 	return out
+}
+
+// contents gets what the restores among logs need; usually there are none.
+func (f *FSM) contents(logs []*raft.Log) (by map[uint64]*content, err error) {
+	for _, l := range logs {
+		if l.Type != raft.LogCommand {
+			continue
+		}
+		r := RestoreIn(l.Data)
+		if r == nil {
+			continue
+		}
+		f.mu.RLock()
+		halted := f.halted
+		f.mu.RUnlock()
+		if halted != nil {
+			return nil, nil
+		}
+		c, err := f.contentFor(l, r)
+		if err != nil {
+			return nil, fmt.Errorf("log entry %d: %w", l.Index, err)
+		}
+		if by == nil {
+			by = map[uint64]*content{}
+		}
+		by[l.Index] = c
+	}
+	return by, nil
 }
 
 // move sets the position in the log and tells those who wait for it.
@@ -104,9 +141,15 @@ func (f *FSM) move(index, term uint64) {
 	}
 }
 
-func (f *FSM) apply(tx *store.Txn, l *raft.Log) []Result {
+func (f *FSM) apply(tx *store.Txn, l *raft.Log, restored *content) []Result {
 	var results []Result
-	err := eachCommand(l.Data, func(c Command) { results = append(results, f.do(tx, c)) })
+	err := eachCommand(l.Data, func(c Command) {
+		if c.Restore != nil {
+			results = append(results, f.restore(tx, c.Restore, restored))
+			return
+		}
+		results = append(results, f.do(tx, c))
+	})
 	if kv, ok := tx.Get(LevelKey); ok && err != nil { // it may say why
 		err = errors.Join(err, CheckLevel(parseLevel(kv.Value)))
 	}
@@ -167,7 +210,15 @@ func (f *FSM) configure(tx *store.Txn, c *Configuration) Result {
 }
 
 // Snapshot returns the state as it is now, to be persisted later.
-func (f *FSM) Snapshot() (raft.FSMSnapshot, error) { return f.Capture(), nil }
+func (f *FSM) Snapshot() (raft.FSMSnapshot, error) {
+	f.mu.RLock()
+	halted := f.halted
+	f.mu.RUnlock()
+	if halted != nil { // Raft believes that more was applied than was
+		return nil, halted
+	}
+	return f.Capture(), nil
+}
 
 // Capture returns the state as it is now. It takes no time and copies nothing.
 func (f *FSM) Capture() *Snapshot {
@@ -185,25 +236,13 @@ func (f *FSM) Capture() *Snapshot {
 // not seen the snapshot's revision get store.ErrCompacted.
 func (f *FSM) Restore(src io.ReadCloser) error {
 	defer src.Close()
-	r, err := NewReader(src)
+	c, h, err := f.readContent(src)
 	if err != nil {
 		return fmt.Errorf("restore snapshot: %w", err)
 	}
-	content := f.store.NewLoader()
-	for {
-		kv, err := r.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("restore snapshot: %w", err)
-		}
-		content.Add(kv)
-	}
-	h := r.Header()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.store.Reset(content, h.Revision); err != nil {
+	if err := f.store.Reset(c.load, h.Revision); err != nil {
 		return fmt.Errorf("restore snapshot: %w", err)
 	}
 	f.clusterID = h.ClusterID

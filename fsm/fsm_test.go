@@ -328,6 +328,9 @@ func TestEncodeDecode(t *testing.T) {
 }
 
 func describe(c Command) string {
+	if c.Restore != nil {
+		return fmt.Sprintf("%+v", *c.Restore)
+	}
 	if c.Configuration != nil {
 		return fmt.Sprintf("%+v", *c.Configuration)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"hash/crc32"
 	"io"
+	"strings"
 	"testing"
 
 	"github.com/hashicorp/raft"
@@ -20,6 +21,7 @@ func FuzzDecodeEntry(f *testing.F) {
 	}
 	f.Add([]byte{})
 	f.Add([]byte{entryVersion, 99, 0})
+	f.Add(entry(f, Command{Restore: aRestore(strings.Repeat("0f", 32))}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		cmds, err := DecodeEntry(data)
 		if err != nil {
@@ -40,6 +42,9 @@ func FuzzDecodeEntry(f *testing.F) {
 			if a, b := describe(cmds[i]), describe(second[i]); a != b {
 				t.Errorf("command %d: %s became %s", i, a, b)
 			}
+		}
+		if RestoreIn(data) != nil { // there are no files
+			return
 		}
 		a, b := newFSM(), newFSM()
 		a.Apply(&raft.Log{Index: 1, Term: 1, Data: data})

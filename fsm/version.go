@@ -9,7 +9,7 @@ const MaxCommandVersion = nextCommand
 
 // commandVersions is the version that a member must have to apply a type.
 var commandVersions = map[uint64]int{
-	typePut: 1, typeDelete: 1, typeBatch: 1, typeConfiguration: 1,
+	typePut: 1, typeDelete: 1, typeBatch: 1, typeConfiguration: 1, typeRestore: 1,
 }
 
 // CommandVersion is what MaxCommandVersion must be, at least, on a member that

@@ -87,11 +87,15 @@ func (h *history) bucket(key string) *bucket {
 	return b
 }
 
-// publish makes v the newest view together with the events that led to it.
-func (h *history) publish(newest *atomic.Pointer[View], v *View, events []*Event) {
+// publish makes v the newest view together with the events that led to it: all
+// since the view before, or since the history began anew at base, if that is not 0.
+func (h *history) publish(newest *atomic.Pointer[View], v *View, events []*Event, base int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	newest.Store(v)
+	if base != 0 {
+		h.restart(base)
+	}
 	h.rev = v.rev
 	for _, e := range events {
 		h.bytes += e.cost()
@@ -122,11 +126,16 @@ func (h *history) reset(newest *atomic.Pointer[View], v *View) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	newest.Store(v)
+	h.restart(v.rev)
+}
+
+// restart forgets everything up to rev, and wakes all watchers to hear of it.
+func (h *history) restart(rev int64) {
 	h.eachBucket(func(b *bucket) { b.wakeAll(h.rev) })
-	h.rev, h.base, h.bytes = v.rev, v.rev, 0
-	h.all.eventList = eventList{dropped: v.rev}
+	h.rev, h.base, h.bytes = rev, rev, 0
+	h.all.eventList = eventList{dropped: rev}
 	h.buckets = map[string]*bucket{}
-	h.views.forget(v.rev + 1)
+	h.views.forget(rev + 1)
 }
 
 func (h *history) eachBucket(fn func(*bucket)) {

@@ -57,14 +57,14 @@ func (s *Store) Update(fn func(*Txn)) {
 	defer s.writer.Unlock()
 	tx := &Txn{s: s, gen: s.gens.Add(1), v: *s.newest.Load()}
 	fn(tx)
-	if len(tx.events) == 0 {
+	if len(tx.events) == 0 && tx.base == 0 {
 		return
 	}
 	v := tx.v
-	s.past.publish(&s.newest, &v, tx.events)
+	s.past.publish(&s.newest, &v, tx.events, tx.base)
 }
 
-// Loader receives the content of a store, for Reset.
+// Loader receives the content of a store, for Reset, which uses it up.
 type Loader struct {
 	gen uint64
 	v   View

@@ -62,32 +62,24 @@ func (tx *Txn) Delete(key string, expect int64) (current *KeyValue, err error) {
 	return old, nil
 }
 
-// Reset replaces everything by what l holds, but for the keys that keep names,
-// which stay as they are; those of l that it names are left out. It takes one
-// revision, which is above the present one and not below floor. Nothing from
-// before is told to watchers any more: they get ErrCompacted. l is used up.
-func (tx *Txn) Reset(l *Loader, floor int64, keep func(key string) bool, prefixes ...string) {
+// Reset replaces everything by what l holds. The keys with the prefix that keep
+// names stay as they are, and those of l are left out. It takes a revision that is
+// above the present one and not below floor. Nothing from before is told any more:
+// watchers get ErrCompacted. l is used up.
+func (tx *Txn) Reset(l *Loader, floor int64, prefix string, keep func(key string) bool) {
 	old := tx.v
 	tx.v = l.v
 	tx.v.rev = max(old.rev+1, floor)
-	for _, prefix := range prefixes {
-		var out []*KeyValue
-		l.v.Ascend(prefix, "", func(kv *KeyValue) bool {
+	kept := func(v *View, do func(*KeyValue)) {
+		v.Ascend(prefix, "", func(kv *KeyValue) bool {
 			if keep(kv.Key) {
-				out = append(out, kv)
-			}
-			return true
-		})
-		for _, kv := range out {
-			tx.replace(kv, nil)
-		}
-		old.Ascend(prefix, "", func(kv *KeyValue) bool {
-			if keep(kv.Key) {
-				tx.replace(nil, kv)
+				do(kv)
 			}
 			return true
 		})
 	}
+	kept(&l.v, func(kv *KeyValue) { tx.replace(kv, nil) })
+	kept(&old, func(kv *KeyValue) { tx.replace(nil, kv) })
 	tx.events, tx.base = nil, tx.v.rev
 }
 
