@@ -21,9 +21,12 @@ UNIT := $(shell go list ./... 2>/dev/null | grep -v -e /cmd/skiff-shim -e /cmd/t
 
 .PHONY: build demo test unit race integration soak lint verify bench generate clean deps deps-build shim
 
-# bin/skiff: one static binary with the shim and the demo image inside
+BIN  ?= bin/skiff
+TAGS ?=
+
+# bin/skiff: one static binary with the shim and the demo image inside; BIN, VERSION and TAGS make another
 build: shim
-	go build -ldflags '$(LDFLAGS)' -o bin/skiff ./cmd/skiff
+	go build $(if $(TAGS),-tags $(TAGS)) -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/skiff
 
 shim: $(SHIM) $(HELLO)
 

@@ -1,6 +1,6 @@
 // Command images builds the container images of the tests as one OCI layout
-// archive each: busybox, nginx and redis from Debian's packages, and the
-// counter application from source. It needs apt, dpkg-deb and Go, and no
+// archive each: busybox, nginx and redis from Debian's packages, the counter
+// application and the prober from source. It needs apt, dpkg-deb and Go, and no
 // registry.
 //
 // Only the programs, what they link to and their configuration go into an
@@ -87,9 +87,14 @@ func specs(release string) []spec {
 		},
 		{
 			name: "counter", tags: []string{release}, files: etc, dirs: []string{"tmp", "proc", "sys", "dev"},
-			build: buildCounter,
+			build: goProgram("counter", "github.com/skiff-sh/skiff/cmd/test/counter"),
 			config: v1.Config{Entrypoint: []string{"/counter"}, Env: []string{path, "RELEASE=" + release},
 				ExposedPorts: map[string]struct{}{"8080/tcp": {}}},
+		},
+		{
+			name: "prober", tags: []string{"1"}, files: etc, dirs: []string{"tmp", "proc", "sys", "dev"},
+			build:  goProgram("prober", "github.com/skiff-sh/skiff/cmd/test/traffic/prober"),
+			config: v1.Config{Entrypoint: []string{"/prober"}, Env: []string{path}},
 		},
 	}
 }
@@ -112,7 +117,7 @@ func main() {
 	registry := flag.String("name", "skiff.test", "registry host in the images' names")
 	flag.Parse()
 	if *out == "" || flag.NArg() > 0 {
-		log.Fatal("usage: images -out FOLDER [-only busybox,nginx,redis,counter] [-name HOST]")
+		log.Fatal("usage: images -out FOLDER [-only busybox,nginx,redis,counter,prober] [-name HOST]")
 	}
 	if err := os.MkdirAll(*out, 0o755); err != nil {
 		log.Fatal(err)
@@ -220,14 +225,17 @@ func installApplets(root string) error {
 	return nil
 }
 
-func buildCounter(root string) error {
-	if err := os.MkdirAll(root, 0o755); err != nil {
-		return err
+// goProgram builds a program from source into /NAME.
+func goProgram(name, pkg string) func(root string) error {
+	return func(root string) error {
+		if err := os.MkdirAll(root, 0o755); err != nil {
+			return err
+		}
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(root, name), pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if b, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s: %w\n%s", name, err, b)
+		}
+		return nil
 	}
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(root, "counter"), "github.com/skiff-sh/skiff/cmd/test/counter")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if b, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build counter: %w\n%s", err, b)
-	}
-	return nil
 }
