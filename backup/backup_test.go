@@ -286,13 +286,13 @@ func TestRestore(t *testing.T) {
 	if last := steps[len(steps)-1]; last != (Step{"restoring", info.TotalSize, info.TotalSize}) {
 		t.Errorf("last progress %+v", last)
 	}
-	// Raft's snapshot is one of ours, and holds the same but for the revision.
+	// Raft's snapshot is one of ours, and holds the same but for the revision and the epoch.
 	files, _ := filepath.Glob(filepath.Join(dir, "raft", "snapshots", "*", "state.bin"))
 	if len(files) != 1 {
 		t.Fatalf("raft snapshots: %v", files)
 	}
 	inner, err := Status(files[0])
-	if err != nil || inner.Revision != r.Revision || inner.TotalKeys != info.TotalKeys || inner.ClusterID != info.ClusterID {
+	if err != nil || inner.Revision != r.Revision || inner.TotalKeys != info.TotalKeys+1 || inner.ClusterID != info.ClusterID {
 		t.Errorf("raft's snapshot: %+v, %v", inner, err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -51,7 +52,12 @@ type RestoreOptions struct {
 	// Keys opens what is sealed: it gets everything below OwnPrefix and returns the
 	// files for DIR/pki. Without it only a snapshot of which nothing is sealed can
 	// be restored (ErrSealed).
-	Keys     func(state map[string][]byte) (files map[string][]byte, err error)
+	Keys func(state map[string][]byte) (files map[string][]byte, err error)
+	// Files, if not nil, gives further files for DIR. It gets what Keys gets.
+	Files func(state map[string][]byte) (files map[string][]byte, err error)
+	// By names the host, in the epoch that the restore begins; by default as the
+	// operating system does.
+	By       string
 	Unlock   Unlock // opens an encrypted file
 	Progress Progress
 }
@@ -63,10 +69,12 @@ type Restored struct {
 	NodeID   string   `json:"nodeID"`
 	Revision int64    `json:"revision"` // after the step
 	PKIFiles []string `json:"pkiFiles"` // names below DataDir/pki
+	// Epoch that begins with it.
+	Epoch raftdir.Epoch `json:"epoch"`
 }
 
 // Restore makes a data dir from a snapshot: a server started on it is the only
-// member of the same cluster. dataDir must not exist (ErrExists). The snapshot
+// member of the same cluster, in a new epoch. dataDir must not exist (ErrExists). The snapshot
 // is verified as a whole before anything is written, and dataDir appears when
 // everything in it is on the disk.
 func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Restored, err error) {
@@ -103,6 +111,16 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 	if err != nil {
 		return nil, err
 	}
+	before, err := raftdir.DecodeEpoch(own[raftdir.EpochKey])
+	if err != nil {
+		return nil, err
+	}
+	var files map[string][]byte
+	if o.Files != nil {
+		if files, err = o.Files(own); err != nil {
+			return nil, err
+		}
+	}
 	if err := f.Rewind(); err != nil {
 		return nil, err
 	}
@@ -116,17 +134,26 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 		return nil, err
 	}
 	defer os.RemoveAll(tmp) // there is nothing once it has been renamed
-	out := &Restored{Snapshot: info, DataDir: dataDir, NodeID: o.NodeID, Revision: info.Revision + o.RevisionStep}
+	out := &Restored{Snapshot: info, DataDir: dataDir, NodeID: o.NodeID, Revision: info.Revision + o.RevisionStep,
+		Epoch: before.Next(raftdir.Restored, o.By, time.Now())}
 	if out.Revision < info.Revision {
 		return nil, fmt.Errorf("revision %d can't go %d further", info.Revision, o.RevisionStep)
 	}
 	member := raftdir.Member{ID: o.NodeID, Addr: o.AdvertiseAddr}
 	err = raftdir.Create(tmp, member, info.Index, info.Term, func(w io.Writer) error {
 		h := fsm.Header{ClusterID: info.ClusterID, Revision: out.Revision, Index: info.Index, Term: info.Term}
-		return rewrite(ctx, f, f.Size, w, changes{hash: info.Hash, header: h}, f.progress(o.Progress))
+		return rewrite(ctx, f, f.Size, w, changes{hash: info.Hash, header: h, put: map[string][]byte{raftdir.EpochKey: out.Epoch.Encode()}}, f.progress(o.Progress))
 	})
 	if err != nil {
 		return nil, err
+	}
+	if err := errors.Join(raftdir.SaveEpoch(tmp, out.Epoch), raftdir.SetUnasked(tmp, true)); err != nil {
+		return nil, err
+	}
+	for name, content := range files {
+		if err := durable.Create(filepath.Join(tmp, name), content, 0o600); err != nil {
+			return nil, err
+		}
 	}
 	if out.PKIFiles, err = writePKI(tmp, pki); err != nil {
 		return nil, err
@@ -159,6 +186,9 @@ func (o *RestoreOptions) complete() error {
 	}
 	if o.AdvertiseAddr == "" {
 		o.AdvertiseAddr = "127.0.0.1:6444"
+	}
+	if o.By == "" {
+		o.By, _ = os.Hostname() // it is for people
 	}
 	if o.RevisionStep == 0 {
 		o.RevisionStep = DefaultRevisionStep
