@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skiff-sh/skiff/cluster/gossip"
 )
 
@@ -32,6 +34,34 @@ func ReportLoad(ctx context.Context, g *gossip.Gossip) {
 		}
 		busy, all = b, a
 	}
+}
+
+// ReportSpace tells the others, until ctx ends, about how much space is free
+// where dir is: they look at it before they send a program here.
+func ReportSpace(ctx context.Context, g *gossip.Gossip, dir string) {
+	tick := time.NewTicker(loadStep)
+	defer tick.Stop()
+	var told uint64
+	for {
+		if free, err := freeMiB(dir); err == nil && (free < told-told/4 || free > told+told/4) {
+			told = free
+			g.SetTags(func(t *gossip.Tags) { t.Free = free })
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// freeMiB is at least 1: 0 would say nothing.
+func freeMiB(dir string) (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, err
+	}
+	return max(st.Bavail*uint64(st.Bsize)>>20, 1), nil
 }
 
 // processorTime reads the first line of /proc/stat: ticks that the processors

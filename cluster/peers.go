@@ -13,6 +13,7 @@ import (
 
 	"github.com/skiff-sh/skiff/cluster/gossip"
 	"github.com/skiff-sh/skiff/cluster/membership"
+	"github.com/skiff-sh/skiff/fsm"
 )
 
 func portText(p uint16) string { return strconv.Itoa(int(p)) }
@@ -27,7 +28,8 @@ func (s *Server) self() membership.Server {
 func (s *Server) peers() []membership.Peer {
 	g := s.gossip.Load()
 	if g == nil {
-		return []membership.Peer{{Server: s.self(), Role: s.cfg.Role, NodePort: s.cfg.NodePort, Version: s.cfg.Version, State: membership.Alive, Since: s.started}}
+		return []membership.Peer{{Server: s.self(), Role: s.cfg.Role, NodePort: s.cfg.NodePort, Version: s.cfg.Version, State: membership.Alive, Since: s.started,
+			MinLevel: fsm.MinLevel, MaxLevel: fsm.MaxLevel}}
 	}
 	return Peers(g)
 }
@@ -41,6 +43,7 @@ func Peers(g *gossip.Gossip) []membership.Peer {
 			Server: membership.Server{Name: m.Name, ID: m.Tags.ID, Address: m.Addr, APIPort: m.Tags.APIPort, RaftPort: m.Tags.RaftPort, GossipPort: m.Port},
 			Role:   membership.Role(m.Tags.Role), NodePort: m.Tags.NodePort, Version: m.Tags.Version,
 			State: membership.State(m.State), Since: m.Since, Load: m.Tags.Load, Trust: m.Tags.Trust,
+			Orders: m.Tags.Orders, MinLevel: int(m.Tags.MinLevel), MaxLevel: int(m.Tags.MaxLevel), Free: m.Tags.Free,
 		}
 	}
 	return out
@@ -116,7 +119,7 @@ func (s *Server) runGossip(ctx context.Context) error {
 	g, err := gossip.New(gossip.Config{
 		Name: s.cfg.Name, Bind: s.cfg.BindAddress, Advertise: s.cfg.AdvertiseAddress, Port: s.cfg.GossipPort, Keys: keys,
 		Tags: gossip.Tags{ID: s.id, Role: gossip.Role(s.cfg.Role), ClusterID: id, Version: s.cfg.Version,
-			APIPort: s.cfg.Port, RaftPort: s.cfg.RaftPort, NodePort: s.cfg.NodePort, Trust: generation},
+			APIPort: s.cfg.Port, RaftPort: s.cfg.RaftPort, NodePort: s.cfg.NodePort, Trust: generation, MinLevel: fsm.MinLevel, MaxLevel: fsm.MaxLevel},
 		Seeds: s.seeds, Timing: s.cfg.GossipTiming, Logger: s.cfg.Logger.With("component", "gossip"),
 	})
 	if err != nil {
@@ -128,6 +131,7 @@ func (s *Server) runGossip(ctx context.Context) error {
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return g.Run(ctx) })
 	tasks.Go(func() error { ReportLoad(ctx, g); return nil })
+	tasks.Go(func() error { ReportSpace(ctx, g, s.cfg.DataDir); return nil })
 	tasks.Go(func() error { s.followTrust(ctx, g); return nil })
 	tasks.Go(func() error {
 		removals, cancel := s.members.Removals()

@@ -42,6 +42,10 @@ type Tags struct {
 	Load      uint8  // percent of CPU; published in steps of 10, at most every 30 s
 	Epoch     uint64 // number of the log's history that a server has; 0 of agents
 	EpochHash uint32 // of its ID: two may have one number
+	Orders    uint64 // of a server: how new the newest order to a member is that it knows, see package upgrade
+	MinLevel  uint16 // lowest and
+	MaxLevel  uint16 // highest feature level that the program works at; 0: it does not say
+	Free      uint64 // MiB that are free where the data directory is, about; 0: it does not say
 }
 
 // Member is one member as this process sees it.

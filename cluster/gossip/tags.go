@@ -27,6 +27,10 @@ const (
 	fieldLeaving
 	fieldEpoch
 	fieldEpochHash
+	fieldOrders
+	fieldMinLevel
+	fieldMaxLevel
+	fieldFree
 )
 
 var (
@@ -62,6 +66,10 @@ func encodeTags(t Tags, leaving bool) ([]byte, error) {
 	number(fieldLoad, uint64(t.Load))
 	number(fieldEpoch, t.Epoch)
 	number(fieldEpochHash, uint64(t.EpochHash))
+	number(fieldOrders, t.Orders)
+	number(fieldMinLevel, uint64(t.MinLevel))
+	number(fieldMaxLevel, uint64(t.MaxLevel))
+	number(fieldFree, t.Free)
 	if leaving {
 		number(fieldLeaving, 1)
 	}
@@ -93,7 +101,8 @@ func decodeTags(b []byte) (t Tags, leaving bool, err error) {
 		case fieldVersion:
 			t.Version = string(value)
 			continue
-		case fieldRole, fieldAPIPort, fieldRaftPort, fieldNodePort, fieldTrust, fieldLoad, fieldLeaving, fieldEpoch, fieldEpochHash:
+		case fieldRole, fieldAPIPort, fieldRaftPort, fieldNodePort, fieldTrust, fieldLoad, fieldLeaving, fieldEpoch, fieldEpochHash,
+			fieldOrders, fieldMinLevel, fieldMaxLevel, fieldFree:
 			used := 0
 			if n, used = binary.Uvarint(value); used != len(value) || used <= 0 {
 				return t, false, fmt.Errorf("gossip: tag %d is no number", field)
@@ -122,6 +131,14 @@ func decodeTags(b []byte) (t Tags, leaving bool, err error) {
 			t.Epoch = n
 		case fieldEpochHash:
 			t.EpochHash, fits = uint32(n), n <= math.MaxUint32
+		case fieldOrders:
+			t.Orders = n
+		case fieldMinLevel:
+			t.MinLevel, fits = uint16(n), n <= math.MaxUint16
+		case fieldMaxLevel:
+			t.MaxLevel, fits = uint16(n), n <= math.MaxUint16
+		case fieldFree:
+			t.Free = n
 		}
 		if !fits {
 			return t, false, fmt.Errorf("gossip: tag %d is out of range: %d", field, n)

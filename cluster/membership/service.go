@@ -82,6 +82,10 @@ type Peer struct {
 	Since    time.Time // of the state
 	Load     uint8     // percent of CPU
 	Trust    uint64    // generation that it has installed
+
+	Orders             uint64 // of a server: the newest order that it knows, see package upgrade
+	MinLevel, MaxLevel int    // feature levels that its program works at; 0: it does not say
+	Free               uint64 // MiB where its data directory is; 0: it does not say
 }
 
 // Authority signs certificates of agents; cluster/pki implements it.

@@ -6,6 +6,10 @@
 // of the roll-out is in the replicated state. Members fetch orders, carry them
 // out themselves and report; see package binary for how one changes its program.
 //
+// How a member hears of its order: a server has it in its state and says in its
+// gossip tags (Orders) how new the newest order is that it knows; another member
+// that hears of a newer one than it has asked for asks at MemberPath.
+//
 // Limits: one architecture and one binary at a time; nothing here makes old data
 // readable for a new program, or the other way round: that is the feature level's
 // business (package fsm).
@@ -77,5 +81,7 @@ type Report struct {
 	Phase   Phase     `json:"phase"`
 	Version string    `json:"version"` // that runs now
 	Error   string    `json:"error,omitempty"`
+	// Gone, with Failed: the program to return to is not kept here any more.
+	Gone bool `json:"gone,omitempty"`
 	At      time.Time `json:"at"`
 }

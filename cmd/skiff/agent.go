@@ -21,6 +21,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/membership"
 	"github.com/skiff-sh/skiff/cluster/pki"
 	"github.com/skiff-sh/skiff/cluster/servers"
+	"github.com/skiff-sh/skiff/fsm"
 	"github.com/skiff-sh/skiff/node"
 )
 
@@ -138,7 +139,8 @@ func (a *agent) open(ctx context.Context) (err error) {
 	c := &a.known
 	a.gossip, err = gossip.New(gossip.Config{
 		Name: o.name, Bind: o.bind, Advertise: o.advertise, Port: o.gossipPort, Keys: c.GossipKeys,
-		Tags:  gossip.Tags{ID: a.id, Role: gossip.RoleAgent, ClusterID: c.ClusterID, Version: version, NodePort: o.nodePort, Trust: c.Generation},
+		Tags: gossip.Tags{ID: a.id, Role: gossip.RoleAgent, ClusterID: c.ClusterID, Version: version, NodePort: o.nodePort, Trust: c.Generation,
+			MinLevel: fsm.MinLevel, MaxLevel: fsm.MaxLevel},
 		Seeds: a.seeds, Logger: o.logger.With("component", "gossip"),
 	})
 	if err != nil {
@@ -260,6 +262,7 @@ func (a *agent) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.gossip.Run(ctx) })
 	g.Go(func() error { cluster.ReportLoad(ctx, a.gossip); return nil })
+	g.Go(func() error { cluster.ReportSpace(ctx, a.gossip, a.o.dataDir); return nil })
 	g.Go(func() error {
 		if err := a.identity.Run(ctx); err != nil && ctx.Err() == nil {
 			a.o.logger.Error("this node is no member of the cluster any more; its pods go on until skiff reset, but those of StatefulSets, which must not run twice", "error", err)
