@@ -83,6 +83,7 @@ func TestSaveAndStatus(t *testing.T) {
 	want := Info{
 		Hash: info.Hash, Revision: f.Store().Revision(), TotalKeys: 51, TotalSize: st.Size(),
 		Version: "1", ClusterID: "test-cluster", Index: 7, Term: 3, DataSize: info.DataSize,
+		FeatureLevel: 1, Epoch: 1,
 	}
 	if *info != want || len(info.Hash) != 64 || info.DataSize != uint64(f.Store().View().Bytes()) {
 		t.Errorf("got %+v, want %+v", *info, want)

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 
 	"filippo.io/age"
 
 	"github.com/skiff-sh/skiff/fsm"
+	"github.com/skiff-sh/skiff/fsm/raftdir"
 	"github.com/skiff-sh/skiff/fsm/store"
 )
 
@@ -23,6 +25,9 @@ type Info struct {
 	Index     uint64 `json:"raftIndex"`
 	Term      uint64 `json:"raftTerm"`
 	DataSize  uint64 `json:"dataSize"` // of keys and values
+	// FeatureLevel and Epoch of the cluster, see package fsm and fsm/raftdir.
+	FeatureLevel int    `json:"featureLevel"`
+	Epoch        uint64 `json:"epoch"`
 
 	Compressed bool `json:"compressed,omitempty"`
 	Encrypted  bool `json:"encrypted,omitempty"`
@@ -67,10 +72,14 @@ func read(ctx context.Context, src io.Reader, tell func(), each func(*store.KeyV
 	if err != nil {
 		return nil, err
 	}
+	own := map[string][]byte{}
 	for last := int64(0); ; {
 		kv, err := r.Next()
 		if err == io.EOF {
 			break
+		}
+		if err == nil && (kv.Key == fsm.LevelKey || kv.Key == raftdir.EpochKey) {
+			own[kv.Key] = kv.Value
 		}
 		if err == nil && each != nil {
 			err = each(kv)
@@ -87,11 +96,25 @@ func read(ctx context.Context, src io.Reader, tell func(), each func(*store.KeyV
 		}
 	}
 	tell()
-	s := r.Summary()
+	return infoOf(r.Summary(), own)
+}
+
+// infoOf makes an Info of the end of a snapshot, and of keys in it.
+func infoOf(s *fsm.Summary, own map[string][]byte) (*Info, error) {
+	epoch, err := raftdir.DecodeEpoch(own[raftdir.EpochKey])
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", fsm.ErrDamaged, err)
+	}
+	level := fsm.MinLevel
+	if b, ok := own[fsm.LevelKey]; ok { // the reader has looked at it
+		if level, err = strconv.Atoi(string(b)); err != nil {
+			return nil, fmt.Errorf("%w: feature level: %w", fsm.ErrDamaged, err)
+		}
+	}
 	return &Info{
 		Hash: s.Hash, Revision: s.Revision, TotalKeys: s.Keys, TotalSize: s.Size,
 		Version: fmt.Sprint(s.Version), ClusterID: s.ClusterID, Index: s.Index, Term: s.Term,
-		DataSize: s.Bytes,
+		DataSize: s.Bytes, FeatureLevel: level, Epoch: epoch.Number,
 	}, nil
 }
 
