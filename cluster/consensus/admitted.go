@@ -54,10 +54,10 @@ func (n *Node) loadAdmission() error {
 	}
 	var a admission
 	if err != nil {
-		return fmt.Errorf("read what the cluster said when it let this server in: %w", err)
+		return fmt.Errorf("%w: %s: %w", ErrDamaged, admissionFile(n.c.DataDir), err)
 	}
 	if err := json.Unmarshal(b, &a); err != nil {
-		return fmt.Errorf("%w: %s: %w; a server that was just let in joins again with an empty data directory", ErrDamaged, admissionFile(n.c.DataDir), err)
+		return fmt.Errorf("%w: %s: %w", ErrDamaged, admissionFile(n.c.DataDir), err)
 	}
 	n.admission.Store(&a)
 	return nil

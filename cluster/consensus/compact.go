@@ -3,6 +3,7 @@ package consensus
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -24,12 +25,15 @@ type compactor struct {
 	n    *Node
 	wake chan struct{}
 
+	renewing atomic.Bool // see renew
+
 	mu      sync.Mutex
 	entries uint64 // since the last snapshot
 	bytes   int64
 	all     uint64 // since New, to know the size of an average entry
 	size    int64
 	next    time.Time // not before
+	hasty   bool      // a snapshot is due whatever the numbers say
 }
 
 func (c *compactor) init(n *Node, snapshot uint64, found raftdir.Contents) {
@@ -60,10 +64,22 @@ func (c *compactor) appended(entries int, size int64) {
 	}
 }
 
+// hurry lets the next snapshot come soon: the log holds what takes as long to
+// apply as a snapshot to read.
+func (c *compactor) hurry() {
+	c.mu.Lock()
+	c.hasty = true
+	c.mu.Unlock()
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
 // due is called with mu held. A large state is not written for a little log.
 func (c *compactor) due() bool {
 	bytes := max(c.n.c.SnapshotBytes, c.n.c.FSM.Store().View().Bytes()/2)
-	return (c.entries >= c.n.c.SnapshotEntries || c.bytes >= bytes) && time.Now().After(c.next)
+	return (c.hasty || c.entries >= c.n.c.SnapshotEntries || c.bytes >= bytes) && time.Now().After(c.next)
 }
 
 func (c *compactor) run() {
@@ -100,6 +116,7 @@ func (c *compactor) snapshot(r *raft.Raft) {
 	defer c.mu.Unlock()
 	switch {
 	case err == nil:
+		c.hasty = false
 		c.entries -= entries
 		c.bytes -= bytes
 	case errors.Is(err, raft.ErrRaftShutdown):

@@ -32,6 +32,7 @@ type Node struct {
 	lead      leadership
 	verify    verifier
 	compact   compactor
+	files     files
 	methods   map[string]Handler
 	contacts  contacts
 	trans     *replicator               // nil before Run
@@ -53,6 +54,7 @@ type Node struct {
 	left    context.Context           // ended by Retire
 	leave   context.CancelFunc        // ends left
 	raft    atomic.Pointer[raft.Raft] // nil before Run has started it
+	broken  chan error                // of one place: why Run ends by itself
 	ready   chan struct{}
 	stopped chan struct{} // closed when Run begins to stop
 	close   sync.Once
@@ -65,7 +67,7 @@ func New(c Config) (*Node, error) {
 	if err := c.complete(); err != nil {
 		return nil, err
 	}
-	n := &Node{c: c, lock: c.Lock, ready: make(chan struct{}), stopped: make(chan struct{}), versionOf: fsm.CommandVersion, instance: rand.Text()}
+	n := &Node{c: c, lock: c.Lock, broken: make(chan error, 1), ready: make(chan struct{}), stopped: make(chan struct{}), versionOf: fsm.CommandVersion, instance: rand.Text()}
 	n.left, n.leave = context.WithCancel(context.Background())
 	n.stall.changed = make(chan struct{}, 1)
 	if n.lock == nil {
@@ -95,7 +97,7 @@ func (n *Node) open() error {
 	}
 	var err error
 	if n.snaps, err = raftdir.OpenSnapshots(n.c.DataDir, newHCLogger(n.c.Logger)); err != nil {
-		return err
+		return n.withAdvice(err)
 	}
 	all, err := n.snaps.List()
 	if err != nil {
@@ -106,7 +108,7 @@ func (n *Node) open() error {
 		snapshot, term = all[0].Index, all[0].Term
 	}
 	if err := n.loadAdmission(); err != nil {
-		return err
+		return n.withAdvice(err)
 	}
 	log, contents, err := raftdir.OpenLog(raftdir.Options{
 		DataDir: n.c.DataDir, SnapshotIndex: snapshot, Reserve: n.c.Reserve,
@@ -119,12 +121,17 @@ func (n *Node) open() error {
 		n.c.Logger.Warn("the raft log's record of its last write is invalid; if this is not because of a crash, the last write before the stop is lost", "file", log.Path())
 	}
 	n.log = log
+	if err := n.files.open(n); err != nil {
+		return errors.Join(err, log.Close())
+	}
+	n.c.FSM.SetFiles(n.files.source)
 	n.compact.init(n, snapshot, contents)
-	log.OnAppend, log.OnWrite = n.appended, n.wrote
+	log.OnAppend, log.OnWrite, log.OnDamage = n.appended, n.wrote, n.damaged
 	if snapshot > 0 {
 		log.Covered(snapshot, term)
 	}
 	n.snaps.Step, n.snaps.Done = n.c.Step, log.Covered
+	n.snaps.Check, n.snaps.Damaged = fsm.Check, n.snapshotDamaged
 	n.snaps.LastIndex = func() uint64 { last, _ := log.LastIndex(); return last }
 	return nil
 }
@@ -135,23 +142,6 @@ func (n *Node) appended(entries int, size int64) {
 	if n.trans != nil {
 		n.trans.news()
 	}
-}
-
-// withAdvice adds to the error of a damaged file what can be done about it: the
-// newest of this server's own snapshots that is whole, or one from elsewhere.
-func (n *Node) withAdvice(err error) error {
-	if !errors.Is(err, ErrDamaged) {
-		return err
-	}
-	file, other := "FILE", "FILE is the newest that `skiff snapshot save` made"
-	for _, f := range n.snaps.Files() {
-		if info, err := backup.Status(f); err == nil {
-			file = f
-			other = fmt.Sprintf("it holds what was written up to revision %d; use a newer file if `skiff snapshot save` made one", info.Revision)
-			break
-		}
-	}
-	return fmt.Errorf("%w; to go on with a saved state: skiff snapshot restore --data-dir NEWDIR --key-file %s %s, then start with --data-dir NEWDIR (%s)", err, filepath.Join(n.c.DataDir, "pki", "cluster.key"), file, other)
 }
 
 // Close releases what New opened. It is for a Node that is not run, is safe to
@@ -184,7 +174,14 @@ func (n *Node) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(n.port.serve)
 	n.trans = newReplicator(n)
-	r, err := n.start(n.trans)
+	var r *raft.Raft
+	var err error
+	if n.c.Consult != nil {
+		err = n.c.Consult(ctx)
+	}
+	if err == nil {
+		r, err = n.start(n.trans)
+	}
 	if err == nil {
 		n.observe(r)
 		n.raft.Store(r)
@@ -196,10 +193,14 @@ func (n *Node) Run(ctx context.Context) error {
 		wg.Go(func() { n.succeed(r) })
 		wg.Go(n.batch.run)
 		wg.Go(n.compact.run)
+		wg.Go(n.files.sweep)
 		wg.Go(n.awaitReady)
 		wg.Go(n.join)
 		n.hasten(r)
-		<-ctx.Done()
+		select {
+		case <-ctx.Done():
+		case err = <-n.broken:
+		}
 		n.handOver(r)
 	}
 	close(n.stopped)
@@ -339,6 +340,7 @@ func (m *machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0
 func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 	out := m.FSM.ApplyBatch(logs)
 	m.n.trans.news()
+	m.n.restored(logs)
 	return out
 }
 

@@ -63,6 +63,11 @@ type Log struct {
 	// votes and terms.
 	OnWrite func(took time.Duration)
 
+	// OnDamage, likewise, of an entry that can't be read any more. If it returns
+	// true nothing good can come of going on, and the reader, which is Raft and
+	// would panic, waits for Interrupt and ends.
+	OnDamage func(index uint64, err error) (halt bool)
+
 	// turn is held by whoever uses stable. It is no mutex: a write may hang, and
 	// the simulated clock of tests does not count waiting for a mutex as waiting.
 	turn   chan struct{}
@@ -186,20 +191,27 @@ func (l *Log) FirstIndex() (uint64, error) { return l.bolt.FirstIndex() }
 func (l *Log) LastIndex() (uint64, error) { return l.bolt.LastIndex() }
 
 // GetLog implements raft.LogStore. An entry whose checksum is wrong is
-// ErrDamaged.
+// ErrDamaged, see OnDamage.
 func (l *Log) GetLog(index uint64, e *raft.Log) error {
-	err := l.bolt.GetLog(index, e)
-	if errors.Is(err, raft.ErrLogNotFound) && l.covers(index) {
+	err := l.guard("read", func() error { return l.bolt.GetLog(index, e) })
+	switch {
+	case errors.Is(err, raft.ErrLogNotFound) && l.covers(index):
 		*e = raft.Log{Index: index, Term: l.snapshot.Load().term, Type: raft.LogNoop}
 		return nil
-	}
-	if err != nil {
+	case errors.Is(err, raft.ErrLogNotFound), errors.Is(err, berrors.ErrDatabaseNotOpen):
 		return err
+	case err == nil:
+		err = unseal(index, e)
 	}
-	if err := unseal(index, e); err != nil {
-		return fmt.Errorf("%w: %s: entry %d: %w", ErrDamaged, l.path, index, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	err = fmt.Errorf("%w: %s: entry %d: %w", ErrDamaged, l.path, index, err)
+	if l.OnDamage != nil && l.OnDamage(index, err) {
+		<-l.interrupted
+		runtime.Goexit()
+	}
+	return err
 }
 
 // StoreLog implements raft.LogStore.
@@ -254,7 +266,7 @@ func (l *Log) DeleteRange(from, to uint64) error {
 // space, and sorts its errors.
 func (l *Log) writing(name string, do func() error) error {
 	write := func() error {
-		return l.hang.watch(func() error { return step(l.step, name, do) })
+		return l.hang.watch(func() error { return step(l.step, name, func() error { return l.guard("write", do) }) })
 	}
 	err := write()
 	if isNoSpace(err) && l.reserve.release() {

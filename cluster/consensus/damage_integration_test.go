@@ -1,0 +1,8 @@
+//go:build integration || soak
+
+package consensus
+
+import "testing"
+
+// TestEveryDamage does all damages to the files of a member.
+func TestEveryDamage(t *testing.T) { runDamages(t, 1) }

@@ -1,0 +1,252 @@
+package consensus
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/skiff-sh/skiff/fsm"
+	"github.com/skiff-sh/skiff/fsm/damage"
+	"github.com/skiff-sh/skiff/fsm/raftdir"
+	"github.com/skiff-sh/skiff/fsm/store"
+)
+
+// history is the data dir of a stopped member with two snapshots, a log that goes
+// on behind them and every small file, with a copy from an earlier stop.
+func history(t *testing.T) (c Config, older string, state []byte) {
+	t.Helper()
+	l := listen(t, "127.0.0.1:0")
+	c = Config{
+		NodeID: "a", DataDir: filepath.Join(t.TempDir(), "data"), Listener: l, SnapshotEntries: 60, Trailing: 40, Reserve: 1 << 20,
+		Bootstrap: []Server{{ID: "a", Addr: l.Addr().String()}},
+	}
+	m := start(t, c)
+	m.awaitReady(t)
+	n := 0
+	write := func(until func() bool) {
+		for ; !until(); n++ {
+			m.put(t, fmt.Sprintf("/registry/things/k%06d", n%70), strings.Repeat("value ", 1+n%60), fsm.Any)
+		}
+	}
+	write(func() bool { return n >= 30 })
+	m.stop(t)
+	older = filepath.Join(t.TempDir(), "older")
+	if err := os.CopyFS(older, os.DirFS(c.DataDir)); err != nil {
+		t.Fatal(err)
+	}
+	m = m.restart(t)
+	m.awaitReady(t)
+	write(func() bool { return len(m.snaps.Files()) == 2 && n >= 190 })
+	last := n + 25
+	write(func() bool { return n == last })
+	m.stop(t)
+	if err := os.WriteFile(admissionFile(c.DataDir), []byte(`{"term":1,"index":7}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := raftdir.SaveEpoch(c.DataDir, raftdir.Epoch{Number: 1}); err != nil {
+		t.Fatal(err)
+	}
+	return m.config, older, stateOf(t, m.config.FSM)
+}
+
+func stateOf(t *testing.T, f *fsm.FSM) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := f.Capture().Write(t.Context(), &b); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// sums are the hashes of all files below dir.
+func sums(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || d.Name() == "lock" {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		out[path] = fmt.Sprintf("%x", sha256.Sum256(b))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// damageOutcome is what a member makes of one damage.
+type damageOutcome struct{ refused, whole int }
+
+// runDamages starts a member on a copy with each of the damages: it refuses with
+// the file's name and what to do and leaves everything as it is, or it has the
+// whole state.
+func runDamages(t *testing.T, every int) {
+	c, older, want := history(t)
+	cases, err := damage.Cases(c.DataDir, older, func(file string) bool { return filepath.Base(file) == "lock" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := map[string]*damageOutcome{}
+	for i, d := range cases {
+		if i%every != 0 {
+			continue
+		}
+		dir := filepath.Join(t.TempDir(), "data")
+		if err := os.CopyFS(dir, os.DirFS(c.DataDir)); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Apply(dir); err != nil {
+			t.Fatal(err)
+		}
+		before := sums(t, dir)
+		f := fsm.New(store.New(store.Config{}))
+		err := tryStart(t, c, dir, f)
+		kind := filepath.Base(d.File)
+		if table[kind] == nil {
+			table[kind] = &damageOutcome{}
+		}
+		if err == nil {
+			table[kind].whole++
+			if got := stateOf(t, f); !bytes.Equal(content(t, got), content(t, want)) {
+				t.Errorf("%s: it starts with another state: revision %d instead of %d", d, revision(t, got), revision(t, want))
+			}
+		} else {
+			table[kind].refused++
+			if !errors.Is(err, ErrDamaged) || !containsAll(err.Error(), filepath.Join(dir, "raft"), filepath.Base(d.File), "skiff snapshot restore") {
+				t.Errorf("%s: the error does not help: %v", d, err)
+			}
+			after := sums(t, dir)
+			for path, sum := range before {
+				if after[path] != sum && filepath.Base(path) != "reserve" {
+					t.Errorf("%s: a refused start has changed %s (%v)", d, path, err)
+				}
+			}
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var kinds []string
+	for k := range table {
+		kinds = append(kinds, k)
+	}
+	sort.Strings(kinds)
+	for _, k := range kinds {
+		t.Logf("%-10s %4d refused, %4d with the whole state", k, table[k].refused, table[k].whole)
+	}
+}
+
+// content is a snapshot without its header: a start moves the log on.
+func content(t *testing.T, snapshot []byte) []byte {
+	t.Helper()
+	r, err := fsm.NewReader(bytes.NewReader(snapshot))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []byte
+	for {
+		kv, err := r.Next()
+		if err != nil {
+			return out
+		}
+		out = fmt.Appendf(out, "%q %q %d %d\n", kv.Key, kv.Value, kv.CreateRevision, kv.ModRevision)
+	}
+}
+
+func revision(t *testing.T, snapshot []byte) int64 {
+	t.Helper()
+	r, err := fsm.NewReader(bytes.NewReader(snapshot))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Header().Revision
+}
+
+// TestSomeDamages is TestEveryDamage in short.
+func TestSomeDamages(t *testing.T) { runDamages(t, 17) }
+
+// TestDamageWhileRunning flips bits of entries under a running member. Those that
+// the state holds are replaced by a snapshot; a restart has everything.
+func TestDamageWhileRunning(t *testing.T) {
+	c, _, _ := history(t)
+	c.Listener, c.FSM = listen(t, c.AdvertiseAddr), nil
+	m := start(t, c)
+	m.awaitReady(t)
+	want := stateOf(t, m.config.FSM)
+	b, err := os.ReadFile(m.log.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := m.log.FirstIndex()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(m.log.Path(), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at := 0; ; at++ { // each value that is there
+		next := bytes.Index(b[at:], []byte("value value"))
+		if next < 0 {
+			break
+		}
+		at += next
+		if _, err := f.WriteAt([]byte("w"), int64(at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.Close()
+	var hurt error
+	last, _ := m.log.LastIndex()
+	for i := first; i <= last && hurt == nil; i++ { // as for a member that lags
+		hurt = m.log.GetLog(i, new(raft.Log))
+	}
+	if !errors.Is(hurt, ErrDamaged) {
+		t.Fatalf("damaged entries are read: %v", hurt)
+	}
+	eventually(t, "the log is replaced", func() bool {
+		first, _ := m.log.FirstIndex()
+		for last, _ := m.log.LastIndex(); first > 0 && first <= last; first++ {
+			if m.log.GetLog(first, new(raft.Log)) != nil {
+				return false
+			}
+		}
+		return true
+	})
+	m.put(t, "/after", "x", 0)
+	m.stop(t)
+	m = m.restart(t)
+	m.awaitReady(t)
+	if got := m.config.FSM.Store().View().Len(); got != strings.Count(string(content(t, want)), "\n")+1 {
+		t.Errorf("%d keys after the restart", got)
+	}
+}
+
+// TestSnapshotDamagedBeforeItIsSent: a new member gets the state although the
+// leader's snapshot, which it needs, was damaged on the disk.
+func TestSnapshotDamagedBeforeItIsSent(t *testing.T) {
+	c, _, want := history(t)
+	c.Listener, c.FSM, c.HeartbeatTimeout = listen(t, c.AdvertiseAddr), nil, hasty
+	a := start(t, c)
+	a.awaitReady(t)
+	for _, file := range a.snaps.Files() {
+		if err := os.Truncate(file, 2000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := start(t, Config{NodeID: "b", DataDir: t.TempDir(), Listener: listen(t, "127.0.0.1:0"), HeartbeatTimeout: hasty, Join: []string{c.AdvertiseAddr}})
+	eventually(t, "the new member has the state", func() bool {
+		return bytes.Equal(content(t, stateOf(t, b.config.FSM)), content(t, want))
+	})
+}
