@@ -54,9 +54,22 @@ type Config struct {
 	// remain without it; default 1h. A dead voter beyond an odd number goes after
 	// ten seconds: a replacement has come.
 	DeadServerGrace time.Duration
+	// Restoring is called on a leader before it restores a snapshot into the running
+	// cluster: it ends all that decides on what it knows of the state. resume is
+	// called when the outcome is known, or not to be known here.
+	Restoring func(ctx context.Context) (resume func(), err error)
 	// Handlers are RPCs for Call and CallLeader. An error that wraps ErrNotLeader
 	// says that nothing was done: CallLeader tries again with the next leader.
 	Handlers map[string]Handler
+	// Epoch of the log: nothing but the methods of Open passes between members of
+	// different epochs. The zero value is the first.
+	Epoch raftdir.Epoch
+	// Open are further RPCs, for members of any epoch (see Ask). They are also
+	// answered by a Node that waits for Consult.
+	Open map[string]Handler
+	// Consult, if not nil, is called by Run before Raft starts, when the port is
+	// open already. Run returns its error.
+	Consult func(ctx context.Context) error
 	// Dial replaces a net.Dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Step, for fault tests, is called around what is written to the disk, see

@@ -61,6 +61,9 @@ var (
 	ErrBehind = errors.New("this server is behind the others")
 	// ErrVersion says that a command needs a newer skiff on another member.
 	ErrVersion = errors.New("a member runs too old a version")
+	// ErrEpoch says that another server's log is of another epoch: the two have
+	// nothing to say to each other.
+	ErrEpoch = errors.New("another epoch of the log")
 	// ErrTLS says that the TLS configuration would let strangers in.
 	ErrTLS = errors.New("unsafe TLS configuration")
 

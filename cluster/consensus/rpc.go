@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/skiff-sh/skiff/fsm"
+	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
 // On an RPC connection both sides send frames:
@@ -28,6 +29,7 @@ const (
 	kindPropose   = 1 // body: uvarint milliseconds until the deadline, encoded command
 	kindReadIndex = 2 // body: uvarint milliseconds until the deadline
 	kindCall      = 3 // body: uvarint milliseconds until the deadline, call
+	kindEpoch     = 4 // body: epoch of the caller's log, if it is not the first; comes before all others, has no answer
 )
 
 // Statuses of an answer. With any but statusOK the body is a text.
@@ -44,6 +46,7 @@ const (
 	statusNotReady  = 9
 	statusRefused   = 10
 	statusVersion   = 11
+	statusEpoch     = 12
 )
 
 // statuses are the errors that have one. The first that an error wraps counts.
@@ -61,6 +64,7 @@ var statuses = []struct {
 	{statusNotReady, ErrNotReady},
 	{statusRefused, ErrRefused},
 	{statusVersion, ErrVersion},
+	{statusEpoch, ErrEpoch},
 }
 
 const (
@@ -130,8 +134,14 @@ func (n *Node) serveRPC(conn net.Conn) {
 	defer wg.Wait()
 	r := bufio.NewReader(conn)
 	w := &frameWriter{conn: conn, w: bufio.NewWriter(conn)}
+	caller := raftdir.Epoch{Number: 1}
 	for {
 		f, err := readFrame(r)
+		if err == nil && f.kind == kindEpoch {
+			if caller, err = raftdir.DecodeEpoch(f.body); err == nil {
+				continue
+			}
+		}
 		if err != nil {
 			if err != io.EOF && ctx.Err() == nil {
 				n.c.Logger.Debug("rpc connection ended", "from", conn.RemoteAddr(), "error", err)
@@ -140,7 +150,7 @@ func (n *Node) serveRPC(conn net.Conn) {
 			return
 		}
 		wg.Go(func() {
-			status, body := n.answer(ctx, f)
+			status, body := n.answer(ctx, f, caller)
 			if err := w.write(frame{f.id, status, body}); err != nil {
 				conn.Close()
 			}
@@ -148,15 +158,28 @@ func (n *Node) serveRPC(conn net.Conn) {
 	}
 }
 
-// answer does what a request asks for.
-func (n *Node) answer(ctx context.Context, f frame) (status byte, body []byte) {
+// answer does what a request asks for, of a member whose log is of that epoch.
+func (n *Node) answer(ctx context.Context, f frame, caller raftdir.Epoch) (status byte, body []byte) {
 	ms, k := binary.Uvarint(f.body)
-	if k <= 0 || n.raft.Load() == nil {
-		return statusFailed, []byte("malformed request, or not started yet")
+	if k <= 0 {
+		return statusFailed, []byte("malformed request")
 	}
 	timeout := min(time.Duration(ms)*time.Millisecond, time.Minute)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	if open := n.openMethod(f, k); open != nil {
+		out, err := open(ctx)
+		if err != nil {
+			return statusOf(err), []byte(err.Error())
+		}
+		return statusOK, out
+	}
+	if caller.ID != n.c.Epoch.ID {
+		return statusEpoch, fmt.Appendf(nil, "it has %s, and this server %s", n.c.Epoch, caller)
+	}
+	if n.raft.Load() == nil {
+		return statusFailed, []byte("not started yet")
+	}
 	var err error
 	switch f.kind {
 	case kindPropose:

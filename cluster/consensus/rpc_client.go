@@ -173,6 +173,13 @@ func (p *peers) run(c *peer, addr string) {
 		conn.Close()
 		return
 	}
+	if e := p.n.c.Epoch; e.ID != "" {
+		if err := c.w.write(frame{kind: kindEpoch, body: e.Encode()}); err != nil {
+			c.fail(err)
+			return
+		}
+	}
+	close(c.dialled)
 	r := bufio.NewReader(conn)
 	for {
 		f, err := readFrame(r)
@@ -205,7 +212,6 @@ func (c *peer) established(conn net.Conn) bool {
 	}
 	c.conn = conn
 	c.w = &frameWriter{conn: conn, w: bufio.NewWriter(conn)}
-	close(c.dialled)
 	return true
 }
 

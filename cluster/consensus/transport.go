@@ -15,6 +15,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
+
+	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
 var errCut = errors.New("this server's disk does not answer, or it was removed from the cluster")
@@ -44,6 +46,7 @@ type port struct {
 	lost     chan struct{} // of one place: another member has ended a connection of Raft
 	serveRPC func(net.Conn)
 	id       string // of this member
+	epoch    raftdir.Epoch
 	connect  func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	stop   context.Context
@@ -53,6 +56,8 @@ type port struct {
 	conns  map[net.Conn]struct{} // all that are open
 	cut    bool                  // no connections for Raft
 	shut   bool                  // likewise: this server was not let in yet
+
+	foreign sometimes // complaints about other epochs
 }
 
 // advertised is the address that others use.
@@ -66,7 +71,7 @@ func newPort(c *Config, serveRPC func(net.Conn)) *port {
 		listener: c.Listener, addr: advertised(c.AdvertiseAddr),
 		server: c.TLS.Clone(), client: c.TLS.Clone(),
 		log: c.Logger, raft: make(chan net.Conn), lost: make(chan struct{}, 1), serveRPC: serveRPC,
-		conns: map[net.Conn]struct{}{}, connect: c.Dial, id: c.NodeID,
+		conns: map[net.Conn]struct{}{}, connect: c.Dial, id: c.NodeID, epoch: c.Epoch,
 	}
 	if p.connect == nil {
 		p.connect = (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext
@@ -114,7 +119,11 @@ func (p *port) handle(raw net.Conn) {
 	switch conn.ConnectionState().NegotiatedProtocol {
 	case protoRaft:
 		if err := p.expectCalled(conn); err != nil {
-			p.log.Debug("refused a connection for raft", "from", raw.RemoteAddr(), "error", err)
+			level := slog.LevelDebug
+			if errors.Is(err, ErrEpoch) && p.foreign.first() {
+				level = slog.LevelWarn
+			}
+			p.log.Log(ctx, level, "refused a connection for raft", "from", raw.RemoteAddr(), "error", err)
 			p.untrack(raw)
 			return
 		}
@@ -163,10 +172,21 @@ func (p *port) shutRaft(shut bool) {
 
 // A connection for Raft begins with the ID of the member that is called, after
 // one byte for its length. Another server may have the address by now, and must
-// neither vote nor acknowledge for it.
+// neither vote nor acknowledge for it. After the first epoch that of the log
+// follows, as it was named by whoever began it.
 
-func callRaft(c net.Conn, id string) error {
-	_, err := c.Write(append([]byte{byte(len(id))}, id...))
+const epochMark = "#"
+
+// called is how a connection names a member that has the epoch of this one.
+func (p *port) called(id string) string {
+	if p.epoch.ID == "" {
+		return id
+	}
+	return id + epochMark + p.epoch.ID
+}
+
+func callRaft(c net.Conn, called string) error {
+	_, err := c.Write(append([]byte{byte(len(called))}, called...))
 	return err
 }
 
@@ -183,8 +203,11 @@ func (p *port) expectCalled(c net.Conn) error {
 	if _, err := io.ReadFull(c, id); err != nil {
 		return err
 	}
-	if string(id) != p.id {
-		return fmt.Errorf("it is for %q", id)
+	if got := string(id); got != p.called(p.id) {
+		if name, _, _ := strings.Cut(got, epochMark); name == p.id {
+			return fmt.Errorf("%w: this server has %s", ErrEpoch, p.epoch)
+		}
+		return fmt.Errorf("it is for %q", got)
 	}
 	return c.SetReadDeadline(time.Time{})
 }
@@ -233,9 +256,15 @@ func (p *port) untrack(c net.Conn) {
 }
 
 func (p *port) dial(ctx context.Context, addr, proto string) (net.Conn, error) {
+	return dialMember(ctx, p.connect, p.client, addr, proto)
+}
+
+type dialer = func(ctx context.Context, network, addr string) (net.Conn, error)
+
+func dialMember(ctx context.Context, connect dialer, client *tls.Config, addr, proto string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	config := p.client.Clone()
+	config := client.Clone()
 	config.NextProtos = []string{proto}
 	if config.ServerName == "" {
 		host, _, err := net.SplitHostPort(addr)
@@ -245,7 +274,7 @@ func (p *port) dial(ctx context.Context, addr, proto string) (net.Conn, error) {
 		config.ServerName = host
 	}
 	cctx, stop := context.WithTimeout(ctx, connectTimeout)
-	raw, err := p.connect(cctx, "tcp", addr)
+	raw, err := connect(cctx, "tcp", addr)
 	stop()
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", addr, err)
@@ -296,7 +325,7 @@ func (p *port) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, e
 	if err != nil {
 		return nil, err
 	}
-	if err := callRaft(conn, id); err != nil {
+	if err := callRaft(conn, p.called(id)); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("dial %s: %w", addr, err)
 	}

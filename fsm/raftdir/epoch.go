@@ -57,6 +57,14 @@ func (e Epoch) Next(cause Cause, by string, now time.Time, followers ...string) 
 		At: now.UTC().Truncate(time.Millisecond), By: by, Followers: followers}
 }
 
+// String names the epoch in messages.
+func (e Epoch) String() string {
+	if e.Number <= 1 {
+		return "epoch 1"
+	}
+	return fmt.Sprintf("epoch %d (by %s on %s, %s)", e.Number, e.Cause, e.By, e.At.Format(time.RFC3339))
+}
+
 // Follows says whether the member with that ID may give up the log of an earlier
 // epoch for this one by itself.
 func (e Epoch) Follows(id string) bool {
