@@ -129,11 +129,11 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return nil, err
 	}
-	tmp, err := os.MkdirTemp(parent, "."+filepath.Base(dataDir)+".tmp-*")
+	tmp, release, err := tempDir(parent, filepath.Base(dataDir))
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(tmp) // there is nothing once it has been renamed
+	defer release() // there is nothing once it has been renamed
 	out := &Restored{Snapshot: info, DataDir: dataDir, NodeID: o.NodeID, Revision: info.Revision + o.RevisionStep,
 		Epoch: before.Next(raftdir.Restored, o.By, time.Now())}
 	if out.Revision < info.Revision {

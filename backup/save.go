@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"filippo.io/age"
 
@@ -61,21 +62,36 @@ func Save(ctx context.Context, source Source, path string, o SaveOptions) (_ *In
 		return nil, err
 	}
 	dir, name := filepath.Split(path)
-	tmp, err := os.CreateTemp(filepath.Clean(dir), "."+name+".tmp-*") // made with mode 0600
+	return saveBeside(ctx, source, dir, name, o, func(*Info) string { return path })
+}
+
+// SaveIn is Save to a new file in dir, named after what is in it (Name).
+func SaveIn(ctx context.Context, source Source, dir string, o SaveOptions) (path string, _ *Info, err error) {
+	began := time.Now()
+	info, err := saveBeside(ctx, source, dir, "skiff", o, func(i *Info) string {
+		path = filepath.Join(dir, Name{Cluster: i.ClusterID, At: began, Revision: i.Revision, Compressed: i.Compressed, Encrypted: i.Encrypted}.String())
+		return path
+	})
+	if err != nil {
+		return "", nil, fmt.Errorf("save snapshot in %s: %w", dir, err)
+	}
+	return path, info, nil
+}
+
+// saveBeside writes to a file beside name, which becomes what final says.
+func saveBeside(ctx context.Context, source Source, dir, name string, o SaveOptions, final func(*Info) string) (*Info, error) {
+	tmp, err := tempFile(dir, name)
 	if err != nil {
 		return nil, err
 	}
+	defer tmp.Close()           // unlocks it
 	defer os.Remove(tmp.Name()) // fails once it has been renamed
-	defer tmp.Close()
 
 	unlock, err := write(ctx, source, tmp, o)
 	if err != nil {
 		return nil, err
 	}
 	if err := tmp.Sync(); err != nil {
-		return nil, err
-	}
-	if err := tmp.Close(); err != nil {
 		return nil, err
 	}
 	f, err := Open(tmp.Name(), unlock)
@@ -87,7 +103,7 @@ func Save(ctx context.Context, source Source, path string, o SaveOptions) (_ *In
 	if err != nil {
 		return nil, fmt.Errorf("what was received is no whole snapshot: %w", err)
 	}
-	if err := place(tmp.Name(), path, o.Overwrite); err != nil {
+	if err := place(tmp.Name(), final(info), o.Overwrite); err != nil {
 		return nil, err
 	}
 	return info, nil
