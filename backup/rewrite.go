@@ -26,6 +26,7 @@ func rewrite(ctx context.Context, src io.Reader, size int64, dst io.Writer, c ch
 	if err != nil {
 		return err
 	}
+	c.header.Format = max(c.header.Format, r.Header().Format)
 	w, err := fsm.NewWriter(dst, c.header)
 	if err != nil {
 		return err

@@ -45,7 +45,7 @@ func TestRewrite(t *testing.T) {
 			t.Errorf("%s has revision %d", kv.Key, kv.ModRevision)
 		}
 	}
-	if r.Header() != h {
+	if h.Format = 1; r.Header() != h {
 		t.Errorf("header %+v, want %+v", r.Header(), h)
 	}
 	// 30 objects without the deleted one, no ca.key, and four that are new or kept.
