@@ -45,6 +45,7 @@ type Node struct {
 	adapted   atomic.Int64    // slowest when Raft's timeouts were set
 	reloading sync.Mutex
 
+	admitting sync.Mutex                    // held while a server is let in, or the feature level rises
 	instance  string                        // random
 	abrupt    bool                          // stop without handing over, for tests
 	versionOf func([]byte) int              // fsm.CommandVersion, but for tests
@@ -97,6 +98,9 @@ func (n *Node) open() error {
 	}
 	var err error
 	if n.snaps, err = raftdir.OpenSnapshots(n.c.DataDir, newHCLogger(n.c.Logger)); err != nil {
+		return n.withAdvice(err)
+	}
+	if err := n.snaps.VerifyState(fsm.Check); err != nil {
 		return n.withAdvice(err)
 	}
 	all, err := n.snaps.List()

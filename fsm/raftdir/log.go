@@ -111,51 +111,64 @@ func OpenLog(o Options) (*Log, Contents, error) {
 }
 
 func (l *Log) open(snapshot uint64) (c Contents, err error) {
-	closed := readMark(l.path)
-	if st, err := os.Stat(l.path); errors.Is(err, os.ErrNotExist) || err == nil && st.Size() == 0 {
+	closed, fresh := readMark(l.path), false
+	switch st, err := os.Stat(l.path); {
+	case errors.Is(err, os.ErrNotExist) || err == nil && st.Size() == 0:
+		fresh = true
 		switch {
 		case snapshot > 0:
 			return c, fmt.Errorf("%w: %s is missing or empty, but there is a snapshot", ErrDamaged, l.path)
 		case closed != nil && closed.Index > 0:
 			return c, fmt.Errorf("%w: %s is missing or empty; it ended with entry %d when it was closed", ErrDamaged, l.path, closed.Index)
 		}
-	} else if err == nil && !st.Mode().IsRegular() {
+	case err == nil && !st.Mode().IsRegular():
 		return c, fmt.Errorf("%w: %s is not a file", ErrDamaged, l.path)
 	}
-	stale, err := checkBolt(l.path)
-	if err != nil {
-		return c, fmt.Errorf("%w: %s: %w", ErrDamaged, l.path, err)
+	if !fresh { // what is refused stays as it is
+		stale, err := checkBolt(l.path)
+		if err != nil {
+			return c, fmt.Errorf("%w: %s: %w", ErrDamaged, l.path, err)
+		}
+		if err := l.openBolt(&bbolt.Options{Timeout: time.Second, ReadOnly: true}); err != nil {
+			return c, err
+		}
+		c, err = l.verify(snapshot, closed)
+		if cerr := l.bolt.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			return c, err
+		}
+		c.Stale = stale && closed == nil
 	}
-	err = l.guard("open", func() error {
-		l.bolt, err = raftboltdb.New(raftboltdb.Options{
-			Path: l.path,
-			BoltOptions: &bbolt.Options{
-				Timeout:        time.Second,
-				NoFreelistSync: true, // the list is found again on open; writing it costs each append
-				FreelistType:   bbolt.FreelistMapType,
-			},
-		})
+	err = l.openBolt(&bbolt.Options{
+		Timeout:        time.Second,
+		NoFreelistSync: true, // the list is found again on open; writing it costs each append
+		FreelistType:   bbolt.FreelistMapType,
+	})
+	if err == nil {
+		if err = removeMark(l.path); err != nil {
+			l.bolt.Close()
+			err = fmt.Errorf("open raft log: %w", err)
+		}
+	}
+	return c, err
+}
+
+func (l *Log) openBolt(o *bbolt.Options) error {
+	err := l.guard("open", func() (err error) {
+		l.bolt, err = raftboltdb.New(raftboltdb.Options{Path: l.path, BoltOptions: o})
 		return err
 	})
 	switch {
 	case err == nil:
+		return nil
 	case isNoSpace(err), errors.Is(err, unix.EACCES), errors.Is(err, unix.EROFS):
-		return c, fmt.Errorf("open raft log %s: %w", l.path, err)
+		return fmt.Errorf("open raft log %s: %w", l.path, err)
 	case errors.Is(err, berrors.ErrTimeout):
-		return c, fmt.Errorf("open raft log %s: another process uses it", l.path)
-	default:
-		return c, fmt.Errorf("%w: %s can't be opened: %w", ErrDamaged, l.path, err)
+		return fmt.Errorf("open raft log %s: another process uses it", l.path)
 	}
-	if c, err = l.verify(snapshot, closed); err != nil {
-		l.bolt.Close()
-		return c, err
-	}
-	if err := removeMark(l.path); err != nil {
-		l.bolt.Close()
-		return c, fmt.Errorf("open raft log: %w", err)
-	}
-	c.Stale = stale && closed == nil
-	return c, nil
+	return fmt.Errorf("%w: %s can't be opened: %w", ErrDamaged, l.path, err)
 }
 
 // Interrupt ends the waiting of Set, see there. It is safe to call twice.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"sync"
 
@@ -35,8 +36,9 @@ type Snapshots struct {
 	// to be damaged when it is to be sent to another member.
 	Damaged func(err error)
 
-	mu   sync.Mutex
-	open map[string]bool // unfinished directories in use; guarded by mu
+	mu       sync.Mutex
+	verified string          // snapshot whose state VerifyState has read; guarded by mu
+	open     map[string]bool // unfinished directories in use; guarded by mu
 }
 
 // OpenSnapshots opens the snapshots of a data dir, and removes what a crash
@@ -65,8 +67,17 @@ func (s *Snapshots) List() ([]*raft.SnapshotMeta, error) {
 
 // Open implements raft.SnapshotStore.
 func (s *Snapshots) Open(id string) (m *raft.SnapshotMeta, r io.ReadCloser, err error) {
-	if err = s.verifyMeta(id); err == nil {
-		m, r, err = s.FileSnapshotStore.Open(id)
+	s.mu.Lock()
+	verified := s.verified == id
+	s.verified = ""
+	s.mu.Unlock()
+	switch {
+	case verified:
+		m, r, err = s.openVerified(id)
+	default:
+		if err = s.verifyMeta(id); err == nil {
+			m, r, err = s.FileSnapshotStore.Open(id)
+		}
 	}
 	if err != nil && !errors.Is(err, ErrDamaged) {
 		err = fmt.Errorf("%w: %s: %w", ErrDamaged, s.File(id), err)
@@ -75,6 +86,41 @@ func (s *Snapshots) Open(id string) (m *raft.SnapshotMeta, r io.ReadCloser, err 
 		s.Damaged(err)
 	}
 	return m, r, err
+}
+
+// VerifyState reads the state of the newest snapshot, if there is one, with check,
+// which is to read it to its end. Open need not do so again the first time.
+func (s *Snapshots) VerifyState(check func(io.Reader) error) error {
+	all, err := s.List()
+	if err != nil || len(all) == 0 {
+		return err
+	}
+	f, err := os.Open(s.File(all[0].ID))
+	if err == nil {
+		err = check(f)
+		f.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrDamaged, s.File(all[0].ID), reason(err))
+	}
+	s.mu.Lock()
+	s.verified = all[0].ID
+	s.mu.Unlock()
+	return nil
+}
+
+func (s *Snapshots) openVerified(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	all, err := s.List()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, m := range all {
+		if m.ID == id {
+			f, err := os.Open(s.File(id))
+			return m, f, err
+		}
+	}
+	return nil, nil, os.ErrNotExist
 }
 
 // File is the file that holds the state of a snapshot. It has the format of
