@@ -53,7 +53,7 @@ type Action string
 const (
 	Fetch  Action = "fetch"  // get the binary, verify it, see that it runs here
 	Switch Action = "switch" // run it in place of the present one
-	Return Action = "return" // run the one from before again
+	Return Action = "return" // run the one from before again, if the present one is the order's Binary
 )
 
 // Order is what one member is to do. A member carries out each ID once.

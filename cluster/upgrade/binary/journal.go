@@ -1,0 +1,142 @@
+package binary
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skiff-sh/skiff/cluster/upgrade"
+	"github.com/skiff-sh/skiff/fsm/durable"
+)
+
+// state is what a member knows of its orders. It is in one file, so that the
+// outcome of a trial and the report on it are one step.
+type state struct {
+	Order    upgrade.Order  `json:"order"`    // the last that was begun
+	Report   upgrade.Report `json:"report"`   // what was said last of it
+	Sent     bool           `json:"sent"`     // a server has the report
+	Previous string         `json:"previous"` // SHA-256 of the program that ran before
+	Trial    *trial         `json:"trial,omitempty"`
+}
+
+// trial is a switch that is not over.
+type trial struct {
+	From, To program
+	Path     string        // the file that skiff is started from
+	Limit    time.Duration // how long the new program has
+	// Returning is why the old program is put back; "" while the new one has its
+	// chance.
+	Returning string `json:",omitempty"`
+	// Attempts counts the starts of the new program, Counted is the last one.
+	Attempts int
+	Counted  string
+	// Stopped: skiff was asked to end; whoever starts it next goes on.
+	Stopped bool `json:",omitempty"`
+	Guard   process
+}
+
+// program is one that runs on this host.
+type program struct{ SHA256, Version string }
+
+// maxAttempts is how often a new program may be started that does not become
+// healthy, when no guard was there to see it, as after power cuts.
+const maxAttempts = 3
+
+// journal is the file with the state. A lock keeps the parties apart: skiff, the
+// guard, and skiff's next start.
+type journal struct{ dir string }
+
+func (j journal) path() string { return filepath.Join(j.dir, "state.json") }
+
+// guard is the name of the old program during a trial, for those that only know
+// the data directory, as systemd's unit.
+func (j journal) guard() string { return filepath.Join(j.dir, "guard") }
+
+// read gives the state as it is.
+func (j journal) read() (s state, err error) {
+	b, err := os.ReadFile(j.path())
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
+	if err != nil {
+		return s, fmt.Errorf("%s: %w", j.path(), err)
+	}
+	return s, nil
+}
+
+// update lets change work on the state and keeps what it made of it, also with
+// an error.
+func (j journal) update(change func(*state) error) error {
+	unlock, err := j.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	s, err := j.read()
+	if err != nil {
+		return err
+	}
+	was, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	err = change(&s)
+	now, merr := json.Marshal(s)
+	if merr != nil || reflect.DeepEqual(was, now) {
+		return errors.Join(err, merr)
+	}
+	return errors.Join(err, durable.Replace(j.path(), now, 0o600))
+}
+
+func (j journal) lock() (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(j.dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the state of upgrades: %w", err)
+	}
+	for {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return func() { f.Close() }, nil
+}
+
+// heal moves a file aside that cannot be read: what it said of orders is lost,
+// and whatever program is in place stays.
+func (j journal) heal() (moved string, err error) {
+	unlock, err := j.lock()
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if _, err := j.read(); err == nil {
+		return "", nil
+	}
+	bad := j.path() + ".bad"
+	return bad, os.Rename(j.path(), bad)
+}
+
+// end is the outcome of the trial: nothing of it is left but the report.
+func (s *state) end(phase upgrade.Phase, running program, why string) {
+	s.Trial = nil
+	s.say(phase, running, why)
+}
+
+func (s *state) say(phase upgrade.Phase, running program, why string) {
+	s.Report = upgrade.Report{Order: s.Order.ID, Phase: phase, Version: running.Version, Error: why, At: time.Now().UTC()}
+	s.Sent = false
+}
