@@ -18,7 +18,8 @@ type joinRequest struct {
 	ID             string `json:"id"`
 	Addr           string `json:"addr"`
 	CommandVersion int    `json:"commandVersion"`
-	Instance       string `json:"instance"`
+	Levels
+	Instance string `json:"instance"`
 	// Fresh: the server knows of no configuration and holds no log.
 	Fresh bool `json:"fresh"`
 	// Forwarded: whoever gets it does not pass it on.
@@ -89,7 +90,7 @@ func (n *Node) mustAsk(r *raft.Raft) (ask, fresh bool) {
 // askToJoin asks the members that are known until one of them has done it.
 func (n *Node) askToJoin(ctx context.Context, r *raft.Raft, fresh bool) error {
 	body, err := json.Marshal(joinRequest{
-		ID: n.c.NodeID, Addr: n.c.AdvertiseAddr, CommandVersion: fsm.MaxCommandVersion, Instance: n.instance, Fresh: fresh,
+		ID: n.c.NodeID, Addr: n.c.AdvertiseAddr, CommandVersion: fsm.MaxCommandVersion, Levels: ownLevels, Instance: n.instance, Fresh: fresh,
 	})
 	if err != nil {
 		return err
@@ -153,8 +154,14 @@ func (n *Node) admit(ctx context.Context, q joinRequest) error {
 	if q.ID == n.c.NodeID {
 		return fmt.Errorf("%w: its ID is the leader's", ErrRefused)
 	}
-	if v := n.commandVersion(); q.CommandVersion < v {
+	n.admitting.Lock()
+	defer n.admitting.Unlock()
+	level := n.c.FSM.Level()
+	if v := fsm.AtLevel(level).Command; q.CommandVersion < v {
 		return fmt.Errorf("%w: it can apply commands up to version %d, the cluster uses those of version %d", ErrVersion, q.CommandVersion, v)
+	}
+	if err := q.fit(level); err != nil {
+		return err
 	}
 	m, known := n.member(q.ID)
 	if !known {

@@ -18,21 +18,22 @@ type MemberStats struct {
 	Leader  bool   `json:"leader"`
 	Witness bool   `json:"witness"`
 	// Healthy: it answers, is alive, and is not far behind.
-	Healthy        bool          `json:"healthy"`
-	Version        string        `json:"version"` // of the program
-	CommandVersion int           `json:"commandVersion"`
-	Term           uint64        `json:"term"`
-	LastTerm       uint64        `json:"lastTerm"` // of the newest entry in its log
-	LastIndex      uint64        `json:"lastIndex"`
-	Lag            uint64        `json:"lag"` // entries that the leader has and it does not
-	Committed      uint64        `json:"committed"`
-	Applied        uint64        `json:"applied"`
-	LastContact    time.Duration `json:"lastContactNanoseconds"` // since it last answered the leader's Raft; Never
-	FsyncP50       time.Duration `json:"fsyncP50Nanoseconds"`
-	FsyncP99       time.Duration `json:"fsyncP99Nanoseconds"`
-	Problem        string        `json:"problem,omitempty"` // why its log takes no writes
-	Error          string        `json:"error,omitempty"`   // why it could not be asked; the figures are zero then
-	Instance       string        `json:"instance"`          // of the process, random
+	Healthy        bool   `json:"healthy"`
+	Version        string `json:"version"` // of the program
+	CommandVersion int    `json:"commandVersion"`
+	Levels
+	Term        uint64        `json:"term"`
+	LastTerm    uint64        `json:"lastTerm"` // of the newest entry in its log
+	LastIndex   uint64        `json:"lastIndex"`
+	Lag         uint64        `json:"lag"` // entries that the leader has and it does not
+	Committed   uint64        `json:"committed"`
+	Applied     uint64        `json:"applied"`
+	LastContact time.Duration `json:"lastContactNanoseconds"` // since it last answered the leader's Raft; Never
+	FsyncP50    time.Duration `json:"fsyncP50Nanoseconds"`
+	FsyncP99    time.Duration `json:"fsyncP99Nanoseconds"`
+	Problem     string        `json:"problem,omitempty"` // why its log takes no writes
+	Error       string        `json:"error,omitempty"`   // why it could not be asked; the figures are zero then
+	Instance    string        `json:"instance"`          // of the process, random
 }
 
 const (
@@ -58,7 +59,7 @@ func (n *Node) MemberStats(ctx context.Context) ([]MemberStats, error) {
 func (n *Node) ownStats() MemberStats {
 	s := n.Stats()
 	return MemberStats{
-		ID: n.c.NodeID, Witness: n.c.Witness, Version: n.c.Version, CommandVersion: fsm.MaxCommandVersion,
+		ID: n.c.NodeID, Witness: n.c.Witness, Version: n.c.Version, CommandVersion: fsm.MaxCommandVersion, Levels: ownLevels,
 		Term: s.Term, LastTerm: n.log.LastTerm(), LastIndex: s.LastIndex, Committed: s.Committed, Applied: s.Applied,
 		Instance: n.instance, FsyncP50: s.Appends.P50, FsyncP99: s.Appends.P99, Problem: s.Problem,
 	}

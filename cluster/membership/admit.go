@@ -108,13 +108,7 @@ func (s *Service) checkRequest(t *tokenRecord, r *JoinRequest) error {
 	if r := s.removal(r.NodeID); r != nil {
 		return r.error()
 	}
-	servers := []string{s.c.Version}
-	for _, p := range s.c.Peers() {
-		if p.Role.Votes() && p.State == Alive && p.Version != "" && p.ID != r.NodeID {
-			servers = append(servers, p.Version)
-		}
-	}
-	return checkVersion(r.Role, r.Version, servers)
+	return s.checkProgram(r.Role, r.Name, r.NodeID, Program{Version: r.Version, MinLevel: r.MinLevel, MaxLevel: r.MaxLevel})
 }
 
 // checkAddress refuses an agent that claims the address of a server: its

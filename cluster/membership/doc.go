@@ -34,7 +34,8 @@ const (
 	LeavePath      = "/skiff/v1/leave"
 	StatusPath     = "/skiff/v1/status"
 	// RemovedPath, with ?id=, tells whoever knows a member's ID whether that
-	// member was removed.
+	// member was removed, and whether the program that it has started (see
+	// Program) works here.
 	RemovedPath = "/skiff/v1/removed"
 )
 
@@ -127,7 +128,9 @@ type JoinRequest struct {
 	Role       Role      `json:"role"`
 	Name       string    `json:"name"`
 	NodeID     string    `json:"nodeID"`
-	Version    string    `json:"version"` // of skiff
+	Version    string    `json:"version"`            // of skiff
+	MinLevel   int       `json:"minLevel,omitempty"` // see Program; Join sets both if MaxLevel is 0
+	MaxLevel   int       `json:"maxLevel,omitempty"`
 	Time       time.Time `json:"time"`    // on the host's clock; Join sets it
 	Address    string    `json:"address"` // IP under which others reach the host
 	APIPort    uint16    `json:"apiPort,omitempty"`
@@ -156,6 +159,9 @@ type NodeConfig struct {
 	// Renew says that the agent's certificate is to be replaced now: it is of a
 	// CA that will be dropped, or was asked to be.
 	Renew bool `json:"renew,omitempty"`
+	// Unfit says why the agent's program does not work in this cluster, and what
+	// to run instead.
+	Unfit string `json:"unfit,omitempty"`
 }
 
 // RenewRequest asks for a new certificate for a node that has one, valid or

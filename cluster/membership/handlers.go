@@ -21,7 +21,8 @@ func (s *Service) OpenHandlers() map[string]http.Handler {
 			return caAnswer{CA: s.c.Authority.Bundle()}, nil
 		}, http.MethodGet),
 		RemovedPath: s.handle(func(r *http.Request) (any, error) {
-			return removedAnswer{Removal: s.removal(r.URL.Query().Get("id"))}, nil
+			q := r.URL.Query()
+			return removedAnswer{Removal: s.removal(q.Get("id")), Unfit: s.unfit(q.Get("id"), q)}, nil
 		}, http.MethodGet),
 		JoinPath:       s.handle(s.serveJoin, http.MethodPost),
 		RenewPath:      s.handle(s.serveRenew, http.MethodPost),
@@ -37,6 +38,7 @@ type caAnswer struct {
 // removedAnswer tells of a former member; of others it tells nothing.
 type removedAnswer struct {
 	Removal *Removal `json:"removal"`
+	Unfit   string   `json:"unfit,omitempty"`
 }
 
 // Handlers are served to those whom authorization lets pass: administrators,

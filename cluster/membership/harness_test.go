@@ -264,6 +264,14 @@ func (b *bench) port() http.Handler {
 	})
 }
 
+// level is that of the cluster from now on.
+func (b *bench) level(t testing.TB, level int) {
+	t.Helper()
+	if _, err := b.log.Propose(t.Context(), fsm.SetLevel(b.store.View(), level)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // addr is where the API port is.
 func (b *bench) addr() string { return b.server.Listener.Addr().String() }
 

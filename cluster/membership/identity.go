@@ -48,6 +48,9 @@ type IdentityConfig struct {
 	// OnConfig is called, by one goroutine at a time, with what a server says
 	// when it was asked (see Refresh). May be nil.
 	OnConfig func(*NodeConfig)
+	// Program is the running one; servers say (NodeConfig.Unfit) whether it works
+	// in their cluster. The zero value is not asked about.
+	Program Program
 	// Now replaces time.Now, for tests.
 	Now    func() time.Time
 	Logger *slog.Logger

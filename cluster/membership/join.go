@@ -16,6 +16,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/skiff-sh/skiff/fsm"
 )
 
 // maxAnswer bounds what a server may answer.
@@ -34,6 +36,9 @@ func Join(ctx context.Context, hostPort string, t Token, r JoinRequest) (*Answer
 		return nil, err
 	}
 	r.Time = time.Now().UTC()
+	if r.MaxLevel == 0 {
+		r.MinLevel, r.MaxLevel = fsm.MinLevel, fsm.MaxLevel
+	}
 	trusted := poolOf(ca)
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: serverTLS(func() *x509.CertPool { return trusted }), DisableKeepAlives: true, TLSHandshakeTimeout: dialTimeout}}
 	a, err := call[Answer](ctx, client, http.MethodPost, "https://"+addr+JoinPath, r, func(h http.Header) { h.Set("Authorization", bearerPrefix+t.bearer()) })

@@ -69,8 +69,10 @@ func TestJoinIsRefused(t *testing.T) {
 		{name: "name of a live member", want: "the name w is taken by a live member at 10.0.0.5", bench: func(b *bench) {
 			b.setPeers(peer("w", "id-other", "10.0.0.5", RoleAgent, Alive))
 		}},
-		{name: "newer agent", want: "newer than a server of the cluster with 1.4.0: upgrade the servers first", request: func(r *JoinRequest) { r.Version = "1.5.0" }},
+		{name: "newer agent", want: "this host runs skiff 1.5.0 and server a 1.4.0, an older one: upgrade the servers first", request: func(r *JoinRequest) { r.Version = "1.5.0" }},
 		{name: "old agent", want: "agents may be 3 minor versions behind", request: func(r *JoinRequest) { r.Version = "1.0.9" }},
+		{name: "level of later", want: "the cluster is at feature level 2, and skiff 1.4.0 on this host works up to 1: install skiff 1.4.0 here", request: func(r *JoinRequest) { r.MinLevel, r.MaxLevel = 0, 0 }, bench: func(b *bench) { b.level(t, 2) }},
+		{name: "level of before", want: "works from 3 on: finish the upgrade of the cluster first", request: func(r *JoinRequest) { r.MinLevel, r.MaxLevel = 3, 4 }},
 		{name: "other major", want: "install skiff 1.4.0 here", request: func(r *JoinRequest) { r.Version = "2.4.0" }},
 		{name: "no version", want: `"banana" is no version`, request: func(r *JoinRequest) { r.Version = "banana" }},
 		{name: "name for the API", want: "the name kubernetes.default is kept for the API", request: func(r *JoinRequest) { r.Name = "kubernetes.default" }},
@@ -106,24 +108,30 @@ func TestJoinIsRefused(t *testing.T) {
 	}
 }
 
-func TestServersMayBeOneMinorApart(t *testing.T) {
+// TestStartedProgramIsChecked: a member that starts asks the others whether its
+// program works beside theirs.
+func TestStartedProgramIsChecked(t *testing.T) {
 	t.Parallel()
-	for version, want := range map[string]string{"1.5.2": "", "1.3.0": "", "1.4.9-dev": "", "1.6.0": "one minor version apart", "1.2.0": "one minor version apart"} {
-		err := checkVersion(RoleServer, version, []string{"1.4.0"})
-		if want == "" && err != nil {
-			t.Errorf("%s: %v", version, err)
-		} else if want != "" {
-			refusedWith(t, err, want)
+	b := newBench(t)
+	b.setPeers(peer("a", "id-a", "10.0.0.1", RoleServer, Alive), peer("b", "id-b", "10.0.0.2", RoleServer, Alive))
+	b.mustJoin(t, agentRequest(t, "w", "id-w"))
+	b.mustJoin(t, serverRequest("b", "id-b"))
+	for _, tc := range []struct{ id, query, want string }{
+		{"id-w", Program{Version: "1.4.7"}.query(), ""},
+		{"id-w", Program{Version: "1.5.0"}.query(), "upgrade the servers first"},
+		{"id-b", Program{Version: "1.5.0"}.query(), ""},
+		{"id-b", Program{Version: "1.6.0"}.query(), "servers may be one minor version apart"},
+		{"id-b", Program{Version: "1.4.0", MinLevel: 2, MaxLevel: 2}.query(), "skiff upgrade finalize"},
+		{"id-b", "", ""},
+		{"id-stranger", Program{Version: "9.9.9"}.query(), ""},
+	} {
+		r := httptest.NewRequest(http.MethodGet, RemovedPath+"?id="+tc.id+tc.query, nil)
+		w := httptest.NewRecorder()
+		b.OpenHandlers()[RemovedPath].ServeHTTP(w, r)
+		a, err := decodeJSON[removedAnswer](w.Body.Bytes())
+		if err != nil || a.Unfit == "" != (tc.want == "") || !strings.Contains(a.Unfit, tc.want) {
+			t.Errorf("%s%s: %q, %v", tc.id, tc.query, a.Unfit, err)
 		}
-	}
-	for version, ok := range map[string]bool{"1.1.0": true, "1.2.7": true, "1.0.0": false, "1.4.0": false} {
-		err := checkVersion(RoleAgent, version, []string{"1.4.0", "1.3.0"})
-		if (err == nil) != ok {
-			t.Errorf("agent %s beside servers of 1.3 and 1.4: %v", version, err)
-		}
-	}
-	if err := checkVersion(RoleAgent, "test", []string{"test"}); err != nil {
-		t.Error(err)
 	}
 }
 

@@ -114,7 +114,8 @@ func (s *Service) nodeConfig(r *http.Request) (*NodeConfig, error) {
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "the generation of the certificate: %v", err)
 	}
-	return &NodeConfig{Cluster: s.cluster(), CA: s.c.Authority.Bundle(), Renew: !issuedBy(cert, ca) || generation < s.c.Leaves()}, nil
+	return &NodeConfig{Cluster: s.cluster(), CA: s.c.Authority.Bundle(), Renew: !issuedBy(cert, ca) || generation < s.c.Leaves(),
+		Unfit: s.unfit(id, r.URL.Query())}, nil
 }
 
 func issuedBy(c, ca *x509.Certificate) bool {

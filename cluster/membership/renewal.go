@@ -167,7 +167,7 @@ func (i *Identity) NodeConfig(ctx context.Context) (*NodeConfig, error) {
 	i.mu.Lock()
 	generation := generationOf(i.pem)
 	i.mu.Unlock()
-	c, err := call[NodeConfig](ctx, i.client(), http.MethodGet, fmt.Sprintf("%s%s?generation=%d", serversURL, NodeConfigPath, generation), nil, nil)
+	c, err := call[NodeConfig](ctx, i.client(), http.MethodGet, fmt.Sprintf("%s%s?generation=%d%s", serversURL, NodeConfigPath, generation, i.c.Program.query()), nil, nil)
 	if err != nil {
 		return nil, fmt.Errorf("settings of this node: %w", err)
 	}

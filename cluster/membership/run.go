@@ -23,6 +23,10 @@ func (s *Service) Membership() context.Context { return s.member }
 // this one was removed while it was down, and have answered or do not.
 func (s *Service) Asked() <-chan struct{} { return s.asked }
 
+// Unfit gives one word of another server that this program does not work in the
+// cluster as it is, and what to run instead.
+func (s *Service) Unfit() <-chan string { return s.unfitWord }
+
 // Run keeps the record of this server, which holds its name, and notices when
 // it is removed. It returns when ctx ends.
 func (s *Service) Run(ctx context.Context) error {
@@ -145,22 +149,29 @@ func (s *Service) askRemoved(ctx context.Context) *Removal {
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: serverTLS(func() *x509.CertPool { return pool }), DisableKeepAlives: true}}
 	type answer struct {
 		*Removal
-		err error
+		unfit string
+		err   error
 	}
 	answers := make(chan answer, len(others))
 	for _, o := range others {
 		go func() {
-			a, err := call[removedAnswer](ctx, client, http.MethodGet, "https://"+o.API()+RemovedPath+"?id="+url.QueryEscape(self.ID), nil, nil)
+			a, err := call[removedAnswer](ctx, client, http.MethodGet, "https://"+o.API()+RemovedPath+"?id="+url.QueryEscape(self.ID)+ThisProgram(s.c.Version).query(), nil, nil)
 			if err != nil {
 				a = &removedAnswer{}
 			}
-			answers <- answer{a.Removal, err}
+			answers <- answer{a.Removal, a.Unfit, err}
 		}()
 	}
 	var late <-chan time.Time
 	for range others {
 		select {
 		case a := <-answers:
+			if a.unfit != "" {
+				select {
+				case s.unfitWord <- a.unfit:
+				default:
+				}
+			}
 			switch {
 			case a.Removal != nil && !a.Pending:
 				return a.Removal

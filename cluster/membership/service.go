@@ -151,6 +151,8 @@ type Service struct {
 	busy   sync.Mutex              // held while another server removes this one for it: leave waits for the answer
 	told   chan *Removal           // of one place: that this server was removed
 	asked  chan struct{}           // closed when the others were asked at the start
+
+	unfitWord chan string // of one place
 }
 
 // New validates c and starts nothing.
@@ -209,7 +211,7 @@ func New(c Config) (*Service, error) {
 	if c.Certificates == nil {
 		c.Certificates = func() []Certificate { return nil }
 	}
-	s := &Service{c: c, attempts: newAttempts(c.Now), told: make(chan *Removal, 1), asked: make(chan struct{})}
+	s := &Service{c: c, attempts: newAttempts(c.Now), told: make(chan *Removal, 1), asked: make(chan struct{}), unfitWord: make(chan string, 1)}
 	s.member, s.leave = context.WithCancelCause(context.Background())
 	return s, nil
 }

@@ -3,54 +3,69 @@ package membership
 import (
 	"fmt"
 	"net/http"
+	"net/url"
 	"strconv"
-	"strings"
+
+	"github.com/skiff-sh/skiff/cluster/upgrade/skew"
+	"github.com/skiff-sh/skiff/fsm"
 )
 
-// maxAgentBehind is how many minor versions an agent may be older than the
-// newest server.
-const maxAgentBehind = 3
+// Program is what a host says of its skiff.
+type Program struct {
+	Version string `json:"version"`
+	// Feature levels that it works at; 0, of the first versions, is 1.
+	MinLevel int `json:"minLevel,omitempty"`
+	MaxLevel int `json:"maxLevel,omitempty"`
+}
 
-// minor reads MAJOR.MINOR of a version.
-func minor(version string) (major, minor int, err error) {
-	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
-	if len(parts) == 3 {
-		if major, err = strconv.Atoi(parts[0]); err == nil {
-			if minor, err = strconv.Atoi(parts[1]); err == nil {
-				return major, minor, nil
+// ThisProgram is the running one, of which only the version can vary.
+func ThisProgram(version string) Program {
+	return Program{Version: version, MinLevel: fsm.MinLevel, MaxLevel: fsm.MaxLevel}
+}
+
+// checkProgram refuses a host whose program does not work in this cluster, with
+// what to run instead. id is the host's.
+func (s *Service) checkProgram(role Role, name, id string, p Program) error {
+	self := s.c.Self()
+	others := []skew.Member{{Name: self.Name, Server: true, Version: s.c.Version}}
+	for _, o := range s.c.Peers() {
+		if o.State == Alive && o.ID != id && o.ID != self.ID && !s.Removed(o.ID) {
+			others = append(others, skew.Member{Name: o.Name, Server: o.Role.Votes(), Version: o.Version})
+		}
+	}
+	if err := skew.Join(skew.Member{Name: name, Server: role.Votes(), Version: p.Version}, others); err != nil {
+		return refuse(http.StatusConflict, "%v", err)
+	}
+	level := fsm.LevelOf(s.c.Store.View())
+	switch {
+	case max(p.MaxLevel, 1) < level:
+		return refuse(http.StatusConflict, "the cluster is at feature level %d, and skiff %s on this host works up to %d: install skiff %s here", level, p.Version, max(p.MaxLevel, 1), s.c.Version)
+	case p.MinLevel > level:
+		return refuse(http.StatusConflict, "the cluster is at feature level %d, and skiff %s on this host works from %d on: finish the upgrade of the cluster first (skiff upgrade finalize), or install skiff %s here", level, p.Version, p.MinLevel, s.c.Version)
+	}
+	return nil
+}
+
+// unfit says why the program of a member that has started does not work here;
+// "" if it does, or nothing is known of it.
+func (s *Service) unfit(id string, q url.Values) string {
+	p := Program{Version: q.Get("version")}
+	p.MinLevel, _ = strconv.Atoi(q.Get("minLevel"))
+	p.MaxLevel, _ = strconv.Atoi(q.Get("maxLevel"))
+	if p.Version == "" {
+		return ""
+	}
+	for name, r := range s.records() {
+		if r.ID == id {
+			if err := s.checkProgram(r.Role, name, id, p); err != nil {
+				return err.Error()
 			}
 		}
 	}
-	return 0, 0, fmt.Errorf("%q is no version, want MAJOR.MINOR.PATCH", version)
+	return ""
 }
 
-// checkVersion refuses a host whose version is too far from those of the
-// servers: servers may be one minor version apart, agents up to three behind and
-// never ahead of any server.
-func checkVersion(role Role, version string, servers []string) error {
-	major, mine, err := minor(version)
-	for _, other := range servers {
-		if other == version {
-			continue
-		}
-		if err != nil {
-			return refuse(http.StatusBadRequest, "the version of this host: %v; the cluster has %s", err, other)
-		}
-		otherMajor, theirs, err := minor(other)
-		if err != nil {
-			return refuse(http.StatusConflict, "the version of a server: %v; this host has %s", err, version)
-		}
-		behind := theirs - mine
-		switch {
-		case major != otherMajor:
-			return refuse(http.StatusConflict, "this host runs skiff %s and a server of the cluster %s: install skiff %s here", version, other, other)
-		case role.Votes() && (behind > 1 || behind < -1):
-			return refuse(http.StatusConflict, "this host runs skiff %s and a server of the cluster %s: servers may be one minor version apart, install skiff %s here", version, other, other)
-		case !role.Votes() && behind < 0:
-			return refuse(http.StatusConflict, "this host runs skiff %s, newer than a server of the cluster with %s: upgrade the servers first, or install skiff %s here", version, other, other)
-		case !role.Votes() && behind > maxAgentBehind:
-			return refuse(http.StatusConflict, "this host runs skiff %s and a server of the cluster %s: agents may be %d minor versions behind, install skiff %s here", version, other, maxAgentBehind, other)
-		}
-	}
-	return nil
+// query is the Program as unfit reads it.
+func (p Program) query() string {
+	return fmt.Sprintf("&version=%s&minLevel=%d&maxLevel=%d", url.QueryEscape(p.Version), p.MinLevel, p.MaxLevel)
 }

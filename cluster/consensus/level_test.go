@@ -1,0 +1,37 @@
+package consensus
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/skiff-sh/skiff/fsm"
+)
+
+// TestLevelGate: what the cluster's feature level does not have is not proposed,
+// and a server whose program does not work at it is not let in.
+func TestLevelGate(t *testing.T) {
+	t.Parallel()
+	members := grow(t, hasty, Config{})
+	leader, follower := members[0], members[1]
+	leader.awaitReady(t)
+	if err := leader.RaiseLevel(t.Context(), fsm.MaxLevel+1); !errors.Is(err, fsm.ErrLevel) {
+		t.Errorf("raised beyond what this program knows: %v", err)
+	}
+	if err := leader.RaiseLevel(t.Context(), 1); !errors.Is(err, fsm.ErrInvalid) {
+		t.Errorf("raised to what it is: %v", err)
+	}
+	if err := follower.RaiseLevel(t.Context(), fsm.MaxLevel+1); !errors.Is(err, ErrNotLeader) {
+		t.Errorf("raised by a follower: %v", err)
+	}
+	later := joinRequest{ID: "later", Addr: "127.0.0.1:1", CommandVersion: 9, Levels: Levels{MinLevel: 2, MaxLevel: 9}}
+	if err := leader.admit(t.Context(), later); !errors.Is(err, ErrVersion) {
+		t.Errorf("a server that works from a later level on: %v", err)
+	}
+	for l, fits := range map[Levels][]bool{{}: {true, false}, {1, 1}: {true, false}, {1, 2}: {true, true}, {2, 3}: {false, true}} {
+		for i, want := range fits {
+			if err := l.fit(i + 1); (err == nil) != want {
+				t.Errorf("%+v at level %d: %v", l, i+1, err)
+			}
+		}
+	}
+}
