@@ -48,7 +48,10 @@ func newCluster(t *testing.T, cfg dev.Config) *devCluster {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "cluster")
 	began := time.Now()
-	cfg.Dir, cfg.Binary, cfg.ImageDir = dir, shared.binary, shared.images
+	cfg.Dir, cfg.ImageDir = dir, shared.images
+	if cfg.Binary == "" {
+		cfg.Binary = shared.binary
+	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			logs, _ := filepath.Glob(filepath.Join(dir, "nodes", "*", "log"))
