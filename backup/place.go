@@ -95,16 +95,16 @@ func (d Dir) Create(ctx context.Context, name string, content io.Reader) (err er
 	if err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(string(d), "."+name+".tmp-*") // made with mode 0600
+	tmp, err := tempFile(string(d), name)
 	if err != nil {
 		return err
 	}
+	defer tmp.Close()           // unlocks it
 	defer os.Remove(tmp.Name()) // fails once it has been renamed
-	defer tmp.Close()
 	if _, err := io.Copy(tmp, ctxReader{ctx, content}); err != nil {
 		return err
 	}
-	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
+	if err := tmp.Sync(); err != nil {
 		return err
 	}
 	return place(tmp.Name(), path, false)

@@ -4,15 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/skiff-sh/skiff/fsm"
-	"github.com/skiff-sh/skiff/fsm/durable"
 )
 
 // headerSize is more than the first bytes of a snapshot up to its first key.
@@ -23,7 +20,7 @@ const headerSize = 4096
 // on this host: the snapshot is verified while it is sent.
 func SaveTo(ctx context.Context, source Source, p Place, name string, o SaveOptions) (*Info, Named, error) {
 	if d, ok := p.(Dir); ok {
-		return saveDir(ctx, source, d, name, fmt.Sprint(os.Getpid()), o)
+		return saveDir(ctx, source, d, name, o)
 	}
 	info, n, err := send(ctx, source, p, name, o)
 	if err != nil {
@@ -32,46 +29,19 @@ func SaveTo(ctx context.Context, source Source, p Place, name string, o SaveOpti
 	return info, n, nil
 }
 
-// partial is what the file of a save of owner in a folder is called before its
-// revision is known; Save puts something before and after it.
-func partial(owner string) string { return ".skiff-partial-" + owner }
-
-// sweepPartial removes what saves of owner left behind when they were killed.
-func sweepPartial(d Dir, owner string) error {
-	var errs []error
-	for _, pattern := range []string{partial(owner), "." + partial(owner) + ".tmp-*"} {
-		left, _ := filepath.Glob(filepath.Join(string(d), pattern))
-		for _, path := range left {
-			errs = append(errs, os.Remove(path))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// saveDir saves to a folder. Only one save of an owner may run at a time.
-func saveDir(ctx context.Context, source Source, d Dir, name, owner string, o SaveOptions) (*Info, Named, error) {
-	at := time.Now().UTC().Truncate(time.Second)
-	path := filepath.Join(string(d), name)
+func saveDir(ctx context.Context, source Source, d Dir, name string, o SaveOptions) (*Info, Named, error) {
+	path, info, err := "", (*Info)(nil), error(nil)
 	if name == "" {
-		path = filepath.Join(string(d), partial(owner))
-		defer os.Remove(path) // there is nothing once it has its name
+		path, info, err = SaveIn(ctx, source, string(d), o)
+		name = filepath.Base(path)
+	} else if path, err = d.path(name); err == nil {
+		info, err = Save(ctx, source, path, o)
 	}
-	info, err := Save(ctx, source, path, o)
 	if err != nil {
 		return nil, Named{}, err
 	}
-	n := Name{Cluster: ShortID(info.ClusterID), At: at, Revision: info.Revision, Compressed: o.Compress, Encrypted: len(o.Encrypt) > 0}
-	if name == "" {
-		name = n.String()
-		final := filepath.Join(string(d), name)
-		if err := os.Rename(path, final); err != nil {
-			return nil, Named{}, fmt.Errorf("save snapshot: %w", err)
-		}
-		if err := durable.SyncDir(string(d)); err != nil {
-			return nil, Named{}, fmt.Errorf("save snapshot to %s: %w", final, err)
-		}
-	}
-	return info, Named{Entry{Name: name, Size: info.TotalSize, Modified: at}, n}, nil
+	n, _ := ParseName(name)
+	return info, Named{Entry{Name: name, Size: info.TotalSize, Modified: time.Now()}, n}, nil
 }
 
 // send streams a snapshot to a place.

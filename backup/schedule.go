@@ -75,9 +75,8 @@ type ScheduleConfig struct {
 	Source Source
 	// ClusterID of the cluster; empty as long as it is not known.
 	ClusterID func() string
-	// Dir is the folder of this server, Owner what tells its half-written files
-	// there from those of others. Dir is made if only its last part is missing.
-	Dir, Owner string
+	// Dir is the folder of this server. It is made if only its last part is missing.
+	Dir string
 	// Remote is where the leader stores as well; nil: nowhere.
 	Remote Place
 	// Leading returns nil if this server leads, as its peers confirm. It is needed
@@ -125,7 +124,7 @@ const (
 	soon = 10 * time.Second
 	// retryFirst to retryMost is the pause after a failure.
 	retryFirst = 30 * time.Second
-	retryMost  = 15 * time.Minute
+	retryMost  = longestSleep
 	// grace is how late a snapshot may be before it is missed.
 	grace = 15 * time.Minute
 	// longestSleep bounds how long a change of the host's clock goes unnoticed.
@@ -152,8 +151,8 @@ func NewSchedule(c ScheduleConfig) (*Schedule, error) {
 	switch {
 	case c.Cron == nil || c.Source == nil || c.ClusterID == nil || c.Logger == nil:
 		return nil, errors.New("snapshot schedule: Cron, Source, ClusterID and Logger are needed")
-	case c.Dir == "" || c.Owner == "":
-		return nil, errors.New("snapshot schedule: Dir and Owner are needed")
+	case c.Dir == "":
+		return nil, errors.New("snapshot schedule: Dir is missing")
 	case c.Remote != nil && c.Leading == nil:
 		return nil, errors.New("snapshot schedule: Leading is needed with Remote")
 	}
@@ -191,6 +190,7 @@ type spot struct {
 
 	mu      sync.Mutex
 	st      PlaceStatus   // guarded by mu
+	first   *time.Time    // what is due after it counts where there is no file; guarded by mu
 	base    time.Time     // what is due after this is missing; guarded by mu
 	tick    time.Time     // that was tried last; guarded by mu
 	told    time.Time     // tick of which a failure was told; guarded by mu
@@ -201,12 +201,23 @@ func newSpot(p Place) *spot {
 	return &spot{place: p, st: PlaceStatus{Place: p.String()}, changed: make(chan struct{})}
 }
 
-// found is told what is in the place now. without is what counts instead where
-// there is nothing.
+// found is told what is in the place now. without is when what is missing began to
+// count where there is nothing; the first call settles it.
 func (p *spot) found(list []Named, without, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.base = without
+	if p.first == nil {
+		if without.After(now) { // the clock was wrong then, or is
+			without = now
+		}
+		p.first = &without
+	}
+	p.base = time.Time{}
+	defer func() {
+		if p.base.IsZero() {
+			p.base = *p.first
+		}
+	}()
 	if len(list) == 0 {
 		p.st.Last = nil
 		return

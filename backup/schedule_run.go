@@ -93,9 +93,6 @@ func (s *Schedule) save(ctx context.Context, tick time.Time) (*Named, error) {
 	if err := os.Mkdir(s.c.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("folder for snapshots: %w", err)
 	}
-	if err := sweepPartial(d, s.c.Owner); err != nil {
-		return nil, fmt.Errorf("remove what a killed save left: %w", err)
-	}
 	list, err := d.List(ctx)
 	if err != nil {
 		return nil, err
@@ -117,7 +114,7 @@ func (s *Schedule) save(ctx context.Context, tick time.Time) (*Named, error) {
 		return nil, err
 	}
 	source := func(ctx context.Context, w io.Writer) error { return s.c.Source(ctx, room.limit(w)) }
-	_, n, err := saveDir(ctx, source, d, "", s.c.Owner, s.c.Save)
+	_, n, err := saveDir(ctx, source, d, "", s.c.Save)
 	if err != nil {
 		return nil, err
 	}
