@@ -43,6 +43,7 @@ func Peers(g *gossip.Gossip) []membership.Peer {
 			Server: membership.Server{Name: m.Name, ID: m.Tags.ID, Address: m.Addr, APIPort: m.Tags.APIPort, RaftPort: m.Tags.RaftPort, GossipPort: m.Port},
 			Role:   membership.Role(m.Tags.Role), NodePort: m.Tags.NodePort, Version: m.Tags.Version,
 			State: membership.State(m.State), Since: m.Since, Load: m.Tags.Load, Trust: m.Tags.Trust,
+			Epoch: m.Tags.Epoch, EpochHash: m.Tags.EpochHash,
 			Orders: m.Tags.Orders, MinLevel: int(m.Tags.MinLevel), MaxLevel: int(m.Tags.MaxLevel), Free: m.Tags.Free,
 		}
 	}

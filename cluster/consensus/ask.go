@@ -64,3 +64,13 @@ func (s *sometimes) first() bool {
 	now, last := time.Now().UnixNano(), s.last.Load()
 	return (last == 0 || now-last > int64(10*time.Minute)) && s.last.CompareAndSwap(last, now)
 }
+
+// LastEntry is index and term of the last entry of the log, 0 if it has none. It
+// can be asked before Run.
+func (n *Node) LastEntry() (index, term uint64) {
+	index, term = n.log.Snapshot()
+	if last, err := n.log.LastIndex(); err == nil && last > index {
+		index, term = last, n.log.LastTerm()
+	}
+	return index, term
+}

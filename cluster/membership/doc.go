@@ -20,6 +20,8 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
 // Paths on the API port. Join, renewal, CA and node configuration are open: they
@@ -118,6 +120,11 @@ type Cluster struct {
 	Servers    []Server `json:"servers"`    // that were alive
 	GossipKeys [][]byte `json:"gossipKeys"` // the first is used, the others are understood
 	Generation uint64   `json:"generation"` // of the trust (CA certificates and gossip keys)
+	// Epoch of the servers' log.
+	Epoch raftdir.Epoch `json:"epoch,omitzero"`
+	// Seeds are further members that may be reached by gossip, as ip:port: those
+	// that a restored snapshot names.
+	Seeds []string `json:"seeds,omitempty"`
 	// JoinedCA is the hash in the token with which this host joined; the host itself
 	// notes it.
 	JoinedCA []byte `json:"joinedCA,omitempty"`

@@ -16,6 +16,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/cluster/pki"
 	"github.com/skiff-sh/skiff/fsm"
+	"github.com/skiff-sh/skiff/fsm/raftdir"
 	"github.com/skiff-sh/skiff/fsm/store"
 )
 
@@ -82,6 +83,9 @@ type Peer struct {
 	Since    time.Time // of the state
 	Load     uint8     // percent of CPU
 	Trust    uint64    // generation that it has installed
+	// Epoch of a server's log, by number and hash of its ID.
+	Epoch     uint64
+	EpochHash uint32
 
 	Orders             uint64 // of a server: the newest order that it knows, see package upgrade
 	MinLevel, MaxLevel int    // feature levels that its program works at; 0: it does not say
@@ -120,6 +124,10 @@ type Config struct {
 	Settings func() Settings
 	// Trust gives the generation and the gossip keys; default none.
 	Trust func() (generation uint64, gossipKeys [][]byte)
+	// Epoch of the log; default the first.
+	Epoch func() raftdir.Epoch
+	// EpochWarnings say what is wrong between epochs, a line each. Optional.
+	EpochWarnings func() []string
 	// ServerFiles are the files of <data-dir>/pki that a server needs.
 	ServerFiles func() (map[string][]byte, error)
 	// Leaves is the generation of the trust since which certificates of agents
@@ -199,6 +207,12 @@ func New(c Config) (*Service, error) {
 	if c.Trust == nil {
 		c.Trust = func() (uint64, [][]byte) { return 0, nil }
 	}
+	if c.Epoch == nil {
+		c.Epoch = func() raftdir.Epoch { return raftdir.Epoch{Number: 1} }
+	}
+	if c.EpochWarnings == nil {
+		c.EpochWarnings = func() []string { return nil }
+	}
 	if c.Leaves == nil {
 		c.Leaves = func() uint64 { return 0 }
 	}
@@ -244,7 +258,7 @@ func (s *Service) propose(ctx context.Context, what string, ops ...fsm.Op) error
 
 // cluster is what members are told.
 func (s *Service) cluster() Cluster {
-	c := Cluster{ClusterID: s.c.Raft.Stats().ClusterID, Settings: s.c.Settings()}
+	c := Cluster{ClusterID: s.c.Raft.Stats().ClusterID, Settings: s.c.Settings(), Epoch: s.c.Epoch()}
 	c.Generation, c.GossipKeys = s.c.Trust()
 	self := s.c.Self()
 	c.Servers = append(c.Servers, self)

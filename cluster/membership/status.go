@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/skiff-sh/skiff/cluster/consensus"
+	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
 // Status is what `skiff status` shows. Fields are only added.
@@ -21,6 +22,8 @@ type Status struct {
 	Raft   consensus.Stats `json:"raft"`
 
 	Role Role `json:"role"`
+	// Epoch of the log on this server.
+	Epoch raftdir.Epoch `json:"epoch"`
 	// Leader is its name; empty when none is known.
 	Leader  string         `json:"leader,omitempty"`
 	Members []MemberStatus `json:"members"`
@@ -118,7 +121,8 @@ func (s *Service) Status(ctx context.Context) Status {
 		}
 	}
 	st.FailureTolerance = tolerance(st.Members)
-	st.Warnings = warnings(&st, s.c.Now())
+	st.Epoch = s.c.Epoch()
+	st.Warnings = append(s.c.EpochWarnings(), warnings(&st, s.c.Now())...)
 	if err := context.Cause(s.member); err != nil {
 		st.Warnings = []string{err.Error()} // what it knows of the rest is old
 	}
