@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -22,6 +23,11 @@ import (
 type admission struct {
 	Term  uint64 `json:"term"`
 	Index uint64 `json:"index"`
+	Sum   uint32 `json:"sum,omitempty"` // in the file: CRC-32C of the others
+}
+
+func (a admission) sum() uint32 {
+	return crc32.Checksum(fmt.Appendf(nil, "%d %d", a.Term, a.Index), crc32.MakeTable(crc32.Castagnoli))
 }
 
 func admissionFile(dataDir string) string { return filepath.Join(raftdir.Path(dataDir), "admitted") }
@@ -39,7 +45,12 @@ func (n *Node) keepAdmission(answer []byte) error {
 	if err := json.Unmarshal(answer, &a); err != nil {
 		return fmt.Errorf("the leader's answer: %w", err)
 	}
-	if err := durable.Replace(admissionFile(n.c.DataDir), answer, 0o600); err != nil {
+	a.Sum = a.sum()
+	b, err := json.Marshal(a)
+	if err != nil {
+		return err
+	}
+	if err := durable.Replace(admissionFile(n.c.DataDir), b, 0o600); err != nil {
 		return err
 	}
 	n.admission.Store(&a)
@@ -56,7 +67,10 @@ func (n *Node) loadAdmission() error {
 	if err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrDamaged, admissionFile(n.c.DataDir), err)
 	}
-	if err := json.Unmarshal(b, &a); err != nil {
+	if err = json.Unmarshal(b, &a); err == nil && a.Sum != a.sum() {
+		err = errors.New("checksum does not match")
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrDamaged, admissionFile(n.c.DataDir), err)
 	}
 	n.admission.Store(&a)

@@ -49,7 +49,7 @@ func history(t *testing.T) (c Config, older string, state []byte) {
 	last := n + 25
 	write(func() bool { return n == last })
 	m.stop(t)
-	if err := os.WriteFile(admissionFile(c.DataDir), []byte(`{"term":1,"index":7}`), 0o600); err != nil {
+	if err := os.WriteFile(admissionFile(c.DataDir), fmt.Appendf(nil, `{"term":1,"index":7,"sum":%d}`, admission{Term: 1, Index: 7}.sum()), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := raftdir.SaveEpoch(c.DataDir, raftdir.Epoch{Number: 1}); err != nil {
@@ -91,8 +91,17 @@ type damageOutcome struct{ refused, whole int }
 // runDamages starts a member on a copy with each of the damages: it refuses with
 // the file's name and what to do and leaves everything as it is, or it has the
 // whole state.
-func runDamages(t *testing.T, every int) {
+//
+// After a kill, and only then, what only the last write has held may be missing
+// without a word to the caller: nothing tells a damaged record of it from one that
+// was never written.
+func runDamages(t *testing.T, every int, killed bool) {
 	c, older, want := history(t)
+	if killed {
+		if err := os.Remove(filepath.Join(raftdir.Path(c.DataDir), "closed")); err != nil {
+			t.Fatal(err)
+		}
+	}
 	cases, err := damage.Cases(c.DataDir, older, func(file string) bool { return filepath.Base(file) == "lock" })
 	if err != nil {
 		t.Fatal(err)
@@ -118,7 +127,10 @@ func runDamages(t *testing.T, every int) {
 		}
 		if err == nil {
 			table[kind].whole++
-			if got := stateOf(t, f); !bytes.Equal(content(t, got), content(t, want)) {
+			if testing.Verbose() {
+				t.Logf("%s: starts", d)
+			}
+			if got := stateOf(t, f); !bytes.Equal(content(t, got), content(t, want)) && !(killed && strings.Contains(d.What, "meta page") && revision(t, got) >= revision(t, want)-1) {
 				t.Errorf("%s: it starts with another state: revision %d instead of %d", d, revision(t, got), revision(t, want))
 			}
 		} else {
@@ -174,7 +186,7 @@ func revision(t *testing.T, snapshot []byte) int64 {
 }
 
 // TestSomeDamages is TestEveryDamage in short.
-func TestSomeDamages(t *testing.T) { runDamages(t, 17) }
+func TestSomeDamages(t *testing.T) { runDamages(t, 17, false) }
 
 // TestDamageWhileRunning flips bits of entries under a running member. Those that
 // the state holds are replaced by a snapshot; a restart has everything.

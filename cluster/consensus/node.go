@@ -115,11 +115,15 @@ func (n *Node) open() error {
 		return n.withAdvice(err)
 	}
 	log, contents, err := raftdir.OpenLog(raftdir.Options{
-		DataDir: n.c.DataDir, SnapshotIndex: snapshot, Reserve: n.c.Reserve,
+		DataDir: n.c.DataDir, SnapshotIndex: snapshot, SnapshotTaken: n.snaps.Taken, Reserve: n.c.Reserve,
 		Step: n.c.Step, Hang: &raftdir.Hang{After: n.hangAfter, Changed: n.hung},
 	})
 	if err != nil {
 		return n.withAdvice(err)
+	}
+	if contents.Stale && len(n.c.Join) > 0 {
+		err := fmt.Errorf("%w: %s: its record of the last write is invalid, and what was written last may be missing", ErrDamaged, log.Path())
+		return errors.Join(n.withAdvice(err), log.Close())
 	}
 	if contents.Stale {
 		n.c.Logger.Warn("the raft log's record of its last write is invalid; if this is not because of a crash, the last write before the stop is lost", "file", log.Path())

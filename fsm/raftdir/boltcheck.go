@@ -141,7 +141,7 @@ func (b *boltFile) walk(id uint64, in bounds, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("page %d: more than %d levels deep", id, maxDepth)
 	}
-	return b.elements(p, id, in, depth)
+	return b.elements(p, id, in, depth, false)
 }
 
 // read returns a page with those that follow it, and marks them as seen.
@@ -176,8 +176,9 @@ func (b *boltFile) read(id uint64) ([]byte, error) {
 	return p, nil
 }
 
-// elements checks the elements of a page, and the pages they refer to.
-func (b *boltFile) elements(p []byte, id uint64, in bounds, depth int) error {
+// elements checks the elements of a page, and the pages they refer to. An inline
+// page has no room to spare.
+func (b *boltFile) elements(p []byte, id uint64, in bounds, depth int, inline bool) error {
 	le := binary.LittleEndian
 	branch, count := le.Uint16(p[8:]) == flagBranch, int(le.Uint16(p[10:]))
 	if branch && count == 0 {
@@ -187,17 +188,25 @@ func (b *boltFile) elements(p []byte, id uint64, in bounds, depth int) error {
 		return fmt.Errorf("page %d has %d elements, more than fit", id, count)
 	}
 	all := make([]boltElement, count)
+	end := pageHead + elementHead*count // keys and values follow one another without gaps
 	for i := range all {
 		var ok bool
 		if all[i], ok = elementAt(p, i, branch); !ok {
 			return fmt.Errorf("element %d of page %d lies outside of it", i, id)
 		}
+		if all[i].at != end {
+			return fmt.Errorf("element %d of page %d begins at byte %d, should at %d", i, id, all[i].at, end)
+		}
+		end += len(all[i].key) + len(all[i].value)
 		key := all[i].key
 		if i > 0 && bytes.Compare(key, all[i-1].key) <= 0 ||
 			in.least != nil && bytes.Compare(key, in.least) < 0 ||
 			in.below != nil && bytes.Compare(key, in.below) >= 0 {
 			return fmt.Errorf("element %d of page %d is out of order", i, id)
 		}
+	}
+	if count > 0 && b.page > 0 && int64(end) <= int64(len(p))-b.page || inline && end != len(p) {
+		return fmt.Errorf("page %d ends at byte %d of %d", id, end, len(p))
 	}
 	for i, e := range all {
 		var err error
@@ -217,6 +226,8 @@ func (b *boltFile) elements(p []byte, id uint64, in bounds, depth int) error {
 			b.in = ""
 		case e.flags != 0 || b.in == "":
 			err = fmt.Errorf("element %d of page %d has flags %#x in %q", i, id, e.flags, b.in)
+		case b.in == logBucket && len(e.key) != 8:
+			err = fmt.Errorf("element %d of page %d has a key of %d bytes", i, id, len(e.key))
 		case b.in == stableBucket:
 			if _, err = openValue(e.key, e.value); err != nil {
 				err = fmt.Errorf("element %d of page %d: %w", i, id, err)
@@ -232,6 +243,7 @@ func (b *boltFile) elements(p []byte, id uint64, in bounds, depth int) error {
 // boltElement is an element of a branch (key and page) or of a leaf.
 type boltElement struct {
 	key, value []byte
+	at         int // where the key begins in the page
 	page       uint64
 	flags      uint32
 }
@@ -243,19 +255,20 @@ const elementHead = 16
 
 func elementAt(p []byte, i int, branch bool) (e boltElement, ok bool) {
 	le := binary.LittleEndian
-	p = p[pageHead+elementHead*i:]
+	from := pageHead + elementHead*i
+	p = p[from:]
 	if branch {
 		pos, n := uint64(le.Uint32(p)), uint64(le.Uint32(p[4:]))
 		if pos+n > uint64(len(p)) {
 			return e, false
 		}
-		return boltElement{key: p[pos : pos+n], page: le.Uint64(p[8:])}, true
+		return boltElement{at: from + int(pos), key: p[pos : pos+n], page: le.Uint64(p[8:])}, true
 	}
 	pos, n, v := uint64(le.Uint32(p[4:])), uint64(le.Uint32(p[8:])), uint64(le.Uint32(p[12:]))
 	if pos+n+v > uint64(len(p)) {
 		return e, false
 	}
-	return boltElement{key: p[pos : pos+n], value: p[pos+n : pos+n+v], flags: le.Uint32(p)}, true
+	return boltElement{at: from + int(pos), key: p[pos : pos+n], value: p[pos+n : pos+n+v], flags: le.Uint32(p)}, true
 }
 
 // bucket checks a bucket: its root page, or the small page within it.
@@ -264,11 +277,14 @@ func (b *boltFile) bucket(v []byte, id uint64, depth int) error {
 		return fmt.Errorf("a bucket in page %d is cut off", id)
 	}
 	if root := binary.LittleEndian.Uint64(v); root != 0 {
+		if len(v) != 16 {
+			return fmt.Errorf("a bucket in page %d has %d bytes", id, len(v))
+		}
 		return b.walk(root, bounds{}, depth+1)
 	}
 	inline := v[16:]
 	if len(inline) < pageHead || binary.LittleEndian.Uint16(inline[8:]) != flagLeaf || depth > maxDepth {
 		return fmt.Errorf("a bucket in page %d is malformed", id)
 	}
-	return b.elements(inline, id, bounds{}, depth+1)
+	return b.elements(inline, id, bounds{}, depth+1, true)
 }

@@ -23,6 +23,7 @@ import (
 type Options struct {
 	DataDir       string
 	SnapshotIndex uint64 // of the newest snapshot: the log must go on from there
+	SnapshotTaken bool   // it was taken of this log
 	Reserve       int64  // bytes kept free for the log; 0 is DefaultReserve
 
 	// Step, for fault tests, is called with NAME:before and NAME:after, where NAME
@@ -99,9 +100,9 @@ func OpenLog(o Options) (*Log, Contents, error) {
 		step:        o.Step,
 		hang:        o.Hang,
 	}
-	c, err := l.open(o.SnapshotIndex)
+	c, err := l.open(o)
 	if isNoSpace(err) && l.reserve.release() {
-		c, err = l.open(o.SnapshotIndex) // opening writes a little
+		c, err = l.open(o) // opening writes a little
 	}
 	if err != nil {
 		return nil, c, err
@@ -110,13 +111,13 @@ func OpenLog(o Options) (*Log, Contents, error) {
 	return l, c, nil
 }
 
-func (l *Log) open(snapshot uint64) (c Contents, err error) {
+func (l *Log) open(o Options) (c Contents, err error) {
 	closed, fresh := readMark(l.path), false
 	switch st, err := os.Stat(l.path); {
 	case errors.Is(err, os.ErrNotExist) || err == nil && st.Size() == 0:
 		fresh = true
 		switch {
-		case snapshot > 0:
+		case o.SnapshotIndex > 0:
 			return c, fmt.Errorf("%w: %s is missing or empty, but there is a snapshot", ErrDamaged, l.path)
 		case closed != nil && closed.Index > 0:
 			return c, fmt.Errorf("%w: %s is missing or empty; it ended with entry %d when it was closed", ErrDamaged, l.path, closed.Index)
@@ -132,7 +133,7 @@ func (l *Log) open(snapshot uint64) (c Contents, err error) {
 		if err := l.openBolt(&bbolt.Options{Timeout: time.Second, ReadOnly: true}); err != nil {
 			return c, err
 		}
-		c, err = l.verify(snapshot, closed)
+		c, err = l.verify(o, closed)
 		if cerr := l.bolt.Close(); err == nil {
 			err = cerr
 		}

@@ -11,16 +11,19 @@ import (
 
 // begin makes a snapshot that is sealed, leaves nothing behind when it fails, and,
 // if another member sends it, is complete only when Check has read all of it.
-func (s *Snapshots) begin(v raft.SnapshotVersion, index, term uint64, c raft.Configuration, ci uint64, t raft.Transport, received bool) (raft.SnapshotSink, error) {
+func (s *Snapshots) begin(v raft.SnapshotVersion, index, term uint64, c raft.Configuration, ci uint64, t raft.Transport, sent bool) (raft.SnapshotSink, error) {
 	inner, err := s.FileSnapshotStore.Create(v, index, term, c, ci, t)
 	if err != nil {
 		return nil, errors.Join(err, s.sweep())
 	}
-	k := &sink{SnapshotSink: inner, s: s, name: inner.ID() + tmpSuffix}
+	k := &sink{SnapshotSink: inner, s: s, name: inner.ID() + tmpSuffix, from: taken}
+	if sent {
+		k.from = received
+	}
 	s.mu.Lock()
 	s.open[k.name] = true
 	s.mu.Unlock()
-	if received && s.Check != nil {
+	if sent && s.Check != nil {
 		r, w := io.Pipe()
 		k.pipe, k.checked = w, make(chan error, 1)
 		go func() {
@@ -39,6 +42,7 @@ type sink struct {
 	raft.SnapshotSink
 	s    *Snapshots
 	name string
+	from origin
 	size int64
 	over bool
 
@@ -77,7 +81,7 @@ func (k *sink) Close() error {
 	}
 	err := k.refused()
 	if err == nil {
-		err = k.s.writeSeal(filepath.Join(k.s.dir, k.name), k.size)
+		err = k.s.writeSeal(filepath.Join(k.s.dir, k.name), k.size, k.from)
 	}
 	if err != nil {
 		return errors.Join(err, k.Cancel())

@@ -1,6 +1,7 @@
 package raftdir
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -26,14 +27,25 @@ const (
 	sealFile = "seal"
 )
 
-// sealOf is the content of the seal: a SHA-256 over all that Raft relies on.
-func sealOf(m *raft.SnapshotMeta) []byte {
+// origin says where a snapshot is from. The log of who has taken one reaches at
+// least as far, unless it was emptied; that of who was sent one may not.
+type origin string
+
+const (
+	taken    origin = "taken"
+	received origin = "received"
+)
+
+// sealOf is the content of the seal: the origin, and a SHA-256 over that and all
+// that Raft relies on.
+func sealOf(m *raft.SnapshotMeta, from origin) []byte {
 	h := sha256.New()
+	fmt.Fprintln(h, from)
 	fmt.Fprintf(h, "%d %q %d %d %d %d\n", m.Version, m.ID, m.Index, m.Term, m.ConfigurationIndex, m.Size)
 	for _, s := range m.Configuration.Servers {
 		fmt.Fprintf(h, "%d %q %q\n", s.Suffrage, s.ID, s.Address)
 	}
-	return append(hex.AppendEncode(nil, h.Sum(nil)), '\n')
+	return fmt.Appendf(nil, "%s %s\n", from, hex.EncodeToString(h.Sum(nil)))
 }
 
 // verify looks at the newest snapshot. Raft would pass over one whose meta.json
@@ -43,7 +55,12 @@ func (s *Snapshots) verify() error {
 	if err != nil || id == "" {
 		return err
 	}
-	return s.verifyMeta(id)
+	if err := s.verifyMeta(id); err != nil {
+		return err
+	}
+	b, err := os.ReadFile(filepath.Join(s.dir, id, sealFile))
+	s.Taken = err == nil && bytes.HasPrefix(b, []byte(taken))
+	return err
 }
 
 // newest finds the newest snapshot by the names of the directories alone:
@@ -78,10 +95,14 @@ func (s *Snapshots) verifyMeta(id string) error {
 	if err != nil {
 		return damaged(metaFile, "%w", reason(err))
 	}
-	var m raft.SnapshotMeta
-	if err := json.Unmarshal(b, &m); err != nil {
+	var all struct { // as Raft reads it
+		raft.SnapshotMeta
+		CRC []byte
+	}
+	if err := json.Unmarshal(b, &all); err != nil {
 		return damaged(metaFile, "%w", err)
 	}
+	m := all.SnapshotMeta
 	at, _ := position(id)
 	if m.ID != id || m.Index != at[1] || m.Term != at[0] {
 		return damaged(metaFile, "it is of snapshot %q with index %d and term %d", m.ID, m.Index, m.Term)
@@ -90,7 +111,11 @@ func (s *Snapshots) verifyMeta(id string) error {
 	if err != nil {
 		return damaged(sealFile, "%w", reason(err))
 	}
-	if string(seal) != string(sealOf(&m)) {
+	from := taken
+	if bytes.HasPrefix(seal, []byte(received)) {
+		from = received
+	}
+	if !bytes.Equal(seal, sealOf(&m, from)) {
 		return damaged(metaFile, "it does not match %s beside it", sealFile)
 	}
 	if st, err := os.Stat(s.File(id)); err != nil {
@@ -112,7 +137,7 @@ func reason(err error) error {
 
 // writeSeal is called when all of a snapshot's state is written, before Raft
 // completes it.
-func (s *Snapshots) writeSeal(tmp string, size int64) error {
+func (s *Snapshots) writeSeal(tmp string, size int64, from origin) error {
 	b, err := os.ReadFile(filepath.Join(tmp, metaFile)) // all but the size
 	if err != nil {
 		return err
@@ -122,7 +147,7 @@ func (s *Snapshots) writeSeal(tmp string, size int64) error {
 		return err
 	}
 	m.Size = size
-	if err := durable.Create(filepath.Join(tmp, sealFile), sealOf(&m), 0o600); err != nil {
+	if err := durable.Create(filepath.Join(tmp, sealFile), sealOf(&m, from), 0o600); err != nil {
 		return err
 	}
 	return durable.SyncDir(tmp)

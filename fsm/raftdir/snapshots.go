@@ -20,6 +20,9 @@ const retainSnapshots = 2
 type Snapshots struct {
 	*raft.FileSnapshotStore
 	dir string
+	// Taken: the newest snapshot at OpenSnapshots was taken here, and not sent by
+	// another member.
+	Taken bool
 
 	// For fault tests, see Options.Step. LastIndex tells apart a snapshot that
 	// another member sends. Both are set before the first use, or never.

@@ -13,7 +13,8 @@ import (
 
 // verify reads the whole log. Entries up to the snapshot may be missing: Raft
 // leaves such gaps when it installs one. closed, if not nil, is how the log ended.
-func (l *Log) verify(snapshot uint64, closed *mark) (c Contents, err error) {
+func (l *Log) verify(o Options, closed *mark) (c Contents, err error) {
+	snapshot := o.SnapshotIndex
 	err = l.guard("read", func() error {
 		if c.First, err = l.bolt.FirstIndex(); err != nil {
 			return err
@@ -39,6 +40,9 @@ func (l *Log) verify(snapshot uint64, closed *mark) (c Contents, err error) {
 		}
 		if c.First > snapshot+1 {
 			return fmt.Errorf("it begins at entry %d, but the newest snapshot in %s ends at %d", c.First, filepath.Join(filepath.Dir(l.path), "snapshots"), snapshot)
+		}
+		if o.SnapshotTaken && c.Last < snapshot {
+			return fmt.Errorf("it ends with entry %d, and the snapshot that was taken of it with %d: it is older, or its end was lost", c.Last, snapshot)
 		}
 		term := uint64(0)
 		for i := c.First; i <= c.Last; i++ {
