@@ -3,9 +3,9 @@ package fsm
 import (
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/raft"
@@ -18,13 +18,14 @@ import (
 // have it before the command is proposed, or get it from others (FileSource).
 //
 // It is alone in its entry. The revision moves on to one above the present one
-// and not below the file's; what the file holds keeps the revisions it has there.
+// and not below the file's. Keys whose value is the same before and after stay as
+// they are; all others have the new revision, see store.Txn.Reset.
 type Restore struct {
 	File string // Summary.Hash of the snapshot: SHA-256 in hex
 	Size int64  // bytes of the file
-	// Keep is a prefix whose keys stay as they are, but for those with the prefix
+	// Keep are prefixes whose keys stay as they are, but for those with a prefix of
 	// Except: these come from the file like all others.
-	Keep, Except string
+	Keep, Except []string
 	// Expect are keys with the ModRevision that they must have before, 0: none.
 	// If one has another, nothing is done, and Result.Err is store.ErrConflict.
 	Expect []Expectation
@@ -39,9 +40,10 @@ type Expectation struct {
 }
 
 // FileSource opens a file that a Restore names. It may take as long as it takes to
-// get it from another member. An error means that this member is about to stop:
-// the state machine applies nothing any more.
-type FileSource func(file string, size int64) (io.ReadCloser, error)
+// get it from another member. wrong is nil, or why the file that it opened before
+// can't be it: it has to be another copy. An error means that this member is about
+// to stop: the state machine applies nothing any more.
+type FileSource func(file string, size int64, wrong error) (io.ReadCloser, error)
 
 func (r *Restore) validate() error {
 	if b, err := hex.DecodeString(r.File); err != nil || len(b) != 32 || strings.ToLower(r.File) != r.File {
@@ -66,7 +68,10 @@ func (r *Restore) validate() error {
 }
 
 func (r *Restore) keeps(key string) bool {
-	return r.Keep != "" && strings.HasPrefix(key, r.Keep) && (r.Except == "" || !strings.HasPrefix(key, r.Except))
+	in := func(prefixes []string) bool {
+		return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(key, p) })
+	}
+	return in(r.Keep) && !in(r.Except)
 }
 
 // Fields of a restore. Fields that repeat have one number each time.
@@ -83,11 +88,11 @@ func appendRestore(dst []byte, r *Restore) []byte {
 	field := func(n uint64, b []byte) { dst = appendFrame(dst, n, b) }
 	field(restoreFile, []byte(r.File))
 	field(restoreSize, binary.AppendUvarint(nil, uint64(r.Size)))
-	if r.Keep != "" {
-		field(restoreKeep, []byte(r.Keep))
+	for _, p := range r.Keep {
+		field(restoreKeep, []byte(p))
 	}
-	if r.Except != "" {
-		field(restoreExcept, []byte(r.Except))
+	for _, p := range r.Except {
+		field(restoreExcept, []byte(p))
 	}
 	for _, e := range r.Expect {
 		field(restoreExpect, append(binary.AppendUvarint(nil, uint64(e.ModRevision)), e.Key...))
@@ -110,9 +115,9 @@ func decodeRestore(body []byte) (Command, error) {
 		case restoreSize:
 			r.Size = f.int63()
 		case restoreKeep:
-			r.Keep = string(v)
+			r.Keep = append(r.Keep, string(v))
 		case restoreExcept:
-			r.Except = string(v)
+			r.Except = append(r.Except, string(v))
 		case restoreExpect:
 			e := Expectation{ModRevision: f.int63()}
 			e.Key = string(f.b)
@@ -221,8 +226,8 @@ func (f *FSM) contentFor(l *raft.Log, r *Restore) (*content, error) {
 	if f.files == nil {
 		panic(fmt.Errorf("fsm: log entry %d of term %d restores the file %s, and there is no place to look for it", l.Index, l.Term, r.File))
 	}
-	for {
-		src, err := f.files(r.File, r.Size)
+	for wrong := error(nil); ; {
+		src, err := f.files(r.File, r.Size, wrong)
 		if err != nil {
 			return nil, err
 		}
@@ -231,11 +236,9 @@ func (f *FSM) contentFor(l *raft.Log, r *Restore) (*content, error) {
 		if err == nil && c.file == r.File {
 			return c, nil
 		}
-		if err == nil {
-			err = errors.New("it is another file")
+		if wrong = err; err == nil {
+			wrong = fmt.Errorf("%w: it is %s", ErrDamaged, c.file)
 		}
-		// The source has verified it before: memory or disk are failing.
-		panic(fmt.Errorf("fsm: log entry %d of term %d restores the file %s: %w", l.Index, l.Term, r.File, err))
 	}
 }
 
@@ -251,7 +254,7 @@ func (f *FSM) restore(tx *store.Txn, r *Restore, c *content) Result {
 			return Result{Revision: tx.Revision(), Err: store.ErrConflict, Op: i, Current: kv}
 		}
 	}
-	tx.Reset(c.load, c.rev, r.Keep, r.keeps)
+	tx.Reset(c.load, c.rev, r.keeps)
 	var out Result
 	for i := range r.Ops {
 		out.Current, _ = doOp(tx, &r.Ops[i]) // without a condition nothing can be wrong

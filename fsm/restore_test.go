@@ -16,7 +16,7 @@ import (
 )
 
 func aRestore(file string) *Restore {
-	return &Restore{File: file, Size: 7, Keep: "/skiff/", Except: "/skiff/reserved/",
+	return &Restore{File: file, Size: 7, Keep: []string{"/skiff/", "/node/"}, Except: []string{"/skiff/reserved/"},
 		Expect: []Expectation{{"/skiff/restore", 0}, {"/skiff/keys/1", 7}},
 		Ops:    []Op{{Type: Put, Key: "/skiff/restore", Value: []byte("done"), Expect: Any}, {Type: Put, Key: "/skiff/x", Expect: Any, Expires: 4}}}
 }
@@ -105,25 +105,25 @@ func state(f *FSM) string {
 }
 
 func source(file []byte) FileSource {
-	return func(string, int64) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(file)), nil }
+	return func(string, int64, error) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(file)), nil }
 }
 
 // TestRestoreCommand restores between other changes, in each way in which entries
 // can be applied together, from memory and from the file.
 func TestRestoreCommand(t *testing.T) {
-	file, hash := restored(t, 40, "/registry/a", "/registry/b", "/skiff/keys/1", "/skiff/reserved/r")
-	r := &Restore{File: hash, Size: int64(len(file)), Keep: "/skiff/", Except: "/skiff/reserved/",
+	file, hash := restored(t, 40, "/node/a", "/registry/a", "/registry/b", "/registry/same", "/skiff/keys/1", "/skiff/reserved/r")
+	r := &Restore{File: hash, Size: int64(len(file)), Keep: []string{"/skiff/", "/node/"}, Except: []string{"/skiff/reserved/"},
 		Expect: []Expectation{{"/skiff/lock", 4}, {"/none", 0}},
 		Ops:    []Op{{Type: Put, Key: "/skiff/lock", Value: []byte("done"), Expect: Any}}}
 	log := func(i uint64, c Command) *raft.Log { return &raft.Log{Index: i, Term: 1, Data: entry(t, c)} }
 	logs := []*raft.Log{
 		log(1, Batch(Op{Type: Put, Key: "/registry/b", Value: []byte("new")}, Op{Type: Put, Key: "/registry/z", Value: []byte("new"), Expires: 9},
-			Op{Type: Put, Key: "/skiff/lock", Value: []byte("begun")}, Op{Type: Put, Key: "/skiff/reserved/s"})),
+			Op{Type: Put, Key: "/skiff/lock", Value: []byte("begun")}, Op{Type: Put, Key: "/skiff/reserved/s"}, Op{Type: Put, Key: "/registry/same", Value: []byte("old /registry/same"), Expires: 3})),
 		log(2, Command{Restore: r}),
 		log(3, put("/registry/b", "refused", 2)),
-		log(4, put("/registry/b", "later", 3)),
+		log(4, put("/registry/b", "later", 40)),
 	}
-	want := "/registry/a=old /registry/a@2 /registry/b=later@42 /skiff/lock=done@41 /skiff/reserved/r=old /skiff/reserved/r@5"
+	want := "/registry/a=old /registry/a@40 /registry/b=later@42 /registry/same=old /registry/same@6 /skiff/lock=done@41 /skiff/reserved/r=old /skiff/reserved/r@40"
 	for _, preload := range []bool{true, false} {
 		for name, groups := range map[string][][]*raft.Log{
 			"one by one": {logs[:1], logs[1:2], logs[2:3], logs[3:]},
@@ -135,7 +135,10 @@ func TestRestoreCommand(t *testing.T) {
 				if _, err := f.Preload(bytes.NewReader(file)); err != nil {
 					t.Fatal(err)
 				}
-				f.SetFiles(func(string, int64) (io.ReadCloser, error) { t.Fatal("the file was opened again"); return nil, nil })
+				f.SetFiles(func(string, int64, error) (io.ReadCloser, error) {
+					t.Fatal("the file was opened again")
+					return nil, nil
+				})
 			}
 			told := f.Store().Watch("/registry/", 1)
 			slept := make(chan error, 1)
@@ -172,7 +175,7 @@ func TestRestoreCommand(t *testing.T) {
 			if err != nil || len(evs) != 1 || string(evs[0].Prev.Value) != "old /registry/b" || upto != 42 {
 				t.Errorf("%s: from the restore on: %v, %d, %v", name, evs, upto, err)
 			}
-			if got := f.Store().Expired(5, 9); len(got) != 1 || got[0].Key != "/skiff/reserved/r" {
+			if got := f.Store().Expired(5, 9); len(got) != 3 || got[1].Key != "/registry/same" || got[2].Key != "/skiff/reserved/r" {
 				t.Errorf("%s: expiring: %v", name, got)
 			}
 			if v, err := f.Store().ViewAt(3); !errors.Is(err, store.ErrCompacted) {
@@ -215,7 +218,7 @@ func TestRestoreWaitsForTheFile(t *testing.T) {
 	for _, stops := range []bool{false, true} {
 		f := newFSM()
 		asked, come := make(chan bool), make(chan bool)
-		f.SetFiles(func(name string, size int64) (io.ReadCloser, error) {
+		f.SetFiles(func(name string, size int64, _ error) (io.ReadCloser, error) {
 			if name != hash || size != 9 {
 				t.Errorf("asked for %s of %d", name, size)
 			}
@@ -256,6 +259,21 @@ func TestRestoreWaitsForTheFile(t *testing.T) {
 		if i, _ := f.Applied(); i != 1 {
 			t.Errorf("says that %d was applied", i)
 		}
+	}
+}
+
+func TestRestoreOfADamagedFile(t *testing.T) {
+	file, hash := restored(t, 4, "/registry/a")
+	other, _ := restored(t, 4, "/registry/b")
+	f := newFSM()
+	var wrongs []error
+	f.SetFiles(func(_ string, _ int64, wrong error) (io.ReadCloser, error) {
+		wrongs = append(wrongs, wrong)
+		return io.NopCloser(bytes.NewReader([][]byte{file[:len(file)-3], other, file}[len(wrongs)-1])), nil
+	})
+	apply(t, f, 1, Command{Restore: &Restore{File: hash, Size: 9}})
+	if len(wrongs) != 3 || wrongs[0] != nil || !errors.Is(wrongs[1], ErrTruncated) || !errors.Is(wrongs[2], ErrDamaged) || state(f) != "/registry/a=old /registry/a@4" {
+		t.Errorf("%v, %s", wrongs, state(f))
 	}
 }
 

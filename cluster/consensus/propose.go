@@ -109,12 +109,17 @@ func (n *Node) proposeHere(ctx context.Context, data []byte) (fsm.Result, uint64
 	if n.stall.problem() != nil {
 		return fsm.Result{}, 0, fmt.Errorf("%w: its disk does not answer", ErrNotLeader)
 	}
-	if v := n.versionOf(data); v > 1 {
-		if all := n.commandVersion(); v > all {
-			return fsm.Result{}, 0, fmt.Errorf("%w: the command is of version %d, and not all members can apply more than %d; upgrade them first", ErrVersion, v, all)
-		}
+	if err := n.allowed(data); err != nil {
+		return fsm.Result{}, 0, err
 	}
-	p := &proposal{data: data, done: make(chan struct{})}
+	if fsm.IsRestore(data) {
+		return n.restoreHere(ctx, data)
+	}
+	return n.await(ctx, &proposal{data: data, done: make(chan struct{})})
+}
+
+// await proposes and waits for the outcome.
+func (n *Node) await(ctx context.Context, p *proposal) (fsm.Result, uint64, error) {
 	n.batch.add(p)
 	var why error
 	for why == nil {
@@ -150,6 +155,7 @@ func (n *Node) proposeHere(ctx context.Context, data []byte) (fsm.Result, uint64
 // proposal is a command on its way through the batcher.
 type proposal struct {
 	data  []byte
+	alone bool // in an entry of its own
 	state atomic.Int32
 
 	done   chan struct{} // closed when the rest is set
@@ -195,7 +201,7 @@ func (b *batcher) take() (group []*proposal, entry []byte) {
 	defer b.mu.Unlock()
 	size, used := 0, 0
 	for _, p := range b.queue {
-		if len(group) > 0 && (size+len(p.data) > maxEntryBytes || len(group) == maxEntryCommands) {
+		if len(group) > 0 && (p.alone || group[0].alone || size+len(p.data) > maxEntryBytes || len(group) == maxEntryCommands) {
 			break
 		}
 		used++
@@ -256,7 +262,10 @@ func (b *batcher) finish(group []*proposal, future raft.ApplyFuture) {
 	<-b.slots
 	var results []fsm.Result
 	if err == nil {
-		results = future.Response().([]fsm.Result)
+		var applied bool
+		if results, applied = future.Response().([]fsm.Result); !applied { // see fsm.FileSource
+			err = fmt.Errorf("%w: %w", ErrUnknownOutcome, ErrStopped)
+		}
 	}
 	for i, p := range group {
 		p.err = err

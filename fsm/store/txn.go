@@ -1,6 +1,9 @@
 package store
 
-import "encoding/binary"
+import (
+	"bytes"
+	"encoding/binary"
+)
 
 // Txn is one Update in progress. It is valid only inside the function given to
 // Update, and for one goroutine.
@@ -62,25 +65,39 @@ func (tx *Txn) Delete(key string, expect int64) (current *KeyValue, err error) {
 	return old, nil
 }
 
-// Reset replaces everything by what l holds. The keys with the prefix that keep
-// names stay as they are, and those of l are left out. It takes a revision that is
-// above the present one and not below floor. Nothing from before is told any more:
-// watchers get ErrCompacted. l is used up.
-func (tx *Txn) Reset(l *Loader, floor int64, prefix string, keep func(key string) bool) {
+// Reset replaces everything by what l holds, but for the keys that keep names:
+// they stay as they are, and those of l do not count. It is one revision, above the
+// present one and not below floor. A key with the same value as before stays the
+// version that it is; all others get the new revision: one that l has of them may
+// be older than what readers have seen. Nothing from before is told any more,
+// watchers get ErrCompacted.
+func (tx *Txn) Reset(l *Loader, floor int64, keep func(key string) bool) {
 	old := tx.v
-	tx.v = l.v
-	tx.v.rev = max(old.rev+1, floor)
-	kept := func(v *View, do func(*KeyValue)) {
-		v.Ascend(prefix, "", func(kv *KeyValue) bool {
-			if keep(kv.Key) {
-				do(kv)
-			}
+	rev := max(old.rev+1, floor)
+	tx.v = View{rev: rev}
+	l.v.Ascend("", "", func(kv *KeyValue) bool {
+		if keep(kv.Key) {
 			return true
-		})
-	}
-	kept(&l.v, func(kv *KeyValue) { tx.replace(kv, nil) })
-	kept(&old, func(kv *KeyValue) { tx.replace(nil, kv) })
-	tx.events, tx.base = nil, tx.v.rev
+		}
+		was := old.root.get(kv.Key)
+		if was != nil && was.Expires == kv.Expires && bytes.Equal(was.Value, kv.Value) {
+			tx.replace(nil, was)
+			return true
+		}
+		now := &KeyValue{Key: kv.Key, Value: kv.Value, CreateRevision: rev, ModRevision: rev, Expires: kv.Expires}
+		if was != nil {
+			now.CreateRevision = was.CreateRevision
+		}
+		tx.replace(nil, now)
+		return true
+	})
+	old.Ascend("", "", func(kv *KeyValue) bool {
+		if keep(kv.Key) {
+			tx.replace(nil, kv)
+		}
+		return true
+	})
+	tx.events, tx.base = nil, rev
 }
 
 // Atomic runs fn and takes back everything that fn did if it fails.
