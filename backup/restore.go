@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,8 +58,11 @@ type RestoreOptions struct {
 	Files func(state map[string][]byte) (files map[string][]byte, err error)
 	// By names the host, in the epoch that the restore begins; by default as the
 	// operating system does.
-	By       string
-	Unlock   Unlock // opens an encrypted file
+	By     string
+	Unlock Unlock // opens an encrypted file
+	// DryRun does everything up to the first write, and says what would be made:
+	// the node id and the epoch of a real run are others.
+	DryRun   bool
 	Progress Progress
 }
 
@@ -125,7 +129,19 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 		return nil, err
 	}
 
+	out := &Restored{Snapshot: info, DataDir: dataDir, NodeID: o.NodeID, Revision: info.Revision + o.RevisionStep,
+		Epoch: before.Next(raftdir.Restored, o.By, time.Now())}
+	if out.Revision < info.Revision {
+		return nil, fmt.Errorf("revision %d can't go %d further", info.Revision, o.RevisionStep)
+	}
 	parent := filepath.Dir(filepath.Clean(dataDir))
+	if o.DryRun {
+		out.PKIFiles = slices.Sorted(maps.Keys(pki))
+		if err := canMake(parent, info); err != nil {
+			return nil, err
+		}
+		return out, nil
+	}
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return nil, err
 	}
@@ -134,11 +150,6 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 		return nil, err
 	}
 	defer release() // there is nothing once it has been renamed
-	out := &Restored{Snapshot: info, DataDir: dataDir, NodeID: o.NodeID, Revision: info.Revision + o.RevisionStep,
-		Epoch: before.Next(raftdir.Restored, o.By, time.Now())}
-	if out.Revision < info.Revision {
-		return nil, fmt.Errorf("revision %d can't go %d further", info.Revision, o.RevisionStep)
-	}
 	member := raftdir.Member{ID: o.NodeID, Addr: o.AdvertiseAddr}
 	err = raftdir.Create(tmp, member, info.Index, info.Term, func(w io.Writer) error {
 		h := fsm.Header{ClusterID: info.ClusterID, Revision: out.Revision, Index: info.Index, Term: info.Term}

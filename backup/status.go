@@ -55,6 +55,23 @@ func Verify(ctx context.Context, path string, unlock Unlock, progress Progress) 
 	return info, nil
 }
 
+// Peek reads only the first bytes: of the Info it gives what the header says.
+// What follows may be damaged.
+func Peek(path string, unlock Unlock) (*Info, error) {
+	f, err := Open(path, unlock)
+	if err != nil {
+		return nil, fmt.Errorf("look at %s: %w", path, err)
+	}
+	defer f.Close()
+	r, err := fsm.NewReader(f)
+	if err != nil {
+		return nil, fmt.Errorf("look at %s: %w", path, err)
+	}
+	h := r.Header()
+	return &Info{Revision: h.Revision, ClusterID: h.ClusterID, Index: h.Index, Term: h.Term, Version: fmt.Sprint(h.Format),
+		TotalSize: f.Size, Compressed: f.Compressed, Encrypted: f.Encrypted}, nil
+}
+
 // each reads the file to its end and gives each key to do (if not nil).
 func (f *File) each(ctx context.Context, what string, progress Progress, do func(*store.KeyValue) error) (*Info, error) {
 	info, err := read(ctx, f, func() { progress.tell(what, f.Offset(), f.Size) }, do)
