@@ -142,6 +142,9 @@ type Config struct {
 	Duties       func() []string
 	Evictions    func() *EvictionStatus
 	Certificates func() []Certificate
+	// Snapshots asks a server, which may be this one, for its scheduled ones; nil:
+	// nobody is asked.
+	Snapshots func(ctx context.Context, id string) (SnapshotStatus, error)
 
 	// Now replaces time.Now, for tests.
 	Now    func() time.Time

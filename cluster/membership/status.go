@@ -34,7 +34,9 @@ type Status struct {
 	Partial      string          `json:"partial,omitempty"`
 	Evictions    *EvictionStatus `json:"evictions,omitempty"`
 	Certificates []Certificate   `json:"certificates,omitempty"`
-	Warnings     []string        `json:"warnings,omitempty"`
+	// Snapshots are the scheduled ones of each server that answered.
+	Snapshots []SnapshotStatus `json:"snapshots,omitempty"`
+	Warnings  []string         `json:"warnings,omitempty"`
 }
 
 // MemberStatus is one member. What only servers have, or only the leader knows,
@@ -108,6 +110,7 @@ func (s *Service) Status(ctx context.Context) Status {
 	self := s.c.Self()
 	st := Status{Name: self.Name, Version: s.c.Version, Started: s.c.Started, Duties: s.c.Duties(), Raft: s.c.Raft.Stats(), Role: s.c.Role,
 		Certificates: s.c.Certificates()}
+	snapshots := s.gatherSnapshots(ctx)
 	raft, err := s.askLeader(ctx, &st)
 	if err != nil {
 		st.Partial = fmt.Sprintf("the leader's view is missing: %v", err)
@@ -123,6 +126,8 @@ func (s *Service) Status(ctx context.Context) Status {
 	st.FailureTolerance = tolerance(st.Members)
 	st.Epoch = s.c.Epoch()
 	st.Warnings = append(s.c.EpochWarnings(), warnings(&st, s.c.Now())...)
+	st.Snapshots = snapshots()
+	st.Warnings = append(st.Warnings, snapshotWarnings(st.Snapshots, st.Leader, s.c.Now())...)
 	if err := context.Cause(s.member); err != nil {
 		st.Warnings = []string{err.Error()} // what it knows of the rest is old
 	}
