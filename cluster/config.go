@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -62,6 +63,9 @@ type Config struct {
 
 	// Passphrase of the keys in DataDir; nil: they have none.
 	Passphrase []byte
+
+	// Snapshots that are saved by themselves; nil: none.
+	Snapshots *Snapshots
 
 	// Version of skiff, as the status shows it.
 	Version string
@@ -121,6 +125,11 @@ func (c *Config) complete() error {
 	}
 	if c.ClusterDomain == "" {
 		c.ClusterDomain = "cluster.local"
+	}
+	if c.Snapshots != nil && c.Snapshots.Dir == "" {
+		own := *c.Snapshots
+		own.Dir = filepath.Join(c.DataDir, "snapshots")
+		c.Snapshots = &own
 	}
 	if c.Listen == nil {
 		c.Listen = net.Listen

@@ -75,7 +75,8 @@ func (s *Server) openMembership() (err error) {
 		ServerFiles: func() (map[string][]byte, error) { return s.pki.Files(), nil },
 		Client:      s.client,
 		Duties:      func() []string { return s.leader.Running() }, Evictions: s.evictionStatus, Certificates: s.certificates,
-		Logger: s.cfg.Logger.With("component", "membership"),
+		Snapshots: s.askSnapshots,
+		Logger:    s.cfg.Logger.With("component", "membership"),
 	})
 	return err
 }
@@ -120,17 +121,18 @@ func (s *Server) rpcHandlers() map[string]consensus.Handler {
 		return func(ctx context.Context, from string, body []byte) ([]byte, error) { return f()(ctx, from, body) }
 	}
 	return map[string]consensus.Handler{
-		nodehealth.LeaseMethod:  late(func() consensus.Handler { return s.leases.Handle }),
-		nodehealth.EndMethod:    late(func() consensus.Handler { return s.leases.HandleEnd }),
-		membership.MethodStatus: late(func() consensus.Handler { return s.members.Methods()[membership.MethodStatus] }),
-		membership.MethodRemove: late(func() consensus.Handler { return s.members.Methods()[membership.MethodRemove] }),
+		nodehealth.LeaseMethod:     late(func() consensus.Handler { return s.leases.Handle }),
+		nodehealth.EndMethod:       late(func() consensus.Handler { return s.leases.HandleEnd }),
+		membership.MethodSnapshots: s.snapshotStatus,
+		membership.MethodStatus:    late(func() consensus.Handler { return s.members.Methods()[membership.MethodStatus] }),
+		membership.MethodRemove:    late(func() consensus.Handler { return s.members.Methods()[membership.MethodRemove] }),
 	}
 }
 
 // handlers are the paths of skiff's own API.
 func (s *Server) handlers() map[string]http.Handler {
 	log := s.cfg.Logger.With("component", "api")
-	out := snapshotHandlers(s.Snapshot, log)
+	out := snapshotHandlers(s.Snapshot, s.node.SnapshotHere, log)
 	maps.Copy(out, s.members.Handlers())
 	maps.Copy(out, s.trust.Handlers())
 	maps.Copy(out, s.sealer.Handlers())

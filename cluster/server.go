@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
 
+	"github.com/skiff-sh/skiff/backup"
 	"github.com/skiff-sh/skiff/cluster/api"
 	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/cluster/controller/nodelifecycle"
@@ -64,6 +65,9 @@ type Server struct {
 	evictions    *nodelifecycle.Board
 	admin        *pki.Leaf
 	leaves       map[string]*pki.Leaf // by what they are for
+
+	schedule       *backup.Schedule // nil: no snapshots are scheduled
+	snapshotReport *snapshotReport  // there with schedule
 
 	// closers undo what New did, for a server that is never run.
 	closers []func() error
@@ -137,6 +141,9 @@ func (s *Server) open() (err error) {
 		return err
 	}
 	if err := s.openAPI(apiPort); err != nil {
+		return err
+	}
+	if err := s.openSnapshots(); err != nil {
 		return err
 	}
 	return s.openLeader()
@@ -218,7 +225,7 @@ func (s *Server) openLeader() error {
 			return nil, err
 		}
 		rest, err := controllers()
-		return append(own, rest...), err
+		return append(append(own, s.snapshotDuties()...), rest...), err
 	}})
 	return err
 }
@@ -285,7 +292,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	})
 	for _, run := range []func(context.Context) error{s.backend.Run, s.api.Run, s.leader.Run, s.trust.Run, s.members.Run,
-		s.retire, s.runGossip, s.keepRoster, s.followSettings, s.awaitReady} {
+		s.retire, s.runGossip, s.keepRoster, s.followSettings, s.runSnapshots, s.awaitReady} {
 		g.Go(func() error { return run(ctx) })
 	}
 	err := g.Wait()
