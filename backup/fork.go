@@ -58,6 +58,7 @@ func Fork(ctx context.Context, dataDir string, o ForkOptions) (*Forked, error) {
 		return nil, fmt.Errorf("revision %d can't go %d further", s.Revision, o.RevisionStep)
 	}
 	s.Revision += o.RevisionStep
+	s.Renewed = true
 	out.Revision, out.Keys = s.Revision, s.Keys()
 	out.Aside, err = raftdir.Renew(dataDir, func(dir string) error {
 		err := raftdir.Create(dir, o.Member, index, term, func(w io.Writer) error { return s.Write(ctx, w) })
@@ -119,6 +120,12 @@ func replay(ctx context.Context, dataDir string) (f *fsm.FSM, out *Forked, err e
 		}
 	}()
 	f = fsm.New(store.New(store.Config{}))
+	f.SetFiles(func(file string, _ int64, wrong error) (io.ReadCloser, error) {
+		if wrong != nil {
+			return nil, fmt.Errorf("%s: %w", raftdir.RestoredFile(dataDir, file), wrong)
+		}
+		return os.Open(raftdir.RestoredFile(dataDir, file))
+	})
 	out = &Forked{Index: meta.Index, Term: meta.Term}
 	if meta.ID != "" {
 		file, err := os.Open(snaps.File(meta.ID))
@@ -143,6 +150,9 @@ func replay(ctx context.Context, dataDir string) (f *fsm.FSM, out *Forked, err e
 		}
 		if e.Type == raft.LogCommand {
 			f.Apply(&e)
+		}
+		if err := f.Halted(); err != nil {
+			return nil, nil, fmt.Errorf("a snapshot was restored into the running cluster, and its file is needed: %w", err)
 		}
 		out.Index, out.Term = e.Index, e.Term
 	}

@@ -19,7 +19,9 @@ type changes struct {
 	put    map[string][]byte // keys to set, also those that drop knows; they get the header's revision
 }
 
-// rewrite copies a snapshot with changes. A source that is no longer what was
+// rewrite copies a snapshot with changes. All keys get the header's revision:
+// clients compare versions of an object by it, and may have seen a later one than
+// the source has. A source that is no longer what was
 // verified is an error, of which dst does not show everything: throw it away.
 func rewrite(ctx context.Context, src io.Reader, size int64, dst io.Writer, c changes, progress Progress) error {
 	r, err := fsm.NewReader(src)
@@ -55,11 +57,12 @@ func rewrite(ctx context.Context, src io.Reader, size int64, dst io.Writer, c ch
 			return err
 		}
 		if _, ok := c.put[kv.Key]; ok {
-			kv.Value, kv.ModRevision, kv.Expires = c.put[kv.Key], c.header.Revision, 0
+			kv.Value, kv.Expires = c.put[kv.Key], 0
 			put = put[1:]
 		} else if c.drop != nil && c.drop(kv.Key) {
 			continue
 		}
+		kv.ModRevision = c.header.Revision
 		if err := w.Add(kv); err != nil {
 			return err
 		}

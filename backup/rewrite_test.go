@@ -41,7 +41,7 @@ func TestRewrite(t *testing.T) {
 			t.Fatal(err)
 		}
 		got[kv.Key] = string(kv.Value)
-		if _, ok := set[kv.Key]; ok != (kv.ModRevision == h.Revision) {
+		if kv.ModRevision != h.Revision || kv.CreateRevision > h.Revision {
 			t.Errorf("%s has revision %d", kv.Key, kv.ModRevision)
 		}
 	}

@@ -89,7 +89,9 @@ func (f *FSM) ApplyBatch(logs []*raft.Log) []any {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.halted != nil || halted != nil {
-		f.halted = errors.Join(f.halted, halted)
+		if f.halted == nil {
+			f.halted = halted
+		}
 		return out
 	}
 	f.store.Update(func(tx *store.Txn) {
@@ -114,11 +116,8 @@ func (f *FSM) contents(logs []*raft.Log) (by map[uint64]*content, err error) {
 		if r == nil {
 			continue
 		}
-		f.mu.RLock()
-		halted := f.halted
-		f.mu.RUnlock()
-		if halted != nil {
-			return nil, nil
+		if err := f.Halted(); err != nil {
+			return nil, err
 		}
 		c, err := f.contentFor(l, r)
 		if err != nil {
@@ -211,11 +210,8 @@ func (f *FSM) configure(tx *store.Txn, c *Configuration) Result {
 
 // Snapshot returns the state as it is now, to be persisted later.
 func (f *FSM) Snapshot() (raft.FSMSnapshot, error) {
-	f.mu.RLock()
-	halted := f.halted
-	f.mu.RUnlock()
-	if halted != nil { // Raft believes that more was applied than was
-		return nil, halted
+	if err := f.Halted(); err != nil { // Raft believes that more was applied than was
+		return nil, err
 	}
 	return f.Capture(), nil
 }

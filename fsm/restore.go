@@ -172,6 +172,13 @@ type content struct {
 // applied, or never: then a Restore in the log is a panic.
 func (f *FSM) SetFiles(s FileSource) { f.files = s }
 
+// Halted is why nothing is applied any more, see FileSource; else nil.
+func (f *FSM) Halted() error {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.halted
+}
+
 // Preload reads the file of a Restore that will come, so that it then takes no
 // time; the file is verified. Forget gives the memory back if it does not come.
 func (f *FSM) Preload(src io.Reader) (*Summary, error) {

@@ -64,7 +64,10 @@ type Header struct {
 // Snapshot is the state at one moment. It implements raft.FSMSnapshot.
 type Snapshot struct {
 	Header
-	view *store.View
+	// Renewed: all keys are written with the header's Revision, for a state whose
+	// readers may have seen later versions than it has.
+	Renewed bool
+	view    *store.View
 }
 
 // Keys is the number of keys in the snapshot.
@@ -77,6 +80,9 @@ func (s *Snapshot) Write(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	s.view.Ascend("", "", func(kv *store.KeyValue) bool {
+		if s.Renewed {
+			kv = &store.KeyValue{Key: kv.Key, Value: kv.Value, CreateRevision: kv.CreateRevision, ModRevision: s.Revision, Expires: kv.Expires}
+		}
 		if err = ctx.Err(); err == nil {
 			err = sw.Add(kv)
 		}

@@ -71,7 +71,7 @@ type fileState struct {
 
 // open makes the directory and removes what a crash left unfinished.
 func (f *files) open(n *Node) error {
-	f.n, f.dir, f.pulls = n, filepath.Join(raftdir.Path(n.c.DataDir), "restore"), map[string]*pull{}
+	f.n, f.dir, f.pulls = n, filepath.Dir(raftdir.RestoredFile(n.c.DataDir, "x")), map[string]*pull{}
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return fmt.Errorf("make directory of restores: %w", err)
 	}
@@ -89,7 +89,7 @@ func (f *files) open(n *Node) error {
 	return nil
 }
 
-func (f *files) path(file string) string { return filepath.Join(f.dir, filepath.Base(file)) }
+func (f *files) path(file string) string { return raftdir.RestoredFile(f.n.c.DataDir, file) }
 
 func (f *files) has(file string, size int64) bool {
 	st, err := os.Stat(f.path(file))

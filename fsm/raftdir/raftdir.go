@@ -8,6 +8,7 @@
 //	<data-dir>/raft/reserve      space kept free for the log
 //	<data-dir>/raft/snapshots/   state machine snapshots, the two newest, each
 //	                             with meta.json, state.bin and a seal of the former
+//	<data-dir>/raft/restore/     files that restores in the log name
 //	<data-dir>/raft/admitted     of a new server that has not caught up, see cluster/consensus
 //
 // What a crash leaves: an append is there or not, never half; a snapshot that
@@ -22,6 +23,11 @@ import (
 
 // Path is the directory of Raft's files below a data dir.
 func Path(dataDir string) string { return filepath.Join(dataDir, "raft") }
+
+// RestoredFile is where the file is that a restore in the log names.
+func RestoredFile(dataDir, name string) string {
+	return filepath.Join(Path(dataDir), "restore", filepath.Base(name))
+}
 
 // LogPath is the log's file below a data dir.
 func LogPath(dataDir string) string { return filepath.Join(Path(dataDir), "raft.db") }
