@@ -77,11 +77,11 @@ const (
 
 // Report is what a member says of its Order.
 type Report struct {
-	Order   string    `json:"order"` // its ID
-	Phase   Phase     `json:"phase"`
-	Version string    `json:"version"` // that runs now
-	Error   string    `json:"error,omitempty"`
+	Order   string `json:"order"` // its ID
+	Phase   Phase  `json:"phase"`
+	Version string `json:"version"` // that runs now
+	Error   string `json:"error,omitempty"`
 	// Gone, with Failed: the program to return to is not kept here any more.
-	Gone bool `json:"gone,omitempty"`
-	At      time.Time `json:"at"`
+	Gone bool      `json:"gone,omitempty"`
+	At   time.Time `json:"at"`
 }
