@@ -15,18 +15,31 @@ import (
 const (
 	StatusPath   = membership.StatusPath
 	SnapshotPath = "/skiff/v1/snapshot"
+	// SnapshotLocal is a parameter of SnapshotPath: with "true" the server that is
+	// asked gives what it has, without asking the others whether that is all.
+	SnapshotLocal = "local"
 )
 
 // Status is what `skiff status` shows.
 type Status = membership.Status
 
-// snapshotHandlers serves SnapshotPath.
-func snapshotHandlers(snapshot func(context.Context, io.Writer) error, log *slog.Logger) map[string]http.Handler {
+// snapshotHandlers serves SnapshotPath: the state of the cluster, or what this
+// server has of it.
+func snapshotHandlers(whole, here func(context.Context, io.Writer) error, log *slog.Logger) map[string]http.Handler {
 	return map[string]http.Handler{
 		// The snapshot ends with its checksum: a client that reads a whole,
 		// verified snapshot has got all of it, whatever happened here.
 		SnapshotPath: get(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "application/octet-stream")
+			snapshot := whole
+			switch local := r.URL.Query().Get(SnapshotLocal); local {
+			case "":
+			case "true":
+				snapshot = here
+			default:
+				http.Error(w, SnapshotLocal+"="+local+": want true, or nothing", http.StatusBadRequest)
+				return
+			}
 			started := &startedWriter{w: w}
 			if err := snapshot(r.Context(), started); err != nil {
 				log.Warn("send snapshot", "error", err)

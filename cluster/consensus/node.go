@@ -332,6 +332,12 @@ func (n *Node) Snapshot(ctx context.Context, w io.Writer) error {
 	if err := n.ReadIndex(ctx); err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
+	return n.SnapshotHere(ctx, w)
+}
+
+// SnapshotHere writes a snapshot of what this server has, which is consistent at
+// one revision but may lack what others have acknowledged. It needs no quorum.
+func (n *Node) SnapshotHere(ctx context.Context, w io.Writer) error {
 	return n.c.FSM.Capture().Write(ctx, w)
 }
 
