@@ -48,7 +48,7 @@ func (s *Server) remember(keys [][]byte) error {
 	s.known.mu.Lock()
 	defer s.known.mu.Unlock()
 	next := s.known.cluster
-	next.Servers, next.Settings, next.Generation = list, s.Settings(), generation
+	next.Servers, next.Settings, next.Generation, next.Epoch = list, s.Settings(), generation, s.epoch
 	if id := s.node.Stats().ClusterID; id != "" {
 		next.ClusterID = id
 	}
@@ -85,6 +85,9 @@ func (s *Server) seeds() []string {
 			out = append(out, net.JoinHostPort(host, portText(s.cfg.GossipPort)))
 		}
 	}
+	s.known.mu.Lock()
+	out = append(out, s.known.cluster.Seeds...)
+	s.known.mu.Unlock()
 	slices.Sort(out)
 	return slices.Compact(out)
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/seal"
 	"github.com/skiff-sh/skiff/cluster/storage"
 	"github.com/skiff-sh/skiff/cluster/trust"
+	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
 // leaf issues a certificate and keeps it for the status under its purpose.
@@ -71,7 +72,7 @@ func (s *Server) openMembership() (err error) {
 		Self: s.self, Role: s.cfg.Role, Version: s.cfg.Version, Started: s.started,
 		Store: s.state, Log: s.node, Raft: raftMembers{s.node}, Authority: s.pki,
 		Peers: s.peers, Servers: s.servers, Forget: s.forget, LeaveGossip: s.leaveGossip, Leaves: s.trust.Leaves,
-		Settings: s.Settings, Trust: s.trusted,
+		Settings: s.Settings, Trust: s.trusted, Epoch: func() raftdir.Epoch { return s.epoch }, EpochWarnings: s.epochWarnings,
 		ServerFiles: func() (map[string][]byte, error) { return s.pki.Files(), nil },
 		Client:      s.client,
 		Duties:      func() []string { return s.leader.Running() }, Evictions: s.evictionStatus, Certificates: s.certificates,

@@ -120,7 +120,8 @@ func (s *Server) runGossip(ctx context.Context) error {
 	g, err := gossip.New(gossip.Config{
 		Name: s.cfg.Name, Bind: s.cfg.BindAddress, Advertise: s.cfg.AdvertiseAddress, Port: s.cfg.GossipPort, Keys: keys,
 		Tags: gossip.Tags{ID: s.id, Role: gossip.Role(s.cfg.Role), ClusterID: id, Version: s.cfg.Version,
-			APIPort: s.cfg.Port, RaftPort: s.cfg.RaftPort, NodePort: s.cfg.NodePort, Trust: generation, MinLevel: fsm.MinLevel, MaxLevel: fsm.MaxLevel},
+			APIPort: s.cfg.Port, RaftPort: s.cfg.RaftPort, NodePort: s.cfg.NodePort, Trust: generation, MinLevel: fsm.MinLevel, MaxLevel: fsm.MaxLevel,
+			Epoch: s.epoch.Number, EpochHash: EpochHash(s.epoch)},
 		Seeds: s.seeds, Timing: s.cfg.GossipTiming, Logger: s.cfg.Logger.With("component", "gossip"),
 	})
 	if err != nil {

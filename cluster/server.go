@@ -24,6 +24,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/api"
 	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/cluster/controller/nodelifecycle"
+	"github.com/skiff-sh/skiff/cluster/epoch"
 	"github.com/skiff-sh/skiff/cluster/gossip"
 	"github.com/skiff-sh/skiff/cluster/membership"
 	"github.com/skiff-sh/skiff/cluster/nodehealth"
@@ -33,6 +34,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/storage"
 	"github.com/skiff-sh/skiff/cluster/trust"
 	"github.com/skiff-sh/skiff/fsm"
+	"github.com/skiff-sh/skiff/fsm/raftdir"
 	"github.com/skiff-sh/skiff/fsm/store"
 )
 
@@ -53,6 +55,9 @@ type Server struct {
 	started time.Time
 
 	known        known
+	epoch        raftdir.Epoch
+	epochs       epochs
+	memberTLS    *tls.Config // among servers
 	settings     atomic.Pointer[membership.Settings]
 	gossip       atomic.Pointer[gossip.Gossip] // nil before this server knows the cluster's ID and keys
 	peersChanged hub
@@ -96,7 +101,14 @@ func (s *Server) open() (err error) {
 		}
 		s.onClose(func() error { lock.Unlock(); return nil })
 	}
+	s.epochs.init()
+	if _, err := epoch.Resume(context.Background(), c.DataDir); err != nil {
+		return err
+	}
 	if err := s.openKnown(); err != nil {
+		return err
+	}
+	if err := s.openEpoch(); err != nil {
 		return err
 	}
 	s.roster = OpenRoster(c.DataDir, c.Logger)
@@ -155,11 +167,13 @@ func (s *Server) openLog(lock *consensus.DirLock, port net.Listener) error {
 		return err
 	}
 	s.cfg.RaftPort = listenPort(port)
+	s.memberTLS = memberTLS(member, s.isRemoved)
 	c := consensus.Config{
 		NodeID: s.id, DataDir: s.cfg.DataDir, Lock: lock, Listener: port, AdvertiseAddr: s.self().Raft(),
-		TLS: memberTLS(member, s.isRemoved), FSM: fsm.New(s.state), Logger: s.cfg.Logger.With("component", "raft"),
+		TLS: s.memberTLS, FSM: fsm.New(s.state), Logger: s.cfg.Logger.With("component", "raft"),
 		Witness: s.cfg.Role == membership.RoleWitness, Version: s.cfg.Version, Alive: s.alive,
 		Admit: func(id, addr string) error { return s.members.Admit(id, addr) }, Handlers: s.rpcHandlers(),
+		Epoch: s.epoch, Open: map[string]consensus.Handler{epoch.Method: epoch.Handler(s.view, s.hear)}, Consult: s.consult,
 	}
 	// A server that knows of others asks them to be let in, or to have its address
 	// corrected; else it is the first one.
@@ -286,13 +300,16 @@ func (s *Server) Run(ctx context.Context) error {
 		select {
 		case err := <-logEnded:
 			logEnded <- nil
+			if errors.Is(err, ErrRestart) || errors.Is(err, ErrRefusedStart) {
+				return err
+			}
 			return fmt.Errorf("the log has stopped: %w", errors.Join(err, errors.New("see above")))
 		case <-ctx.Done():
 			return nil
 		}
 	})
 	for _, run := range []func(context.Context) error{s.backend.Run, s.api.Run, s.leader.Run, s.trust.Run, s.members.Run,
-		s.retire, s.runGossip, s.keepRoster, s.followSettings, s.runSnapshots, s.awaitReady} {
+		s.retire, s.runGossip, s.keepRoster, s.followSettings, s.followEpochs, s.runSnapshots, s.awaitReady} {
 		g.Go(func() error { return run(ctx) })
 	}
 	err := g.Wait()

@@ -210,7 +210,9 @@ func TestRestartKeepsEverythingAndWritesNothing(t *testing.T) {
 	id, before := s.ID(), s.state.Revision()
 	s.stop()
 
-	s = startServer(t, testConfig(dir))
+	c := testConfig(dir)
+	c.Port, c.RaftPort, c.GossipPort, c.Listen = s.cfg.Port, s.cfg.RaftPort, s.cfg.GossipPort, net.Listen
+	s = startServer(t, c)
 	eventually(t, "quiet", quiet(s))
 	if s.ID() != id {
 		t.Errorf("identity changed from %s to %s", id, s.ID())

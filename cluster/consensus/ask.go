@@ -74,3 +74,6 @@ func (n *Node) LastEntry() (index, term uint64) {
 	}
 	return index, term
 }
+
+// Started says whether Raft runs, or has run: Config.Consult has returned.
+func (n *Node) Started() bool { return n.raft.Load() != nil }

@@ -187,10 +187,10 @@ func (n *Node) Run(ctx context.Context) error {
 	if n.c.Consult != nil {
 		err = n.c.Consult(ctx)
 	}
-	if err == nil {
+	if err == nil && ctx.Err() == nil {
 		r, err = n.start(n.trans)
 	}
-	if err == nil {
+	if r != nil && err == nil {
 		n.observe(r)
 		n.raft.Store(r)
 		n.lead.announce()

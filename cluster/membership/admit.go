@@ -191,7 +191,8 @@ func (s *Service) claim(ctx context.Context, r *JoinRequest) ([]fsm.Op, error) {
 			return nil, err
 		}
 	}
-	rec, err := putRecord(r.Name, Record{ID: r.NodeID, Role: r.Role, Joined: s.c.Now().UTC().Truncate(time.Second), Address: r.Address}, revision)
+	rec, err := putRecord(r.Name, Record{ID: r.NodeID, Role: r.Role, Joined: s.c.Now().UTC().Truncate(time.Second), Address: r.Address,
+		APIPort: r.APIPort, RaftPort: r.RaftPort, GossipPort: r.GossipPort}, revision)
 	return append(ops, rec), err
 }
 

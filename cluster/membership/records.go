@@ -17,7 +17,12 @@ type Record struct {
 	ID      string    `json:"id"`
 	Role    Role      `json:"role"`
 	Joined  time.Time `json:"joined"`
-	Address string    `json:"address"` // when it joined
+	Address string    `json:"address"` // when it joined; of a server, at its last start
+	// Ports on which others reach it, by which a server on a restored snapshot
+	// finds the members; 0 where they are not known.
+	APIPort    uint16 `json:"apiPort,omitempty"`
+	RaftPort   uint16 `json:"raftPort,omitempty"`
+	GossipPort uint16 `json:"gossipPort,omitempty"`
 }
 
 // Removal says who is a member no more. While it is pending the member still
@@ -112,6 +117,28 @@ func (s *Service) records() map[string]Record {
 		return true
 	})
 	return out
+}
+
+// Records reads those in a state, by name.
+func Records(state map[string][]byte) (map[string]Record, error) {
+	out := map[string]Record{}
+	for key, value := range state {
+		name, ok := strings.CutPrefix(key, memberPrefix)
+		if !ok {
+			continue
+		}
+		r, err := decodeJSON[Record](value)
+		if err != nil {
+			return nil, fmt.Errorf("member %s in the state: %w", name, err)
+		}
+		out[name] = *r
+	}
+	return out, nil
+}
+
+// at says whether r has the address and ports of a server.
+func (r *Record) at(s Server) bool {
+	return r.Address == s.Address.String() && r.APIPort == s.APIPort && r.RaftPort == s.RaftPort && r.GossipPort == s.GossipPort
 }
 
 func putRecord(name string, r Record, expect int64) (fsm.Op, error) {

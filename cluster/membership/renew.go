@@ -46,7 +46,7 @@ func (s *Service) Renew(ctx context.Context, r RenewRequest) (*RenewAnswer, erro
 	if err := s.current(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.stillMember(name, id); err != nil {
+	if err := s.known(ctx, name, id, r.Address, old[0]); err != nil {
 		return nil, err
 	}
 	if err := s.checkAddress(RoleAgent, name, r.Address); err != nil {
@@ -102,7 +102,7 @@ func (s *Service) nodeConfig(r *http.Request) (*NodeConfig, error) {
 		if e := s.current(r.Context()); e != nil {
 			return nil, e
 		}
-		if err := s.stillMember(name, id); err != nil {
+		if err := s.known(r.Context(), name, id, nodeAddress(cert), cert); err != nil {
 			return nil, err
 		}
 	}
@@ -116,6 +116,16 @@ func (s *Service) nodeConfig(r *http.Request) (*NodeConfig, error) {
 	}
 	return &NodeConfig{Cluster: s.cluster(), CA: s.c.Authority.Bundle(), Renew: !issuedBy(cert, ca) || generation < s.c.Leaves(),
 		Unfit: s.unfit(id, r.URL.Query())}, nil
+}
+
+// nodeAddress is where a node is, or was when its certificate was made.
+func nodeAddress(c *x509.Certificate) string {
+	for _, ip := range c.IPAddresses {
+		if !ip.IsLoopback() {
+			return ip.String()
+		}
+	}
+	return "127.0.0.1"
 }
 
 func issuedBy(c, ca *x509.Certificate) bool {

@@ -260,7 +260,7 @@ func (s *Service) registerOnce(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return err
-	case have != nil && have.ID == self.ID && have.Role == s.c.Role && len(former) == 0:
+	case have != nil && have.ID == self.ID && have.Role == s.c.Role && len(former) == 0 && have.at(self):
 		return nil
 	case s.removal(self.ID) != nil:
 		return nil // Run says it
@@ -272,7 +272,8 @@ func (s *Service) registerOnce(ctx context.Context) error {
 		}
 		have = nil
 	}
-	rec := Record{ID: self.ID, Role: s.c.Role, Joined: s.c.Now().UTC().Truncate(time.Second), Address: self.Address.String()}
+	rec := Record{ID: self.ID, Role: s.c.Role, Joined: s.c.Now().UTC().Truncate(time.Second), Address: self.Address.String(),
+		APIPort: self.APIPort, RaftPort: self.RaftPort, GossipPort: self.GossipPort}
 	if have != nil {
 		rec.Joined = have.Joined
 	}

@@ -133,7 +133,7 @@ func TestTheRecordOfAServerIsMoved(t *testing.T) {
 			t.Fatal(err)
 		}
 		all := b.records()
-		if _, other := all["w"]; len(all) != 2 || !other || all["a"] != (Record{ID: "id-a", Role: RoleServer, Joined: joined, Address: "10.0.0.1"}) {
+		if _, other := all["w"]; len(all) != 2 || !other || all["a"] != (Record{ID: "id-a", Role: RoleServer, Joined: joined, Address: "10.0.0.1", APIPort: 6443, RaftPort: 6444, GossipPort: 6445}) {
 			t.Errorf("records %+v", all)
 		}
 		if b.removal("id-a") != nil {
