@@ -16,8 +16,10 @@ import (
 type Exec struct {
 	Path string
 	Args []string
-	// undo goes back when Path cannot be executed.
-	undo func(why error) error
+	// leave is told just before this program gives way, undo goes back when Path
+	// cannot be executed.
+	leave func()
+	undo  func(why error) error
 }
 
 func (e *Exec) Error() string { return "this process goes on as " + e.Path }
@@ -25,6 +27,9 @@ func (e *Exec) Error() string { return "this process goes on as " + e.Path }
 // Run only returns if it fails. The process keeps its number, environment and
 // standard files.
 func (e *Exec) Run() error {
+	if e.leave != nil {
+		e.leave()
+	}
 	err := fmt.Errorf("run %s: %w", e.Path, syscall.Exec(e.Path, e.Args, os.Environ()))
 	if e.undo == nil {
 		return err
@@ -67,8 +72,11 @@ func New(c Config) (*Executor, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.Trial == nil {
+	if s.Trial == nil && s.Order.ID == "" {
 		return e, nil
+	}
+	if s.Trial == nil {
+		return e, e.tidy()
 	}
 	if e.self.SHA256, err = sumOf("/proc/self/exe"); err != nil {
 		return nil, fmt.Errorf("read the own program: %w", err)
@@ -79,20 +87,14 @@ func New(c Config) (*Executor, error) {
 
 // begin goes on with a trial.
 func (e *Executor) begin() error {
-	var run *Exec
-	err := e.journal.update(func(s *state) error {
+	var decided *trial
+	if err := e.journal.update(func(s *state) error {
 		t := s.Trial
 		switch {
 		case t == nil: // the guard was faster
 		case e.self.SHA256 == t.To.SHA256:
-			e.count(t)
-			if t.Returning != "" {
-				e.log.Error("the upgrade is taken back", "to", t.From.Version, "why", t.Returning)
-				if err := (place{t.Path}).back(e.store, t.From.SHA256); err != nil {
-					e.log.Error("the program from before cannot be put back: this one goes on", "error", err)
-					return nil
-				}
-				run = &Exec{Path: t.Path, Args: e.c.Args}
+			if t.count(startID(os.Getpid())); t.Returning != "" {
+				decided = t
 				return nil
 			}
 			t.Stopped = false
@@ -102,19 +104,36 @@ func (e *Executor) begin() error {
 			e.returned(s)
 		default:
 			s.end(upgrade.Failed, e.self, "another program was put in place by hand meanwhile")
-			e.forget(t)
 		}
 		return nil
-	})
-	if err == nil && run != nil {
-		return run
+	}); err != nil { // as on a full disk; see settle
+		e.log.Error("the state of upgrades is not saved", "error", err)
 	}
-	return err
+	step("begun")
+	if decided == nil {
+		return e.tidy()
+	}
+	t, err := e.journal.goBack(e.store, e.log, decided.Returning, func(*trial) bool { return true })
+	if err != nil {
+		e.log.Error("the program from before cannot be put back: this one goes on", "error", err)
+		return nil
+	}
+	if t == nil {
+		return nil
+	}
+	return &Exec{Path: t.Path, Args: e.c.Args}
+}
+
+// settle ends a trial that begin could not end.
+func (e *Executor) settle() error {
+	if s, err := e.journal.read(); err != nil || s.Trial == nil {
+		return err
+	}
+	return e.begin()
 }
 
 // count notes a start of the new program; each only once, whoever sees it first.
-func (e *Executor) count(t *trial) { t.count(startID(os.Getpid())) }
-
+// It decides against a program that was started too often.
 func (t *trial) count(id string) {
 	if id == t.Counted || t.Returning != "" {
 		return
@@ -125,6 +144,31 @@ func (t *trial) count(id string) {
 	}
 	t.Attempts++
 	t.Counted = id
+}
+
+// returned ends a trial in the program from before.
+func (e *Executor) returned(s *state) {
+	t, phase, why := s.Trial, upgrade.Failed, "the switch was interrupted before the new program ran"
+	if t.Returning != "" {
+		phase, why = upgrade.Returned, t.Returning
+	}
+	if err := (place{t.Path}).back(e.store, t.From.SHA256); err != nil {
+		why += fmt.Sprintf("; and %s does not hold version %s, though that runs: %v", t.Path, t.From.Version, err)
+	}
+	e.log.Error("the upgrade was taken back", "version", t.To.Version, "why", why)
+	s.end(phase, e.self, why)
+}
+
+// tidy removes what only a trial needs, when there is none.
+func (e *Executor) tidy() error {
+	s, err := e.journal.read()
+	if err != nil || s.Trial != nil {
+		return err
+	}
+	if err := errors.Join(e.place.tidy(), remove(e.journal.guard())); err != nil {
+		e.log.Warn("files of the upgrade are left behind", "error", err)
+	}
+	return nil
 }
 
 // startID names a start: systemd's name for it, which its helpers know too, or
@@ -140,27 +184,6 @@ func startID(pid int) string {
 	return fmt.Sprintf("%s %d %d", p.Boot, p.PID, p.Start)
 }
 
-// returned ends a trial in the program from before.
-func (e *Executor) returned(s *state) {
-	t, phase, why := s.Trial, upgrade.Failed, "the switch was interrupted before the new program ran"
-	if t.Returning != "" {
-		phase, why = upgrade.Returned, t.Returning
-	}
-	if err := (place{t.Path}).back(e.store, t.From.SHA256); err != nil {
-		why += fmt.Sprintf("; and %s does not hold version %s, though that runs: %v", t.Path, t.From.Version, err)
-	}
-	e.log.Error("the upgrade was taken back", "version", t.To.Version, "why", why)
-	s.end(phase, e.self, why)
-	e.forget(t)
-}
-
-// forget removes what only a trial needs.
-func (e *Executor) forget(t *trial) {
-	if err := errors.Join(place{t.Path}.tidy(), remove(e.journal.guard())); err != nil {
-		e.log.Warn("files of the upgrade are left behind", "error", err)
-	}
-}
-
 // BeforeStart is for systemd to run, as the program from before, before each start
 // of skiff: it counts starts of a program that cannot even do that itself, and puts
 // the one from before back. dir is that of the Store.
@@ -169,17 +192,19 @@ func BeforeStart(dir string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	return (journal{dir}).update(func(s *state) error {
-		t := s.Trial
-		if t == nil {
-			return nil
+	j := journal{dir}
+	why := ""
+	if err := j.update(func(s *state) error {
+		if s.Trial != nil {
+			s.Trial.count(startID(os.Getpid()))
+			why = s.Trial.Returning
 		}
-		if t.count(startID(os.Getpid())); t.Returning == "" {
-			return nil
-		}
-		log.Error("the upgrade is taken back", "to", t.From.Version, "why", t.Returning)
-		return place{t.Path}.back(st, t.From.SHA256)
-	})
+		return nil
+	}); err != nil || why == "" {
+		return err
+	}
+	_, err = j.goBack(st, log, why, func(*trial) bool { return true })
+	return err
 }
 
 // supervised tells whether systemd started the process and will start it again.

@@ -77,6 +77,9 @@ func (e *Executor) Run(ctx context.Context, healthy <-chan struct{}, l Leader, c
 
 // round says what is not said yet, and does what is not done yet.
 func (e *Executor) round(ctx context.Context, l Leader) error {
+	if err := e.settle(); err != nil {
+		return err
+	}
 	if err := e.deliver(ctx, l); err != nil {
 		return err
 	}
@@ -245,30 +248,57 @@ func (p *progress) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// prove ends the trial of this program when it is healthy. Until then it sees to
-// it that a guard watches.
+// pause is between attempts at what has to succeed.
+const pause = time.Second
+
+// prove ends the trial of this program when it is healthy.
 func (e *Executor) prove(ctx context.Context, healthy <-chan struct{}) error {
+	guarded, done := context.WithCancel(ctx)
+	defer done()
+	go e.keepGuard(guarded)
 	for {
-		gone, err := e.guarded()
-		if err != nil {
-			e.log.Error("nobody watches over the trial of this program: it goes on without", "error", err)
-		}
 		select {
-		case <-healthy:
-			return e.proved(ctx)
 		case <-ctx.Done():
 			return nil
-		case <-gone:
+		case <-healthy:
 		}
-		if s, err := e.journal.read(); err == nil && (s.Trial == nil || s.Trial.Returning != "") {
-			<-ctx.Done() // the guard is about to end this process
+		over, err := e.proved()
+		switch {
+		case over:
 			return nil
+		case err != nil:
+			e.log.Error("the trial of this program does not end", "error", err)
+			time.Sleep(pause)
+		default:
+			e.log.Error("this program was healthy too late: the guard ends it")
+			healthy = nil
+		}
+	}
+}
+
+// keepGuard sees to it that a guard watches until the trial is over.
+func (e *Executor) keepGuard(ctx context.Context) {
+	for {
+		gone, err := e.guarded()
+		if gone == nil && err == nil {
+			return
+		}
+		var again <-chan time.Time
+		if err != nil {
+			e.log.Error("nobody watches over the trial of this program", "error", err)
+			again = time.After(pause)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-gone:
+		case <-again:
 		}
 	}
 }
 
 // guarded gives a channel that is closed when the guard ends; one is started if
-// there is none.
+// there is none. Without a trial it is nil.
 func (e *Executor) guarded() (<-chan struct{}, error) {
 	s, err := e.journal.read()
 	if err != nil || s.Trial == nil {
@@ -300,34 +330,31 @@ func (e *Executor) guarded() (<-chan struct{}, error) {
 	return gone, nil
 }
 
-// proved ends the trial well.
-func (e *Executor) proved(ctx context.Context) error {
+// proved ends the trial well, unless it was decided already.
+func (e *Executor) proved() (over bool, err error) {
 	keep := []string{e.self.SHA256}
-	late := false
-	err := e.journal.update(func(s *state) error {
-		t := s.Trial
-		if late = t == nil || t.Returning != ""; late {
+	err = e.journal.update(func(s *state) error {
+		if over = s.Trial == nil; over {
 			return nil
 		}
-		s.Previous = t.From.SHA256
+		if s.Trial.Returning != "" {
+			return nil
+		}
+		s.Previous = s.Trial.From.SHA256
 		keep = append(keep, s.Previous)
 		s.end(upgrade.Done, e.self, "")
-		e.forget(t)
+		over = true
 		return nil
 	})
-	if err != nil {
-		return err
+	if err != nil || !over {
+		return false, err
 	}
-	if late {
-		e.log.Error("this program was healthy too late: the guard ends it")
-		<-ctx.Done()
-		return nil
-	}
+	step("proved")
 	e.log.Info("this program is healthy: the trial is over", "version", e.c.Version)
-	if err := e.store.Prune(keep...); err != nil {
+	if err := errors.Join(e.tidy(), e.store.Prune(keep...)); err != nil {
 		e.log.Warn("old programs are left behind", "error", err)
 	}
-	return nil
+	return true, nil
 }
 
 // Stopped says that this process ends because it was asked to: the guard then does

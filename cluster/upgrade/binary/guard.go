@@ -26,9 +26,13 @@ const (
 // How long things may take that have nothing to do with the new program.
 const (
 	stopLimit  = time.Minute      // until the old program has stopped and the new one runs
-	killAfter  = 10 * time.Second // from SIGTERM to SIGKILL
 	readyLimit = 20 * time.Second // until a guard watches
 	look       = 100 * time.Millisecond
+)
+
+// Tests shorten these.
+var (
+	killAfter = 10 * time.Second // from SIGTERM to SIGKILL
 	// aside is how long a guard lets others start skiff, where it does not know
 	// of any that would.
 	aside = 2 * time.Second
@@ -89,21 +93,18 @@ type guard struct {
 // and gives an *Exec to run it in place of itself, unless somebody else starts
 // skiff. args are those of the process, its name first.
 func Guard(ctx context.Context, dir string, args []string, log *slog.Logger) error {
-	for _, fd := range []int{guardMain, guardReady} {
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
-			return errors.New("this command is for skiff itself: it watches over the trial of a new program")
-		}
-		unix.CloseOnExec(fd)
+	main, err := processOf(guardMain)
+	if err != nil && !errors.Is(err, unix.ESRCH) { // else it has ended already
+		return fmt.Errorf("this command is for skiff itself, to watch over the trial of a new program: %w", err)
 	}
+	unix.CloseOnExec(guardMain)
+	unix.CloseOnExec(guardReady)
 	st, err := OpenStore(StoreConfig{Dir: dir})
 	if err != nil {
 		return err
 	}
-	g := &guard{journal: journal{dir}, store: st, log: log, args: args, pidfd: os.NewFile(guardMain, "main")}
+	g := &guard{journal: journal{dir}, store: st, log: log, args: args, pidfd: os.NewFile(guardMain, "main"), main: main}
 	defer g.pidfd.Close()
-	if g.main, err = processOf(guardMain); err != nil {
-		return fmt.Errorf("watch skiff: %w", err)
-	}
 	if g.self, err = findProcess(os.Getpid()); err != nil {
 		return err
 	}
@@ -138,7 +139,7 @@ func (g *guard) mine() (*trial, error) {
 }
 
 func (g *guard) run(ctx context.Context) error {
-	switched := !g.runsOwnProgram()
+	executed := false
 	begun := time.Now()
 	for ctx.Err() == nil {
 		dead := ended(g.pidfd, look)
@@ -150,60 +151,41 @@ func (g *guard) run(ctx context.Context) error {
 		if t == nil {
 			return nil
 		}
-		if !switched && !dead && !g.runsOwnProgram() {
-			switched, begun = true, time.Now()
+		if t.Executed && !executed {
+			executed, begun = true, time.Now()
 		}
 		switch {
-		case dead && t.Stopped && t.Returning == "":
+		case t.Returning != "": // decided by a guard that was killed
+			return g.goBack(t.Returning)
+		case dead && t.Stopped:
 			return nil
-		case dead && switched:
+		case dead && executed:
 			return g.goBack(fmt.Sprintf("version %s ended before it was healthy", t.To.Version))
 		case dead:
 			return g.goBack("skiff ended before the new program ran")
-		case switched && time.Since(begun) > t.Limit:
+		case executed && time.Since(begun) > t.Limit:
 			return g.goBack(fmt.Sprintf("version %s was not healthy after %s", t.To.Version, t.Limit))
-		case !switched && time.Since(begun) > stopLimit:
+		case !executed && time.Since(begun) > stopLimit:
 			return g.goBack(fmt.Sprintf("skiff had not stopped after %s", stopLimit))
 		}
 	}
 	return nil
 }
 
-// runsOwnProgram says whether the process still runs the program of this guard;
-// false when it is another, or the process has ended.
-func (g *guard) runsOwnProgram() bool {
-	own, err := os.Stat("/proc/self/exe")
-	if err != nil {
-		return false
-	}
-	main, err := os.Stat(fmt.Sprintf("/proc/%d/exe", g.main.PID))
-	return err == nil && os.SameFile(own, main)
-}
-
 // goBack puts the old program in place before it ends the new one: whoever starts
 // skiff then starts the old one.
 func (g *guard) goBack(why string) error {
-	var path string
-	err := g.journal.update(func(s *state) error {
-		t := s.Trial
-		if t == nil || t.Guard != g.self {
-			return nil // it became healthy this moment
-		}
-		if t.Returning == "" {
-			t.Returning = why
-		}
-		path = t.Path
-		g.log.Error("the upgrade is taken back", "to", t.From.Version, "why", t.Returning)
-		return place{t.Path}.back(g.store, t.From.SHA256)
-	})
-	if path == "" {
-		return err
+	t, err := g.journal.goBack(g.store, g.log, why, func(t *trial) bool { return t.Guard == g.self })
+	if t == nil {
+		return err // it became healthy this moment
 	}
+	path := t.Path
 	if err != nil { // the next start tries again; what runs here is the old program
 		g.log.Error("the old program cannot be put back", "error", err)
 		path = "/proc/self/exe"
 	}
 	g.end()
+	step("ended")
 	if supervised(g.main.PID) || g.startedByOthers() {
 		return nil
 	}

@@ -1,13 +1,14 @@
 package binary
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
-	"reflect"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,8 @@ type trial struct {
 	// Returning is why the old program is put back; "" while the new one has its
 	// chance.
 	Returning string `json:",omitempty"`
+	// Executed: the old program has done its part.
+	Executed bool `json:",omitempty"`
 	// Attempts counts the starts of the new program, Counted is the last one.
 	Attempts int
 	Counted  string
@@ -77,58 +80,96 @@ func (j journal) read() (s state, err error) {
 // update lets change work on the state and keeps what it made of it, also with
 // an error.
 func (j journal) update(change func(*state) error) error {
-	unlock, err := j.lock()
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	s, err := j.read()
-	if err != nil {
-		return err
-	}
-	was, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	err = change(&s)
-	now, merr := json.Marshal(s)
-	if merr != nil || reflect.DeepEqual(was, now) {
-		return errors.Join(err, merr)
-	}
-	return errors.Join(err, durable.Replace(j.path(), now, 0o600))
+	return j.locked(func() error {
+		s, err := j.read()
+		if err != nil {
+			return err
+		}
+		was, err := json.Marshal(s)
+		if err != nil {
+			return err
+		}
+		err = change(&s)
+		now, merr := json.Marshal(s)
+		if merr != nil || bytes.Equal(was, now) {
+			return errors.Join(err, merr)
+		}
+		return errors.Join(err, durable.Replace(j.path(), now, 0o600))
+	})
 }
 
-func (j journal) lock() (unlock func(), err error) {
+// locked keeps the other parties out.
+func (j journal) locked(do func() error) error {
 	f, err := os.OpenFile(filepath.Join(j.dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("lock the state of upgrades: %w", err)
+		return fmt.Errorf("lock the state of upgrades: %w", err)
 	}
+	defer f.Close()
 	for {
 		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
 			break
 		}
 	}
 	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+		return fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
-	return func() { f.Close() }, nil
+	return do()
 }
 
 // heal moves a file aside that cannot be read: what it said of orders is lost,
 // and whatever program is in place stays.
 func (j journal) heal() (moved string, err error) {
-	unlock, err := j.lock()
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	if _, err := j.read(); err == nil {
-		return "", nil
-	}
-	bad := j.path() + ".bad"
-	return bad, os.Rename(j.path(), bad)
+	err = j.locked(func() error {
+		if _, err := j.read(); err == nil {
+			return nil
+		}
+		moved = j.path() + ".bad"
+		return os.Rename(j.path(), moved)
+	})
+	return moved, err
 }
+
+// goBack decides a trial against the new program and puts the old one back. While
+// still says no, or there is no trial, it gives nil and does nothing. The decision
+// is on disk before the file changes, so that it is known why; on a full disk the
+// file changes all the same.
+func (j journal) goBack(st *Store, log *slog.Logger, why string, still func(*trial) bool) (*trial, error) {
+	s, err := j.read()
+	if err != nil {
+		return nil, err
+	}
+	t := s.Trial
+	err = j.update(func(s *state) error {
+		if t = s.Trial; t == nil || !still(t) {
+			t = nil
+			return nil
+		}
+		if t.Returning == "" {
+			t.Returning = why
+			log.Error("the upgrade is taken back", "from", t.To.Version, "to", t.From.Version, "why", why)
+		}
+		return nil
+	})
+	if t == nil {
+		return nil, err
+	}
+	if err != nil {
+		log.Error("the state of upgrades is not saved", "error", err)
+	}
+	step("decided")
+	err = j.locked(func() error {
+		if s, err := j.read(); err == nil && s.Trial == nil {
+			return nil // the old program runs already, and has seen to it
+		}
+		return place{t.Path}.back(st, t.From.SHA256)
+	})
+	step("back")
+	return t, err
+}
+
+// step is called between the steps of a switch, for tests that end the process
+// there.
+var step = func(string) {}
 
 // end is the outcome of the trial: nothing of it is left but the report.
 func (s *state) end(phase upgrade.Phase, running program, why string) {

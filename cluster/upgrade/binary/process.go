@@ -1,7 +1,9 @@
 package binary
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -49,10 +51,17 @@ func processOf(pidfd int) (process, error) {
 	for line := range strings.Lines(string(b)) {
 		if n, ok := strings.CutPrefix(line, "Pid:"); ok {
 			pid, err := strconv.Atoi(strings.TrimSpace(n))
-			if err != nil || pid <= 0 {
+			if err != nil {
+				return process{}, err
+			}
+			if pid <= 0 {
 				return process{}, unix.ESRCH
 			}
-			return findProcess(pid)
+			p, err := findProcess(pid)
+			if errors.Is(err, fs.ErrNotExist) {
+				err = unix.ESRCH
+			}
+			return p, err
 		}
 	}
 	return process{}, fmt.Errorf("descriptor %d is of no process", pidfd)

@@ -25,11 +25,13 @@ func (e *Executor) change(o upgrade.Order, to program) (err error) {
 	if err := e.keepOwn(); err != nil {
 		return err
 	}
+	step("kept")
 	if !there {
 		if err := e.place.prepare(e.store.Path(to.SHA256), to.SHA256); err != nil {
 			return err
 		}
 	}
+	step("prepared")
 	t := &trial{From: e.self, To: to, Path: e.place.path, Limit: o.Trial}
 	if t.Limit <= 0 {
 		t.Limit = defaultTrial
@@ -37,7 +39,7 @@ func (e *Executor) change(o upgrade.Order, to program) (err error) {
 	if err := e.tryOut(t, there); err != nil {
 		return e.giveUp(err)
 	}
-	return &Exec{Path: t.Path, Args: e.c.Args, undo: e.undo}
+	return &Exec{Path: t.Path, Args: e.c.Args, leave: e.leave, undo: e.undo}
 }
 
 func (e *Executor) tryOut(t *trial, there bool) error {
@@ -47,21 +49,26 @@ func (e *Executor) tryOut(t *trial, there bool) error {
 	}); err != nil {
 		return err
 	}
+	step("written")
 	if err := e.nameGuard(t.From.SHA256); err != nil {
 		return err
 	}
+	step("named")
 	if _, err := e.startGuard("/proc/self/exe"); err != nil {
 		return err
 	}
+	step("guarded")
 	if there {
 		return nil
 	}
-	return e.journal.update(func(s *state) error {
+	err := e.journal.update(func(s *state) error {
 		if s.Trial == nil || s.Trial.Returning != "" {
 			return errors.New("the guard has taken the upgrade back already")
 		}
 		return e.place.change()
 	})
+	step("changed")
+	return err
 }
 
 // inPlace tells whether the file holds that program already, as when it was put
@@ -123,29 +130,32 @@ func (e *Executor) giveUp(why error) error {
 		if s.Trial == nil {
 			return nil
 		}
-		err := e.place.back(e.store, s.Trial.From.SHA256)
-		if err == nil {
-			t := s.Trial
-			s.Trial = nil
-			e.forget(t)
+		if err := e.place.back(e.store, s.Trial.From.SHA256); err != nil {
+			return err
 		}
-		return err
+		s.Trial = nil
+		return nil
 	})
-	return errors.Join(why, err)
+	return errors.Join(why, err, e.tidy())
+}
+
+// leave tells the guard that from now on the new program has to prove itself.
+func (e *Executor) leave() {
+	if err := e.journal.update(func(s *state) error {
+		if s.Trial != nil {
+			s.Trial.Executed = true
+		}
+		return nil
+	}); err != nil {
+		e.log.Error("the state of upgrades is not saved", "error", err)
+	}
 }
 
 // undo is for a process that has ended its parts and cannot execute the new
 // program: the next start, of the old one, says so.
 func (e *Executor) undo(why error) error {
-	return e.journal.update(func(s *state) error {
-		if s.Trial == nil {
-			return nil
-		}
-		if s.Trial.Returning == "" {
-			s.Trial.Returning = why.Error()
-		}
-		return e.place.back(e.store, s.Trial.From.SHA256)
-	})
+	_, err := e.journal.goBack(e.store, e.log, why.Error(), func(*trial) bool { return true })
+	return err
 }
 
 // destination is the program that a Return asks for: the one from before, if the

@@ -1,0 +1,560 @@
+package binary
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skiff-sh/skiff/cluster/upgrade"
+)
+
+// member is a skiff of these tests on a host of its own: a folder.
+type member struct {
+	t        *testing.T
+	dir      string // data directory
+	path     string // its program
+	env      []string
+	old, new upgrade.Binary
+	cmd      *exec.Cmd
+	groups   []int
+	out      *os.File
+}
+
+func newMember(t *testing.T, mode string) *member {
+	t.Helper()
+	root := t.TempDir()
+	m := &member{t: t, dir: filepath.Join(root, "data"), path: filepath.Join(root, "bin", "skiff")}
+	for _, d := range []string{filepath.Join(m.dir, "binaries"), filepath.Dir(m.path)} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.env = []string{"SKIFF_TEST_STEPS=" + filepath.Join(root, "steps")}
+	m.old = character{Version: "1.0.0", Mode: "healthy"}.write(t, m.path)
+	next := filepath.Join(root, "next")
+	m.new = character{Version: "2.0.0", Mode: mode}.write(t, next)
+	if err := os.Rename(next, filepath.Join(m.dir, "binaries", m.new.SHA256)); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if m.out, err = os.Create(filepath.Join(root, "out")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		m.powerCut()
+		m.out.Close()
+		if t.Failed() {
+			for _, f := range []string{"out", "steps", "data/upgrade/state.json", "data/reports"} {
+				b, _ := os.ReadFile(filepath.Join(root, f))
+				t.Logf("%s:\n%s", f, b)
+			}
+		}
+	})
+	return m
+}
+
+// start runs what is in place, in a process group of its own.
+func (m *member) start() {
+	m.t.Helper()
+	m.cmd = exec.Command(m.path, "serve", m.dir)
+	m.cmd.Env = append(os.Environ(), m.env...)
+	m.cmd.Stdout, m.cmd.Stderr = m.out, m.out
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := m.cmd.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+	m.groups = append(m.groups, m.cmd.Process.Pid)
+	go m.cmd.Wait() //nolint:errcheck // it is killed, most often
+}
+
+// powerCut ends member and guard.
+func (m *member) powerCut() {
+	for _, g := range m.groups {
+		_ = unix.Kill(-g, unix.SIGKILL)
+	}
+	m.eventually("the end of all processes", func() error {
+		if pids := m.processes(); len(pids) > 0 {
+			return fmt.Errorf("%v live", pids)
+		}
+		return nil
+	})
+	m.groups = nil
+}
+
+// processes of this member that live: those of its process groups.
+func (m *member) processes() (pids []int) {
+	links, _ := filepath.Glob("/proc/[0-9]*")
+	for _, l := range links {
+		pid, _ := strconv.Atoi(filepath.Base(l))
+		group, err := unix.Getpgid(pid)
+		if err != nil || !slices.Contains(m.groups, group) {
+			continue
+		}
+		if _, err := findProcess(pid); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// server is the process that has the data directory; 0 if none has.
+func (m *member) server() int {
+	b, _ := os.ReadFile(filepath.Join(m.dir, "lock"))
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(b)))
+	if slices.Contains(m.processes(), pid) {
+		return pid
+	}
+	return 0
+}
+
+func (m *member) eventually(what string, check func() error) {
+	m.t.Helper()
+	deadline := time.Now().Add(60 * time.Second)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			m.t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (m *member) order(id string, a upgrade.Action, b upgrade.Binary, trial time.Duration) {
+	m.t.Helper()
+	text, err := json.Marshal(upgrade.Order{ID: id, Action: a, Binary: b, Trial: trial})
+	if err == nil {
+		tmp := filepath.Join(m.dir, "order.new")
+		if err = os.WriteFile(tmp, text, 0o600); err == nil {
+			err = os.Rename(tmp, filepath.Join(m.dir, "order.json"))
+		}
+	}
+	if err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// reports on an order, as the leader got them.
+func (m *member) reports(id string) (out []upgrade.Report) {
+	b, _ := os.ReadFile(filepath.Join(m.dir, "reports"))
+	for line := range strings.Lines(string(b)) {
+		var r upgrade.Report
+		if json.Unmarshal([]byte(line), &r) == nil && r.Order == id {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// outcome waits for the last report on an order.
+func (m *member) outcome(id string) (r upgrade.Report) {
+	m.t.Helper()
+	m.eventually("report on order "+id, func() error {
+		rs := m.reports(id)
+		if len(rs) == 0 || rs[len(rs)-1].Phase == upgrade.Working {
+			return fmt.Errorf("got %v", rs)
+		}
+		r = rs[len(rs)-1]
+		return nil
+	})
+	return r
+}
+
+// check is what has to be true whenever a switch is over, whatever happened: one
+// whole program in place, that one runs, and runs once, and nothing else is left.
+func (m *member) check(r upgrade.Report) {
+	m.t.Helper()
+	want := m.old
+	if r.Version == m.new.Version {
+		want = m.new
+	}
+	m.eventually("one process", func() error {
+		switch pids := m.processes(); {
+		case len(pids) != 1 || m.server() != pids[0]:
+			return fmt.Errorf("processes %v, the data directory is that of %d", pids, m.server())
+		}
+		if sum, err := sumOf(fmt.Sprintf("/proc/%d/exe", m.server())); err != nil || sum != want.SHA256 {
+			return fmt.Errorf("%s runs (%v), reported was version %s", sum, err, r.Version)
+		}
+		return nil
+	})
+	if sum, err := sumOf(m.path); err != nil || sum != want.SHA256 {
+		m.t.Errorf("in place is %s (%v), reported was version %s", sum, err, r.Version)
+	}
+	m.eventually("the end of the trial", func() error {
+		beside, err := os.ReadDir(filepath.Dir(m.path))
+		if err != nil || len(beside) != 1 {
+			return fmt.Errorf("beside the program: %v, %v", beside, err)
+		}
+		if _, err := os.Lstat(filepath.Join(Dir(m.dir), "guard")); err == nil {
+			return fmt.Errorf("the guard's name is left")
+		}
+		return nil
+	})
+	s, err := (journal{Dir(m.dir)}).read()
+	if err != nil || s.Trial != nil {
+		m.t.Errorf("state: %+v, %v", s, err)
+	}
+	if r.Phase == upgrade.Done != (r.Error == "") {
+		m.t.Errorf("report %+v", r)
+	}
+}
+
+func TestSwitch(t *testing.T) {
+	t.Parallel()
+	m := newMember(t, "healthy")
+	if err := os.Chmod(m.path, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	m.order("1", upgrade.Fetch, m.new, 0)
+	if r := m.outcome("1"); r.Phase != upgrade.Done || r.Version != "1.0.0" {
+		t.Fatalf("fetch: %+v", r)
+	}
+	m.eventually("start", func() error {
+		if m.server() == 0 {
+			return fmt.Errorf("none")
+		}
+		return nil
+	})
+	pid := m.server()
+	m.order("2", upgrade.Switch, m.new, time.Minute)
+	r := m.outcome("2")
+	if r.Phase != upgrade.Done || r.Version != "2.0.0" {
+		t.Fatalf("switch: %+v", r)
+	}
+	m.check(r)
+	if m.server() != pid {
+		t.Errorf("process %d became %d", pid, m.server())
+	}
+	if st, err := os.Stat(m.path); err != nil || st.Mode() != 0o750 {
+		t.Errorf("mode %v, %v", st.Mode(), err)
+	}
+	// Once more is no order; the same binary is no work.
+	m.order("2", upgrade.Switch, m.new, time.Minute)
+	m.order("3", upgrade.Switch, m.new, time.Minute)
+	if r := m.outcome("3"); r.Phase != upgrade.Done || r.Version != "2.0.0" {
+		t.Errorf("switch to what runs: %+v", r)
+	}
+	m.order("4", upgrade.Return, m.new, time.Minute)
+	r = m.outcome("4")
+	if r.Phase != upgrade.Done || r.Version != "1.0.0" {
+		t.Fatalf("return: %+v", r)
+	}
+	m.check(r)
+	m.order("5", upgrade.Return, m.new, time.Minute)
+	if r := m.outcome("5"); r.Phase != upgrade.Done || r.Version != "1.0.0" {
+		t.Errorf("return of what does not run: %+v", r)
+	}
+	m.order("6", upgrade.Action("dance"), m.new, 0)
+	if r := m.outcome("6"); r.Phase != upgrade.Failed || !strings.Contains(r.Error, "dance") {
+		t.Errorf("unknown action: %+v", r)
+	}
+	if b, _ := os.ReadFile(filepath.Join(m.dir, "starts")); string(b) != "1.0.0\n2.0.0\n1.0.0\n" {
+		t.Errorf("starts: %q", b)
+	}
+}
+
+// A program that is not what was hoped for gives way to the one from before.
+func TestBadPrograms(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ mode, why string }{
+		{"ill", "not healthy after 1s"}, {"deaf", "not healthy after 1s"},
+		{"exits", "ended before it was healthy"}, {"crashes", "ended before it was healthy"},
+	} {
+		t.Run(c.mode, func(t *testing.T) {
+			t.Parallel()
+			m := newMember(t, c.mode)
+			m.start()
+			m.order("1", upgrade.Switch, m.new, time.Second)
+			r := m.outcome("1")
+			if r.Phase != upgrade.Returned || r.Version != "1.0.0" || !strings.Contains(r.Error, c.why) {
+				t.Errorf("%+v", r)
+			}
+			m.check(r)
+		})
+	}
+}
+
+// A kill of either process, or a power cut, at each step: one program runs in the
+// end, and what was reported is true.
+func TestCrashAtEachStep(t *testing.T) {
+	t.Parallel()
+	for mode, steps := range map[string][]string{
+		"healthy": {"serve/1.0.0/kept", "serve/1.0.0/prepared", "serve/1.0.0/written", "serve/1.0.0/named", "serve/1.0.0/guarded",
+			"serve/1.0.0/changed", "serve/1.0.0/exec", "serve/2.0.0/begun", "serve/2.0.0/proved"},
+		"exits": {"guard/1.0.0/decided", "guard/1.0.0/back", "guard/1.0.0/ended", "serve/1.0.0/begun"},
+		"ill":   {"guard/1.0.0/decided", "guard/1.0.0/back", "guard/1.0.0/ended"},
+	} {
+		for _, s := range steps {
+			for _, power := range []string{"", "+power"} {
+				t.Run(mode+"/"+strings.ReplaceAll(s, "/", "-")+power, func(t *testing.T) {
+					t.Parallel()
+					m := newMember(t, mode)
+					m.env = append(m.env, "SKIFF_TEST_CRASH="+s+power)
+					m.start()
+					trial := 500 * time.Millisecond
+					if mode == "healthy" {
+						trial = time.Minute
+					}
+					m.order("1", upgrade.Switch, m.new, trial)
+					m.revive()
+					r := m.outcome("1")
+					switch {
+					case mode != "healthy" && r.Version != "1.0.0":
+						t.Errorf("a bad program stays: %+v", r)
+					case (r.Phase == upgrade.Done) != (r.Version == "2.0.0"):
+						t.Errorf("report %+v", r)
+					case (mode == "healthy" && s == "serve/2.0.0/proved") && r.Phase != upgrade.Done:
+						t.Errorf("the trial was over: %+v", r)
+					}
+					m.check(r)
+				})
+			}
+		}
+	}
+}
+
+// revive waits for the crash, and starts what is in place if nothing runs any
+// more, again and again, as the one who has power back does.
+func (m *member) revive() {
+	m.t.Helper()
+	once := filepath.Join(filepath.Dir(m.dir), "crashed")
+	m.eventually("crash", func() error { _, err := os.Stat(once); return err })
+	dead := 0
+	m.eventually("order is carried out", func() error {
+		if len(m.processes()) > 0 {
+			dead = 0
+		} else if dead++; dead > 5 {
+			dead = 0
+			m.start()
+		}
+		if rs := m.reports("1"); len(rs) == 0 || rs[len(rs)-1].Phase == upgrade.Working {
+			return fmt.Errorf("reports %+v", rs)
+		}
+		return nil
+	})
+}
+
+// Without a guard, as after power cuts, the starts are counted.
+func TestThirdStart(t *testing.T) {
+	t.Parallel()
+	for _, before := range []bool{false, true} {
+		t.Run(fmt.Sprintf("BeforeStart=%v", before), func(t *testing.T) {
+			t.Parallel()
+			mode := "ill"
+			if before {
+				mode = "crashes" // it cannot count itself
+			}
+			m := newMember(t, mode)
+			m.env = append(m.env, "SKIFF_TEST_CRASH=serve/1.0.0/exec+power")
+			m.start()
+			m.order("1", upgrade.Switch, m.new, time.Hour)
+			m.eventually("power cut", func() error {
+				if n := len(m.processes()); n > 0 {
+					return fmt.Errorf("%d processes", n)
+				}
+				return nil
+			})
+			for i := 1; ; i++ {
+				if before {
+					guard := exec.Command(filepath.Join(Dir(m.dir), "guard"), "before-start", Dir(m.dir))
+					if out, err := guard.CombinedOutput(); err != nil {
+						t.Fatalf("%v: %s", err, out)
+					}
+				}
+				if sum, _ := sumOf(m.path); sum == m.old.SHA256 {
+					if i != maxAttempts+1 {
+						t.Errorf("back at start %d", i)
+					}
+					break
+				}
+				if i > maxAttempts {
+					break // it puts it back itself
+				}
+				m.start()
+				m.eventually("start", func() error {
+					s, err := (journal{Dir(m.dir)}).read()
+					if !before && (err != nil || s.Trial.Attempts != i || !s.Trial.Guard.lives()) {
+						return fmt.Errorf("%+v, %v", s, err)
+					}
+					return nil
+				})
+				m.powerCut()
+			}
+			m.start()
+			r := m.outcome("1")
+			if r.Phase != upgrade.Returned || r.Version != "1.0.0" || !strings.Contains(r.Error, "started 3 times") {
+				t.Errorf("%+v", r)
+			}
+			m.check(r)
+		})
+	}
+}
+
+// While nobody watches, the program on trial finds another guard.
+func TestGuardKilled(t *testing.T) {
+	t.Parallel()
+	m := newMember(t, "ill")
+	m.start()
+	m.order("1", upgrade.Switch, m.new, 3*time.Second)
+	var first process
+	m.eventually("guard", func() error {
+		s, err := (journal{Dir(m.dir)}).read()
+		if err != nil || s.Trial == nil || s.Trial.Attempts == 0 || !s.Trial.Guard.lives() {
+			return fmt.Errorf("%+v, %v", s, err)
+		}
+		first = s.Trial.Guard
+		return nil
+	})
+	if err := unix.Kill(first.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	m.eventually("another guard", func() error {
+		s, err := (journal{Dir(m.dir)}).read()
+		if err != nil || s.Trial == nil || s.Trial.Guard == first {
+			return fmt.Errorf("%+v, %v", s, err)
+		}
+		return nil
+	})
+	r := m.outcome("1")
+	if r.Phase != upgrade.Returned || r.Version != "1.0.0" {
+		t.Errorf("%+v", r)
+	}
+	m.check(r)
+}
+
+// Whoever stops skiff during a trial wants it stopped; the trial goes on later.
+func TestStoppedInTrial(t *testing.T) {
+	t.Parallel()
+	m := newMember(t, "ill")
+	m.start()
+	m.order("1", upgrade.Switch, m.new, time.Second)
+	m.eventually("trial", func() error {
+		s, err := (journal{Dir(m.dir)}).read()
+		if err != nil || s.Trial == nil || s.Trial.Attempts == 0 {
+			return fmt.Errorf("%+v, %v", s, err)
+		}
+		return nil
+	})
+	if err := unix.Kill(m.server(), unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	m.eventually("end", func() error {
+		if pids := m.processes(); len(pids) > 0 {
+			return fmt.Errorf("%v", pids)
+		}
+		return nil
+	})
+	if sum, _ := sumOf(m.path); sum != m.new.SHA256 {
+		t.Errorf("in place is %s", sum)
+	}
+	m.start()
+	r := m.outcome("1")
+	if r.Phase != upgrade.Returned {
+		t.Errorf("%+v", r)
+	}
+	m.check(r)
+}
+
+// Refused switches change nothing.
+func TestSwitchRefused(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		do   func(m *member) error
+		why  string
+	}{
+		{"another program in place", func(m *member) error {
+			character{Version: "1.5.0", Mode: "healthy"}.write(m.t, m.path+"x")
+			return os.Rename(m.path+"x", m.path)
+		}, "holds another program than the one that runs"},
+		{"none in place", func(m *member) error { return os.Remove(m.path) }, "put it back"},
+		{"cannot be written", func(m *member) error {
+			return unix.Mount(filepath.Dir(m.path), filepath.Dir(m.path), "", unix.MS_BIND, "")
+		}, "read-only"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			m := newMember(t, "healthy")
+			if c.why == "read-only" {
+				if os.Geteuid() != 0 {
+					t.Skip("mounts need root")
+				}
+				if err := c.do(m); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = unix.Unmount(filepath.Dir(m.path), unix.MNT_DETACH) })
+				if err := unix.Mount("", filepath.Dir(m.path), "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+					t.Fatal(err)
+				}
+				m.start()
+			} else {
+				m.start()
+				m.eventually("start", func() error {
+					if m.server() == 0 {
+						return fmt.Errorf("none")
+					}
+					return nil
+				})
+				if err := c.do(m); err != nil {
+					t.Fatal(err)
+				}
+			}
+			m.order("1", upgrade.Switch, m.new, time.Second)
+			r := m.outcome("1")
+			if r.Phase != upgrade.Failed || r.Version != "1.0.0" || !strings.Contains(r.Error, c.why) {
+				t.Errorf("%+v", r)
+			}
+			if s, err := (journal{Dir(m.dir)}).read(); err != nil || s.Trial != nil {
+				t.Errorf("%+v, %v", s, err)
+			}
+		})
+	}
+}
+
+// A state that cannot be read is kept aside; the member works.
+func TestDamagedState(t *testing.T) {
+	t.Parallel()
+	m := newMember(t, "healthy")
+	if err := os.MkdirAll(Dir(m.dir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(Dir(m.dir), "state.json"), []byte(`{"order":{"id"`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	m.order("1", upgrade.Switch, m.new, time.Minute)
+	r := m.outcome("1")
+	if r.Phase != upgrade.Done {
+		t.Errorf("%+v", r)
+	}
+	m.check(r)
+	if _, err := os.Stat(filepath.Join(Dir(m.dir), "state.json.bad")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestGuardByHand(t *testing.T) {
+	t.Parallel()
+	m := newMember(t, "healthy")
+	if out, err := exec.Command(m.path, "guard", m.dir).CombinedOutput(); err == nil || !strings.Contains(string(out), "for skiff itself") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if err := BeforeStart(Dir(m.dir), slog.New(slog.DiscardHandler)); err != nil {
+		t.Errorf("without a trial: %v", err)
+	}
+}
