@@ -2,9 +2,11 @@ package backup
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -24,8 +26,8 @@ type DiffOptions struct {
 	Tell func()
 }
 
-// Difference is what changed from snapshot A to snapshot B, in the order of the
-// store's keys: by resource, namespace and name.
+// Difference is what changed from snapshot A to snapshot B, ordered by resource,
+// namespace and name.
 type Difference struct {
 	A       *Info    `json:"a"`
 	B       *Info    `json:"b"`
@@ -59,7 +61,12 @@ type Change struct {
 }
 
 // Replaced says that another object has the name now. It needs Details.
-func (c *Change) Replaced() bool { return c.UIDA != "" && c.UIDB != "" && c.UIDA != c.UIDB }
+func (c Change) Replaced() bool { return c.UIDA != "" && c.UIDB != "" && c.UIDA != c.UIDB }
+
+// Compare orders by resource, namespace and name.
+func (c Change) Compare(o Change) int {
+	return cmp.Or(cmp.Compare(c.Resource, o.Resource), cmp.Compare(c.Namespace, o.Namespace), cmp.Compare(c.Name, o.Name))
+}
 
 // Diff compares two plain snapshots (a File is one). It holds in memory only
 // what differs. Both are verified as a whole before anything is returned; the
@@ -182,11 +189,8 @@ func (d *differ) finish(a, b *fsm.Summary) (_ *Difference, err error) {
 	return d.out, nil
 }
 
-// open opens what is sealed, and puts it where it belongs in the order.
+// open opens what is sealed, and sorts.
 func (d *differ) open() error {
-	if len(d.later) == 0 {
-		return nil
-	}
 	openA, err := openerOf(d.o.OpenA, d.ownA)
 	if err != nil {
 		return fmt.Errorf("A: %w", err)
@@ -211,7 +215,7 @@ func (d *differ) open() error {
 		d.add(pair{a, b}, !okA || !okB)
 	}
 	for _, list := range [][]Change{d.out.Added, d.out.Changed, d.out.Removed} {
-		sortChanges(list)
+		slices.SortStableFunc(list, Change.Compare)
 	}
 	return nil
 }

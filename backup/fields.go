@@ -1,7 +1,6 @@
 package backup
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"reflect"
@@ -112,10 +111,4 @@ func index(list []any, field string) (map[string]any, bool) {
 		}
 	}
 	return out, len(list) > 0 && len(out) == len(list)
-}
-
-func sortChanges(list []Change) {
-	slices.SortStableFunc(list, func(a, b Change) int {
-		return cmp.Or(cmp.Compare(a.Resource, b.Resource), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
 }

@@ -138,37 +138,45 @@ func sealFiles(c *cli.Context) error {
 	return err
 }
 
-// restoreKeys opens what a snapshot has sealed, by the key file or by the
-// passphrase under which the snapshot itself holds the key. It is nil if neither
-// is given.
+// clusterKey finds the cluster key of a snapshot, from what is below /skiff/ in
+// it: by the key file or by the passphrase under which the snapshot itself holds
+// the key. It is nil if neither is given.
+func clusterKey(keyFile string, passphrase []byte) (func(state map[string][]byte) (*seal.Key, error), error) {
+	if keyFile != "" {
+		key, err := seal.ReadKey(keyFile, passphrase)
+		if err != nil {
+			return nil, err
+		}
+		return func(map[string][]byte) (*seal.Key, error) { return key, nil }, nil
+	}
+	if passphrase == nil {
+		return nil, nil
+	}
+	return func(state map[string][]byte) (*seal.Key, error) {
+		file, ok := state[seal.FileKey]
+		if !ok {
+			return nil, errors.New("it does not hold the cluster key under a passphrase: name a copy of the key with --key-file")
+		}
+		return seal.ParseKey(file, passphrase)
+	}, nil
+}
+
+// restoreKeys opens what a snapshot has sealed, see clusterKey.
 func restoreKeys(keyFile, passphraseFile string) (func(map[string][]byte) (map[string][]byte, error), error) {
 	passphrase, err := seal.ReadPassphrase(passphraseFile)
 	if err != nil {
 		return nil, err
 	}
-	var key *seal.Key
-	switch {
-	case keyFile != "":
-		if key, err = seal.ReadKey(keyFile, passphrase); err != nil {
-			return nil, err
-		}
-	case passphrase == nil:
-		return nil, nil
+	find, err := clusterKey(keyFile, passphrase)
+	if find == nil || err != nil {
+		return nil, err
 	}
 	return func(state map[string][]byte) (map[string][]byte, error) {
-		key := key
-		if key == nil {
-			file, ok := state[seal.FileKey]
-			if !ok {
-				return nil, errors.New("it does not hold the cluster key under a passphrase: name a copy of the key with --key-file")
-			}
-			var err error
-			if key, err = seal.ParseKey(file, passphrase); err != nil {
-				return nil, err
-			}
+		key, err := find(state)
+		if err != nil {
+			return nil, err
 		}
 		if passphrase != nil && key.Sealed() == nil {
-			var err error
 			if key, err = key.WithPassphrase(passphrase); err != nil {
 				return nil, err
 			}

@@ -49,7 +49,8 @@ func main() {
 // run executes one command line. Errors that carry exitUsage mean that the
 // command was used wrongly; nothing was done then.
 func run(ctx context.Context, args []string) error {
-	return newApp().RunContext(ctx, args)
+	app := newApp()
+	return app.RunContext(ctx, flagsFirst(app, args))
 }
 
 func newApp() *cli.App {
