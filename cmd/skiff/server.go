@@ -26,7 +26,7 @@ func serverCommand() *cli.Command {
 		Usage: "run a server: API, store, scheduler, controllers, and this host's pods",
 		Description: "The first server is a cluster; others join it with --join and --token, and need neither when they start\n" +
 			"again. With three or more servers the cluster goes on when one is lost.\n\n" + flagsDescription,
-		Flags: hostFlags(
+		Flags: hostFlags(append([]cli.Flag{
 			numberFlag("api-port", "port of the Kubernetes API", cluster.DefaultPort),
 			numberFlag("raft-port", "port of the servers among themselves", cluster.DefaultRaftPort),
 			stringFlag("cluster-cidr", "where pods get their addresses; that of the cluster, if it is joined", "10.42.0.0/16"),
@@ -38,7 +38,7 @@ func serverCommand() *cli.Command {
 			boolFlag("witness", "only vote: run no pods, and lead only while no other server can"),
 			stringFlag("passphrase-file", "file with the passphrase of the cluster key, if it has one", ""),
 			boolFlag("profiling", "serve /debug/pprof on the API port to administrators"),
-		),
+		}, snapshotFlags()...)...),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
 				return err
@@ -115,6 +115,10 @@ func parseServer(c *cli.Context) (o serverOptions, err error) {
 			return o, usagef("--passphrase-file: %v", err)
 		}
 	}
+	snapshots, err := parseSnapshots(c, o.dataDir)
+	if err != nil {
+		return o, err
+	}
 	if err := o.findAddress(); err != nil {
 		return o, err
 	}
@@ -122,7 +126,7 @@ func parseServer(c *cli.Context) (o serverOptions, err error) {
 		Name: o.name, DataDir: o.dataDir, Role: role, AdvertiseAddress: o.advertise, BindAddress: o.bind,
 		Port: uint16(c.Int("api-port")), RaftPort: uint16(c.Int("raft-port")), GossipPort: o.gossipPort, ServerNames: c.StringSlice("tls-san"),
 		ClusterCIDR: cidrs["cluster-cidr"], ServiceCIDR: cidrs["service-cidr"], ClusterDomain: c.String("cluster-domain"),
-		PodEvictionTimeout: timeout, Passphrase: passphrase,
+		PodEvictionTimeout: timeout, Passphrase: passphrase, Snapshots: snapshots,
 		Version: version, Profiling: c.Bool("profiling"), Logger: o.logger,
 	}
 	if !o.disableAgent {

@@ -72,6 +72,9 @@ func printStatus(out io.Writer, s *cluster.Status, now time.Time) error {
 		return err
 	}
 	fmt.Fprintln(out)
+	if err := printScheduled(out, s.Snapshots, now); err != nil {
+		return err
+	}
 	w = tabwriter.NewWriter(out, 0, 8, 3, ' ', 0)
 	row = func(name string, value any) { fmt.Fprintf(w, "%s\t%v\n", name, value) }
 	row("Asked", fmt.Sprintf("%s (skiff %s, up since %s)", s.Name, s.Version, s.Started.Format(time.RFC3339)))
