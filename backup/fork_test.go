@@ -18,7 +18,7 @@ import (
 func TestFork(t *testing.T) {
 	path, _ := save(t, sample(t, 20))
 	dir := filepath.Join(t.TempDir(), "data")
-	restored, err := Restore(t.Context(), path, dir, RestoreOptions{NodeID: "a", By: "host-a", Files: func(own map[string][]byte) (map[string][]byte, error) {
+	restored, err := Restore(t.Context(), path, dir, RestoreOptions{NodeID: "a", By: "host-a", Files: func(_ *Info, own map[string][]byte) (map[string][]byte, error) {
 		return map[string][]byte{"more": own["/skiff/pki/ca.crt"]}, nil
 	}})
 	if err != nil {

@@ -54,8 +54,9 @@ type RestoreOptions struct {
 	// files for DIR/pki. Without it only a snapshot of which nothing is sealed can
 	// be restored (ErrSealed).
 	Keys func(state map[string][]byte) (files map[string][]byte, err error)
-	// Files, if not nil, gives further files for DIR. It gets what Keys gets.
-	Files func(state map[string][]byte) (files map[string][]byte, err error)
+	// Files, if not nil, gives further files for DIR. It gets what Keys gets, and
+	// what the snapshot says of itself.
+	Files func(info *Info, state map[string][]byte) (files map[string][]byte, err error)
 	// By names the host, in the epoch that the restore begins; by default as the
 	// operating system does.
 	By     string
@@ -121,7 +122,7 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 	}
 	var files map[string][]byte
 	if o.Files != nil {
-		if files, err = o.Files(own); err != nil {
+		if files, err = o.Files(info, own); err != nil {
 			return nil, err
 		}
 	}

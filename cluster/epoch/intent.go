@@ -123,8 +123,8 @@ func (i *Intent) steps(ctx context.Context, dataDir string) []func() error {
 	}
 	return []func() error{
 		func() error { return i.moveAside(dataDir) },
-		func() error { return i.rename(dataDir) },
 		func() error { return i.learn(dataDir) },
+		func() error { return i.rename(dataDir) },
 		done,
 	}
 }
@@ -169,7 +169,8 @@ func (i *Intent) rename(dataDir string) error {
 	return durable.Replace(filepath.Join(dataDir, "node-id"), []byte(i.NodeID+"\n"), 0o644)
 }
 
-// learn puts Servers into what this host knows of the cluster.
+// learn puts Servers into what this host knows of the cluster, and the new ID,
+// by which the host knows its own name there.
 func (i *Intent) learn(dataDir string) error {
 	known, err := membership.LoadCluster(dataDir)
 	if err != nil {
@@ -178,8 +179,20 @@ func (i *Intent) learn(dataDir string) error {
 	if known == nil {
 		return fmt.Errorf("this host does not know the cluster: %s is missing; join it with --join and a new token", membership.ClusterFile)
 	}
+	if i.NodeID != "" {
+		id, err := os.ReadFile(filepath.Join(dataDir, "node-id"))
+		if err != nil {
+			return err
+		}
+		for n, s := range known.Servers {
+			if s.ID == strings.TrimSpace(string(id)) {
+				known.Servers[n].ID = i.NodeID
+			}
+		}
+	}
 	for _, s := range i.Servers {
 		known.Servers = append(slices.DeleteFunc(known.Servers, func(o membership.Server) bool { return o.ID == s.ID || o.Name == s.Name }), s)
 	}
+	known.Epoch = i.Epoch
 	return membership.SaveCluster(dataDir, known)
 }

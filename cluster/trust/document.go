@@ -207,3 +207,20 @@ func Recover(state map[string][]byte, key *seal.Key) (map[string][]byte, error) 
 	files[pki.CACertFile] = bundle.Bytes()
 	return files, nil
 }
+
+// RecoverGossip gives generation and gossip keys of a saved state, as Recover gives
+// the files; none of a state that has no document.
+func RecoverGossip(state map[string][]byte, key *seal.Key) (generation uint64, keys [][]byte, err error) {
+	if _, ok := state[Key]; !ok {
+		return 0, nil, nil
+	}
+	plain, err := seal.Open(key, state, Key)
+	if err != nil {
+		return 0, nil, err
+	}
+	d, err := decode(plain)
+	if err != nil {
+		return 0, nil, err
+	}
+	return d.Generation, d.GossipKeys, nil
+}

@@ -42,9 +42,13 @@ func restoreSnapshot(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	files, err := restoreFiles(c.String("key-file"), c.String("passphrase-file"))
+	if err != nil {
+		return err
+	}
 	b := newBar("restore")
 	done, err := backup.Restore(c.Context, path, c.String("data-dir"),
-		backup.RestoreOptions{Keys: keys, Unlock: open, DryRun: c.Bool("dry-run"), Progress: b.snapshot})
+		backup.RestoreOptions{Keys: keys, Files: files, Unlock: open, DryRun: c.Bool("dry-run"), Progress: b.snapshot})
 	b.done()
 	if err != nil {
 		return explainSnapshot(explainRestore(err))
@@ -56,7 +60,7 @@ func restoreSnapshot(c *cli.Context) error {
 	if c.Bool("dry-run") {
 		what = "would restore"
 	}
-	_, err = fmt.Fprintf(c.App.Writer, "%s revision %d with %d keys to %s; start it with: skiff server --data-dir %s\n",
-		what, done.Snapshot.Revision, done.Snapshot.TotalKeys, done.DataDir, done.DataDir)
+	_, err = fmt.Fprintf(c.App.Writer, "%s revision %d with %d keys to %s, as epoch %d of the cluster; start it with: skiff server --data-dir %s (servers that are left, and agents, rejoin by themselves)\n",
+		what, done.Snapshot.Revision, done.Snapshot.TotalKeys, done.DataDir, done.Epoch.Number, done.DataDir)
 	return err
 }
