@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -102,7 +103,14 @@ func parse(dir string, files map[string][]byte) (*material, error) {
 	if m.saKey, err = decodeKey(files[SAKeyFile]); err != nil {
 		return nil, fmt.Errorf("parse %s: %w", at(SAKeyFile), err)
 	}
+	if err := intact(files[CACertFile], cas); err != nil {
+		return nil, fmt.Errorf("%s: %w", at(CACertFile), err)
+	}
 	for _, c := range cas {
+		// Nobody else looks at the signature of a CA.
+		if err := c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature); err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", at(CACertFile), c.Subject.CommonName, err)
+		}
 		m.pool.AddCert(c)
 		if belongs(c, m.signerKey) {
 			m.signer = c
@@ -124,10 +132,26 @@ func parse(dir string, files map[string][]byte) (*material, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", at(CrossFile), err)
 	}
+	if err := intact(m.crossPEM, cross); err != nil {
+		return nil, fmt.Errorf("%s: %w", at(CrossFile), err)
+	}
 	if len(cross) != 1 || !belongs(cross[0], m.signerKey) {
 		return nil, fmt.Errorf("%s does not belong to %s", at(CrossFile), at(CAKeyFile))
 	}
 	return m, nil
+}
+
+// intact refuses what holds more than the certificates that were read from it: a
+// damaged one is passed over as if it were a comment.
+func intact(b []byte, read []*x509.Certificate) error {
+	var again []byte
+	for _, c := range read {
+		again = append(again, encodeCert(c.Raw)...)
+	}
+	if !bytes.Equal(bytes.TrimSpace(b), bytes.TrimSpace(again)) {
+		return errors.New("it holds something besides certificates")
+	}
+	return nil
 }
 
 func belongs(c *x509.Certificate, key *ecdsa.PrivateKey) bool {
@@ -182,6 +206,10 @@ func decodeKey(b []byte) (*ecdsa.PrivateKey, error) {
 	key, ok := k.(*ecdsa.PrivateKey)
 	if !ok {
 		return nil, fmt.Errorf("key is %T, want ECDSA", k)
+	}
+	// The file has the public key too; the parser does not compare.
+	if again, err := x509.MarshalPKCS8PrivateKey(key); err != nil || !bytes.Equal(again, block.Bytes) {
+		return nil, errors.New("private and public part do not belong together")
 	}
 	return key, nil
 }

@@ -32,6 +32,9 @@ var (
 	private  = map[string]bool{CAKeyFile: true, SAKeyFile: true}
 )
 
+// PutBack is what to do when one of the files is lost or damaged.
+const PutBack = "put it back, every server of the cluster has the same; if it is lost everywhere, skiff snapshot restore makes a new data directory with all keys"
+
 // sealedFile is the PEM type of a private key that the cluster key seals.
 const sealedFile = "SKIFF SEALED KEY"
 
@@ -53,7 +56,7 @@ func readFiles(dir string) (map[string][]byte, error) {
 	}
 	if len(files) > 0 && len(missing) > 0 {
 		sort.Strings(missing)
-		return nil, fmt.Errorf("%s is missing in %s while other keys of the cluster are there: put it back, or restore a snapshot into a new data directory", missing[0], dir)
+		return nil, fmt.Errorf("%s is missing while other keys of the cluster are there: %s", filepath.Join(dir, missing[0]), PutBack)
 	}
 	return files, nil
 }
@@ -72,11 +75,11 @@ func unsealFiles(dir string, files map[string][]byte, key *seal.Key) (map[string
 		}
 		if block, _ := pem.Decode(b); block != nil && block.Type == sealedFile {
 			if files[seal.KeyFile] == nil {
-				return nil, fmt.Errorf("%s is missing in %s, and %s is sealed with it: put it back, or restore a snapshot into a new data directory", seal.KeyFile, dir, name)
+				return nil, fmt.Errorf("%s is missing, and %s is sealed with it: %s", filepath.Join(dir, seal.KeyFile), name, PutBack)
 			}
 			plain, err := key.Unwrap(name, block.Bytes)
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w", dir, err)
+				return nil, fmt.Errorf("%s: %w: %s", filepath.Join(dir, name), err, PutBack)
 			}
 			b = plain
 		}

@@ -86,7 +86,7 @@ func TestPassphrase(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, seal.KeyFile)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenProtected(dir, []byte("pass")); err == nil || !strings.Contains(err.Error(), "cluster.key is missing") {
+	if _, err := OpenProtected(dir, []byte("pass")); err == nil || !strings.Contains(err.Error(), "cluster.key, the key") {
 		t.Errorf("without the cluster key: %v", err)
 	}
 }
@@ -190,7 +190,7 @@ func TestLostClusterKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, change := range map[string]func() error{
-		"is missing: put the key":     func() error { return os.Remove(path) },
+		", is missing: put it back":   func() error { return os.Remove(path) },
 		"but that of this cluster is": func() error { return seal.WriteKey(path, other) },
 		"no cluster key, or only a":   func() error { return os.WriteFile(path, kept[:50], 0o600) },
 		"mode 0640":                   func() error { return os.Chmod(path, 0o640) },

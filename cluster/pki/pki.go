@@ -110,7 +110,7 @@ func OpenProtected(dir string, passphrase []byte) (*PKI, error) {
 	}
 	m, err := parse(dir, plain)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %s", err, PutBack)
 	}
 	p.now.Store(m)
 	return p, p.rewrite(files, plain)
@@ -196,16 +196,19 @@ func openKey(dir string, files map[string][]byte, passphrase []byte) (*seal.Key,
 	id := strings.TrimSpace(string(files[keyIDFile]))
 	if files[seal.KeyFile] == nil {
 		if id != "" {
-			return nil, fmt.Errorf("%s is missing: put the key %s back; every server of the cluster has it", path, id)
+			return nil, fmt.Errorf("%s, the key %s, is missing: %s", path, id, PutBack)
 		}
 		return seal.NewKey(passphrase)
 	}
 	k, err := seal.ReadKey(path, passphrase)
+	if errors.Is(err, seal.ErrDamaged) {
+		return nil, fmt.Errorf("%w: %s", err, PutBack)
+	}
 	if err != nil {
 		return nil, err
 	}
 	if id != "" && id != k.ID() {
-		return nil, fmt.Errorf("%s is the key %s, but that of this cluster is %s: put it back; every server of the cluster has it", path, k.ID(), id)
+		return nil, fmt.Errorf("%s is the key %s, but that of this cluster is %s, says %s beside it: %s", path, k.ID(), id, keyIDFile, PutBack)
 	}
 	if passphrase != nil && k.Sealed() == nil {
 		return k.WithPassphrase(passphrase)

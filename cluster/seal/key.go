@@ -31,6 +31,8 @@ var (
 	ErrPassphraseNeeded = errors.New("the cluster key is sealed with a passphrase: name its file with --passphrase-file (" + PassphraseEnv + ")")
 	// ErrPassphrase says that it is another passphrase.
 	ErrPassphrase = errors.New("the passphrase does not open the cluster key")
+	// ErrDamaged says that a key file is not as it was written.
+	ErrDamaged = errors.New("the cluster key is damaged")
 )
 
 const (
@@ -175,7 +177,7 @@ func ParseKey(b, passphrase []byte) (*Key, error) {
 		return nil, err
 	}
 	if id := block.Headers["Key-Id"]; id != k.id {
-		return nil, fmt.Errorf("the cluster key is damaged: it is %s and says %q", k.id, id)
+		return nil, fmt.Errorf("it is %s and says %q", k.id, id)
 	}
 	if block.Type == sealedType {
 		k.sealed = bytes.Clone(b)
@@ -236,14 +238,20 @@ func (k *Key) Unwrap(name string, sealed []byte) ([]byte, error) {
 // ReadKey reads a key file, whose mode must keep others out.
 func ReadKey(path string, passphrase []byte) (*Key, error) {
 	b, err := readPrivate(path)
+	if st, serr := os.Stat(path); serr == nil && !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
 	if err != nil {
 		return nil, err
 	}
 	k, err := ParseKey(b, passphrase)
-	if err != nil {
+	switch {
+	case err == nil:
+		return k, nil
+	case errors.Is(err, ErrPassphraseNeeded), errors.Is(err, ErrPassphrase):
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return k, nil
+	return nil, fmt.Errorf("%s: %w: %w", path, ErrDamaged, err)
 }
 
 // ReadPassphrase reads a passphrase from a file that only its owner may read; a
