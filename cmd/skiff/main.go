@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/skiff-sh/skiff/cluster/upgrade/binary"
 )
 
 // Exit codes that scripts may rely on.
@@ -29,8 +31,12 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args)
 	stop()
-	if errors.Is(err, errAgain) {
+	var other *binary.Exec
+	switch {
+	case errors.Is(err, errAgain):
 		err = runAgain()
+	case errors.As(err, &other):
+		err = other.Run()
 	}
 	if err == nil {
 		return
@@ -49,8 +55,7 @@ func main() {
 // run executes one command line. Errors that carry exitUsage mean that the
 // command was used wrongly; nothing was done then.
 func run(ctx context.Context, args []string) error {
-	app := newApp()
-	return app.RunContext(ctx, flagsFirst(app, args))
+	return newApp().RunContext(ctx, args)
 }
 
 func newApp() *cli.App {
@@ -76,6 +81,7 @@ func newApp() *cli.App {
 			devCommand(),
 			resetCommand(),
 			versionCommand(),
+			guardCommand(),
 			completionCommand(),
 		},
 		CommandNotFound: func(_ *cli.Context, name string) {

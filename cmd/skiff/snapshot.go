@@ -80,10 +80,14 @@ func sealFlags(more ...cli.Flag) []cli.Flag {
 
 // oneFile is the command's only argument.
 func oneFile(c *cli.Context) (string, error) {
-	if c.NArg() != 1 {
+	args, err := argsAndFlags(c)
+	if err != nil {
+		return "", err
+	}
+	if len(args) != 1 {
 		return "", usagef("name one file: skiff snapshot %s FILE", c.Command.Name)
 	}
-	return c.Args().First(), nil
+	return args[0], nil
 }
 
 func (b *bar) snapshot(s backup.Step) { b.set(s.Bytes, s.Of) }

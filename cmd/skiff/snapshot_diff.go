@@ -26,7 +26,11 @@ func snapshotDiffCommand() *cli.Command {
 }
 
 func diffSnapshots(c *cli.Context) error {
-	if c.NArg() != 2 {
+	args, err := argsAndFlags(c)
+	if err != nil {
+		return err
+	}
+	if len(args) != 2 {
 		return usagef("name two files: skiff snapshot diff A B")
 	}
 	form := c.String("output")
@@ -42,7 +46,7 @@ func diffSnapshots(c *cli.Context) error {
 		return err
 	}
 	var files [2]*backup.File
-	for i, path := range c.Args().Slice() {
+	for i, path := range args {
 		if files[i], err = backup.Open(path, keys); err != nil {
 			return explainSnapshot(fmt.Errorf("%s: %w", path, err))
 		}
@@ -54,7 +58,7 @@ func diffSnapshots(c *cli.Context) error {
 		Tell: func() { bar.set(a.Offset()+b.Offset(), a.Size+b.Size) }})
 	bar.done()
 	if err != nil {
-		return fmt.Errorf("compare A, %s, and B, %s: %w", c.Args().Get(0), c.Args().Get(1), err)
+		return fmt.Errorf("compare A, %s, and B, %s: %w", args[0], args[1], err)
 	}
 	if form == "json" {
 		return json.NewEncoder(c.App.Writer).Encode(d)

@@ -144,11 +144,15 @@ func snapshotLsCommand() *cli.Command {
 
 // oneDir is the command's argument, or the present folder.
 func oneDir(c *cli.Context) (string, error) {
+	args, err := argsAndFlags(c)
+	if err != nil {
+		return "", err
+	}
 	dir := "."
-	switch c.NArg() {
+	switch len(args) {
 	case 0:
 	case 1:
-		dir = c.Args().First()
+		dir = args[0]
 	default:
 		return "", usagef("name one folder: skiff snapshot %s [DIR]", c.Command.Name)
 	}

@@ -67,7 +67,11 @@ func (e *sourceLost) Unwrap() error { return e.err }
 const saveTries = 3
 
 func saveSnapshot(c *cli.Context) error {
-	if c.NArg() > 1 {
+	args, err := argsAndFlags(c)
+	if err != nil {
+		return err
+	}
+	if len(args) > 1 {
 		return usagef("name one file, or none: skiff snapshot save [FILE]")
 	}
 	if c.Bool("insecure-skip-tls-verify") || c.Bool("insecure-transport") {
@@ -76,12 +80,9 @@ func saveSnapshot(c *cli.Context) error {
 	if err := checkWriteOut(c); err != nil {
 		return err
 	}
-	path := c.Args().First()
-	switch path {
-	case "":
-		path = "."
-	case "-":
-		return usagef("a snapshot is verified before it is given out: name a file or a folder")
+	path := "."
+	if len(args) == 1 {
+		path = args[0]
 	}
 	to, err := recipients(c)
 	if err != nil {
