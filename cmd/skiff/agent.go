@@ -21,6 +21,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/membership"
 	"github.com/skiff-sh/skiff/cluster/pki"
 	"github.com/skiff-sh/skiff/cluster/servers"
+	"github.com/skiff-sh/skiff/cluster/upgrade/binary"
 	"github.com/skiff-sh/skiff/fsm"
 	"github.com/skiff-sh/skiff/node"
 )
@@ -73,7 +74,11 @@ func runAgent(ctx context.Context, o hostOptions) error {
 	if err := o.keepName(); err != nil {
 		return err
 	}
-	a := &agent{o: o, servers: servers.New(o.name), roster: cluster.OpenRoster(o.dataDir, o.logger)}
+	_, upgrades, err := openUpgrades(o)
+	if err != nil {
+		return err
+	}
+	a := &agent{o: o, servers: servers.New(o.name), orders: make(bell, 1), roster: cluster.OpenRoster(o.dataDir, o.logger)}
 	a.member, a.leave = context.WithCancelCause(ctx)
 	defer a.leave(nil)
 	if err := a.open(ctx); err != nil {
@@ -87,12 +92,15 @@ func runAgent(ctx context.Context, o hostOptions) error {
 	g.Go(func() error { settleMemory(ctx2); return nil })
 	g.Go(func() error { return o.watchAddress(ctx2) })
 	g.Go(func() error { return a.run(ctx2) })
-	g.Go(func() error { return n.run(ctx2, a.reachable(ctx2)) })
+	reached := a.reachable(ctx2)
+	g.Go(func() error { return n.run(ctx2, reached) })
 	g.Go(func() error { n.sayReady(ctx2, started); return nil })
+	g.Go(func() error { return notifyReady(ctx2, o.logger, n.node.Ready(), "no server answers yet") })
+	g.Go(func() error {
+		return upgrades.Run(ctx2, allOf(ctx2, reached, n.node.Ready()), &binary.HTTP{Client: a.client(0), Base: servers.Host}, a.orders)
+	})
 	err = g.Wait()
-	if ctx.Err() != nil {
-		o.logger.Info("stopping; pods go on running")
-	}
+	leaving(ctx, o, upgrades, err)
 	return ending(ctx, err)
 }
 
@@ -105,6 +113,7 @@ type agent struct {
 	servers  *servers.Balancer
 	gossip   *gossip.Gossip
 	roster   *cluster.Roster
+	orders   bell                    // rings when there may be a new order of a roll-out
 	member   context.Context         // ends when this node was removed from the cluster
 	leave    context.CancelCauseFunc // ends member
 
@@ -233,7 +242,7 @@ func (a *agent) removed() bool {
 // reachable gives a channel that is closed when a server has answered.
 func (a *agent) reachable(ctx context.Context) <-chan struct{} {
 	out := make(chan struct{})
-	client := &http.Client{Transport: a.servers.Wrap(servers.DynamicTransport(a.identity)), Timeout: readyPatience}
+	client := a.client(readyPatience)
 	go func() {
 		defer client.CloseIdleConnections()
 		for ctx.Err() == nil {
@@ -255,6 +264,11 @@ func (a *agent) reachable(ctx context.Context) <-chan struct{} {
 	return out
 }
 
+// client asks any server, as this node.
+func (a *agent) client(timeout time.Duration) *http.Client {
+	return &http.Client{Transport: a.servers.Wrap(servers.DynamicTransport(a.identity)), Timeout: timeout}
+}
+
 // run takes part in the gossip and follows what the servers say.
 func (a *agent) run(ctx context.Context) error {
 	changes, cancel := a.gossip.Changes()
@@ -274,8 +288,15 @@ func (a *agent) run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error {
+		orders := uint64(0)
 		for {
 			peers := cluster.Peers(a.gossip)
+			for _, p := range peers {
+				if p.Orders > orders {
+					orders = p.Orders
+					a.orders.ring()
+				}
+			}
 			a.roster.Update(peers, nil)
 			a.aim(peers)
 			if a.behind(peers) {

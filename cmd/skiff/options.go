@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/skiff-sh/skiff/cluster"
+	"github.com/skiff-sh/skiff/cluster/upgrade/binary"
 	"github.com/skiff-sh/skiff/node/image"
 )
 
@@ -53,6 +54,7 @@ func hostFlags(more ...cli.Flag) []cli.Flag {
 		numberFlag("max-pods", "pods that this node takes", 110),
 		stringFlag("image-dir", "folder of image archives to load at start (default: DATA-DIR/images)", ""),
 		stringFlag("resolv-conf", "resolvers for names outside of the cluster", "/etc/resolv.conf"),
+		upgradeKeyFlag(),
 		stringFlag("log-format", "text or json", "text"),
 		&cli.IntFlag{Name: "v", Usage: "log level: 0 for what matters, 1 for detail, 4 and more for the Kubernetes libraries too", EnvVars: env("v")},
 	)
@@ -73,6 +75,7 @@ type hostOptions struct {
 	maxPods              int
 	imageDir, resolvConf string
 	registries           map[string]image.Registry
+	upgradeKeys          binary.Keys // none: binaries need no signature
 	logger               *slog.Logger
 }
 
@@ -122,6 +125,9 @@ func parseHost(c *cli.Context, ports ...string) (o hostOptions, err error) {
 		return o, err
 	}
 	if o.registries, err = loadRegistries(c); err != nil {
+		return o, err
+	}
+	if o.upgradeKeys, err = parseUpgradeKeys(c); err != nil {
 		return o, err
 	}
 	if o.maxPods = c.Int("max-pods"); o.maxPods < 1 {

@@ -18,6 +18,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/cluster/membership"
 	"github.com/skiff-sh/skiff/cluster/seal"
+	"github.com/skiff-sh/skiff/cluster/upgrade/binary"
 )
 
 func serverCommand() *cli.Command {
@@ -167,6 +168,10 @@ func runServer(ctx context.Context, o serverOptions) error {
 		return err
 	}
 	o.cluster.Name = o.name
+	_, upgrades, err := openUpgrades(o.hostOptions)
+	if err != nil {
+		return err
+	}
 	if err := joinServer(ctx, &o); err != nil {
 		return err
 	}
@@ -208,24 +213,39 @@ func runServer(ctx context.Context, o serverOptions) error {
 		}
 		return nil
 	})
+	g.Go(func() error {
+		return notifyReady(nodeCtx, o.logger, server.Ready(), "the API waits for the other servers")
+	})
+	healthy := []<-chan struct{}{server.Ready()}
 	if n != nil {
 		g.Go(func() error { return n.run(nodeCtx, server.Ready()) })
 		g.Go(func() error { n.sayReady(nodeCtx, started); return nil })
+		healthy = append(healthy, n.node.Ready())
 	}
+	g.Go(func() error { return runServerUpgrades(nodeCtx, upgrades, server, o.name, healthy) })
 	err = g.Wait()
+	leaving(ctx, o.hostOptions, upgrades, err)
+	stopServer()
+	return ending(ctx, errors.Join(err, <-ended))
+}
+
+// leaving is what there is to say when the parts on this host have ended with err.
+func leaving(ctx context.Context, o hostOptions, upgrades *binary.Executor, err error) {
 	if ctx.Err() != nil {
 		o.logger.Info("stopping; pods go on running")
+		upgrades.Stopped()
 	}
-	stopServer()
-	err = errors.Join(err, <-ended)
-	return ending(ctx, err)
+	notifyEnding(o.logger, ending(ctx, err))
 }
 
 // ending gives what a command returns for what its parts ended with.
 func ending(ctx context.Context, err error) error {
+	var other *binary.Exec
 	switch {
-	case ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx))):
+	case ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx)) || errors.As(err, &other)):
 		return nil // we were asked to stop
+	case errors.As(err, &other):
+		return other
 	case ctx.Err() == nil && (errors.Is(err, cluster.ErrRestart) || errors.Is(err, errAddressGone)):
 		return errAgain
 	}

@@ -148,6 +148,7 @@ func (e *Executor) Do(ctx context.Context, l Leader, o upgrade.Order) error {
 			phase, why = upgrade.Failed, err.Error()
 		}
 		s.say(phase, program{Version: e.c.Version}, why)
+		s.Report.Gone = o.Action == upgrade.Return && errors.Is(err, ErrMissing)
 		return nil
 	})
 }

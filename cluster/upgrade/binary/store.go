@@ -199,6 +199,9 @@ func (s *Store) receive(ctx context.Context, b upgrade.Binary, from Source, goOn
 	if err == nil {
 		_, err = f.Seek(at, io.SeekStart)
 	}
+	if err == nil {
+		err = f.Chmod(0o700)
+	}
 	if err != nil {
 		return fmt.Errorf("keep the binary: %w", err)
 	}

@@ -165,7 +165,7 @@ func (e *Executor) destination(s state, o upgrade.Order) (program, error) {
 		return e.self, nil
 	}
 	if s.Previous == "" {
-		return program{}, errors.New("there is no program from before on this host")
+		return program{}, fmt.Errorf("%w: there is none from before on this host", ErrMissing)
 	}
 	b, ok := e.store.Get(s.Previous)
 	if !ok {
