@@ -54,6 +54,75 @@ type Leader struct {
 
 	mu      sync.Mutex
 	running []string // names of the duties under way; guarded by mu
+	hold    hold
+}
+
+// hold keeps duties from running.
+type hold struct {
+	mu     sync.Mutex
+	count  int                // of those who hold
+	freed  chan struct{}      // closed when there are none any more
+	cancel context.CancelFunc // of the work under way; nil if there is none
+	idle   chan struct{}      // closed when that has ended
+}
+
+// Pause ends the duties, if they run here, and returns when the last has. None
+// begins before resume is called; then they are made anew.
+func (l *Leader) Pause(ctx context.Context) (resume func(), err error) {
+	h := &l.hold
+	h.mu.Lock()
+	if h.count++; h.count == 1 {
+		h.freed = make(chan struct{})
+	}
+	cancel, idle := h.cancel, h.idle
+	h.mu.Unlock()
+	resume = sync.OnceFunc(func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.count--; h.count == 0 {
+			close(h.freed)
+		}
+	})
+	if cancel == nil {
+		return resume, nil
+	}
+	cancel()
+	select {
+	case <-idle:
+		return resume, nil
+	case <-ctx.Done():
+		resume()
+		return nil, ctx.Err()
+	}
+}
+
+// begin waits until nobody holds, and says that work is under way until done is
+// called.
+func (h *hold) begin(ctx context.Context) (work context.Context, done func(), err error) {
+	for {
+		h.mu.Lock()
+		if h.count == 0 {
+			break
+		}
+		freed := h.freed
+		h.mu.Unlock()
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	}
+	defer h.mu.Unlock()
+	work, h.cancel = context.WithCancel(ctx)
+	cancel, idle := h.cancel, make(chan struct{})
+	h.idle = idle
+	return work, func() {
+		cancel()
+		h.mu.Lock()
+		h.cancel = nil
+		h.mu.Unlock()
+		close(idle)
+	}, nil
 }
 
 const (
@@ -150,9 +219,26 @@ func (l *Leader) term(ctx context.Context, changes <-chan bool, known *bool) (le
 	}
 }
 
-// work passes the barrier and runs the duties of one term; it returns when all
-// of them have.
+// work runs the duties of one term, anew after each Pause, and returns when all of
+// them have.
 func (l *Leader) work(ctx context.Context) error {
+	for {
+		work, done, err := l.hold.begin(ctx)
+		if err != nil {
+			return err
+		}
+		err = l.once(work)
+		paused := work.Err() != nil && ctx.Err() == nil
+		done()
+		if !paused {
+			return err
+		}
+		l.cfg.Logger.Info("leader duties pause")
+	}
+}
+
+// once passes the barrier and runs the duties.
+func (l *Leader) once(ctx context.Context) error {
 	began := time.Now()
 	if err := l.cfg.Leadership.Barrier(ctx); err != nil {
 		return fmt.Errorf("barrier before leader duties: %w", err)

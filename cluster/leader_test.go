@@ -52,7 +52,10 @@ func (w *watchedDuties) term() ([]Duty, error) {
 		defer func() { w.mu.Lock(); w.active--; w.mu.Unlock() }()
 		select {
 		case <-ctx.Done():
-			time.Sleep(w.linger) // a duty may take its time to stop
+			w.mu.Lock()
+			linger := w.linger
+			w.mu.Unlock()
+			time.Sleep(linger) // a duty may take its time to stop
 			return nil
 		case err := <-w.fail:
 			return err
@@ -150,4 +153,51 @@ func TestNoDutiesWithoutBarrier(t *testing.T) {
 	eventually(t, "barrier asked for", func() (bool, error) { return f.barriers.Load() == 1, nil })
 	f.set(false)
 	expect(t, w, 0, 0)
+}
+
+func TestPausedDutiesStartAnew(t *testing.T) {
+	f := &fakeLeadership{changes: make(chan bool)}
+	w := &watchedDuties{linger: 20 * time.Millisecond}
+	l := runLeader(t, f, w)
+	pause := func() func() {
+		t.Helper()
+		resume, err := l.Pause(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, active, _ := w.state(); active != 0 {
+			t.Errorf("%d duties run in a pause", active)
+		}
+		return resume
+	}
+	pause()() // without leadership there is nothing to end
+	f.set(true)
+	expect(t, w, 1, 2)
+	first, second := pause(), pause()
+	first()
+	first() // counts once
+	time.Sleep(30 * time.Millisecond)
+	expect(t, w, 1, 0)
+	second()
+	expect(t, w, 2, 2)
+	if n := f.barriers.Load(); n != 2 {
+		t.Errorf("%d barriers, want one after the pause", n)
+	}
+	resume := pause()
+	f.set(false)
+	f.set(true) // led anew, in a pause
+	time.Sleep(30 * time.Millisecond)
+	expect(t, w, 2, 0)
+	resume()
+	expect(t, w, 3, 2)
+
+	w.mu.Lock()
+	w.linger = time.Second
+	w.mu.Unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := l.Pause(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("a pause that nobody waits for: %v", err)
+	}
+	expect(t, w, 4, 2) // and it did not last
 }

@@ -73,6 +73,9 @@ type Snapshot struct {
 // Keys is the number of keys in the snapshot.
 func (s *Snapshot) Keys() int { return s.view.Len() }
 
+// View is the state.
+func (s *Snapshot) View() *store.View { return s.view }
+
 // Write writes the snapshot, until ctx ends.
 func (s *Snapshot) Write(ctx context.Context, w io.Writer) error {
 	sw, err := NewWriter(w, s.Header)

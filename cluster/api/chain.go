@@ -2,6 +2,7 @@ package api
 
 import (
 	"net/http"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/util/sets"
 	genericapifilters "k8s.io/apiserver/pkg/endpoints/filters"
@@ -13,11 +14,15 @@ import (
 )
 
 // longRunning tells the requests that have no deadline and do not count
-// against the limit on concurrent requests.
-func longRunning() apirequest.LongRunningRequestCheck {
-	return genericfilters.BasicLongRunningRequestCheck(
+// against the limit on concurrent requests. Those of paths take as long as the
+// whole state takes over the client's network.
+func longRunning(paths ...string) apirequest.LongRunningRequestCheck {
+	basic := genericfilters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"),
 		sets.NewString("attach", "exec", "proxy", "log", "portforward"))
+	return func(r *http.Request, info *apirequest.RequestInfo) bool {
+		return basic(r, info) || !info.IsResourceRequest && slices.Contains(paths, info.Path)
+	}
 }
 
 // chain is the library's handler chain without audit, tracing, priority and

@@ -206,7 +206,7 @@ func (s *Server) genericConfig(codecs serializer.CodecFactory, a access) (*gener
 	g.Authentication.APIAudiences = a.tokens.Audiences()
 	g.Authorization.Authorizer = a.authorizer.Authorizer
 	g.RuleResolver = a.authorizer.RuleResolver
-	g.LongRunningFunc = longRunning()
+	g.LongRunningFunc = longRunning(s.cfg.LongPaths...)
 	g.BuildHandlerChainFunc = chain(s.complete, s.cfg)
 	g.MaxRequestsInFlight, g.MaxMutatingRequestsInFlight = s.cfg.MaxReads, s.cfg.MaxWrites
 	g.RequestTimeout = s.cfg.RequestTimeout

@@ -375,25 +375,39 @@ func (f *files) tidy(older time.Duration) {
 // FileToSpread makes the file of a restore: write gives a snapshot, which is
 // verified. When it returns, the file is on this member's disk.
 func (n *Node) FileToSpread(ctx context.Context, write func(io.Writer) error) (info *backup.Info, err error) {
-	tmp, err := os.CreateTemp(n.files.dir, uploadPrefix+"*")
+	path, err := n.Upload(write)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		tmp.Close()
-		os.Remove(tmp.Name()) // there is none if all went well
-	}()
-	if err := write(tmp); err != nil {
+	defer os.Remove(path) // there is none if all goes well
+	if info, err = backup.Verify(ctx, path, nil, nil); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
-		return nil, err
-	}
-	if info, err = backup.Verify(ctx, tmp.Name(), nil, nil); err != nil {
-		return nil, err
-	}
-	if err := os.Rename(tmp.Name(), n.files.path(info.Hash)); err != nil {
+	if err := os.Rename(path, n.files.path(info.Hash)); err != nil {
 		return nil, err
 	}
 	return info, durable.SyncDir(n.files.dir)
 }
+
+// Upload puts what write gives into a file on the disk of the log. The caller
+// removes it; the next start does, too.
+func (n *Node) Upload(write func(io.Writer) error) (path string, err error) {
+	f, err := os.CreateTemp(n.files.dir, uploadPrefix+"*")
+	if err != nil {
+		return "", err
+	}
+	if err = write(f); err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		os.Remove(f.Name())
+		return "", err
+	}
+	return f.Name(), nil
+}
+
+// FilePath is where a file of FileToSpread is.
+func (n *Node) FilePath(file string) string { return n.files.path(file) }
+
+// FSM is the state machine.
+func (n *Node) FSM() *fsm.FSM { return n.c.FSM }

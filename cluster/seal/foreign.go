@@ -8,6 +8,12 @@ import (
 	"strings"
 )
 
+// Open gives the plain form of a value of this state.
+func (s *Sealer) Open(ctx context.Context, storeKey string, stored []byte) ([]byte, error) {
+	plain, _, err := open(ctx, []byte(storeKey), stored, s.find)
+	return plain, err
+}
+
 // Foreign brings values of another state of the same cluster, such as a
 // snapshot's, into a form that this state's data keys open. It is not safe for
 // concurrent use.
