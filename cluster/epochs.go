@@ -65,10 +65,22 @@ func EpochHash(e raftdir.Epoch) uint32 {
 // openEpoch reads the epoch of the log. A server that has just joined has none,
 // and takes that which the cluster told.
 func (s *Server) openEpoch() (err error) {
-	if s.epoch, err = raftdir.LoadEpoch(s.cfg.DataDir); err != nil {
+	told := s.known.cluster.Epoch
+	s.epoch, err = raftdir.LoadEpoch(s.cfg.DataDir)
+	damaged := errors.Is(err, raftdir.ErrDamaged)
+	if s.known.cluster.ClusterID != "" && raftdir.Exists(s.cfg.DataDir) && (damaged || err == nil && s.epoch.ID == "" && told.ID != "") {
+		// cluster.json never tells of a later one than the log is of.
+		s.cfg.Logger.Warn("the file with the epoch of the log is lost or damaged; it is written anew", "epoch", told.String(), "error", err)
+		s.epoch = told
+		s.epoch.Number = max(told.Number, 1)
+		return raftdir.SaveEpoch(s.cfg.DataDir, s.epoch)
+	}
+	if damaged {
+		return fmt.Errorf("%w; put it back, or get the log from the other servers: skiff recover --rejoin --data-dir %s", err, s.cfg.DataDir)
+	}
+	if err != nil {
 		return err
 	}
-	told := s.known.cluster.Epoch
 	if s.epoch.ID != "" || told.Number <= 1 || raftdir.Exists(s.cfg.DataDir) {
 		return nil
 	}

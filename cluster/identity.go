@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/cluster/membership"
 	"github.com/skiff-sh/skiff/cluster/pki"
@@ -30,6 +32,11 @@ const (
 	adminGroup    = "system:masters"
 )
 
+// validID tells whether NodeID or a restore can have made it.
+func validID(id string) bool {
+	return id != "" && strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+}
+
 // NodeID reads this member's stable identity, or makes one. It refuses to make one
 // for a directory that holds what another belongs to: a server would wait for
 // ever to be let into its own log, an agent would not be known.
@@ -37,13 +44,19 @@ func NodeID(dir string) (string, error) {
 	path := filepath.Join(dir, "node-id")
 	b, err := os.ReadFile(path)
 	if err == nil {
-		if id := strings.TrimSpace(string(b)); id != "" {
+		if id := strings.TrimSpace(string(b)); validID(id) {
 			return id, nil
 		}
-		return "", fmt.Errorf("identity of this host: %s is empty", path)
+		err = errors.New("it is damaged")
+	}
+	if owner := raftdir.Owner(dir); owner != "" && !errors.Is(err, unix.EISDIR) { // lost or damaged: the log knows
+		if err := durable.Replace(path, []byte(owner+"\n"), 0o644); err != nil {
+			return "", fmt.Errorf("identity of this host: %w", err)
+		}
+		return owner, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("identity of this host: %w", err)
+		return "", fmt.Errorf("identity of this host: %s: %w: put it back (the ID of a server is in %s beside it), or run skiff reset --delete-data and join again", path, err, membership.ClusterFile)
 	}
 	for _, of := range []string{raftdir.LogPath(dir), filepath.Join(dir, "agent", membership.CertFile)} {
 		if _, err := os.Stat(of); !errors.Is(err, fs.ErrNotExist) {

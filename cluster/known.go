@@ -3,13 +3,18 @@ package cluster
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"net"
+	"os"
 	"reflect"
 	"slices"
 	"sync"
 
 	"github.com/skiff-sh/skiff/cluster/membership"
 	"github.com/skiff-sh/skiff/cluster/servers"
+	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
 // known is what this server knows of the cluster without it: cluster.json.
@@ -122,4 +127,24 @@ func (s *Server) bookkeeping(ctx context.Context, keys [][]byte) {
 	if err := s.writeKubeconfig(); err != nil && ctx.Err() == nil {
 		s.cfg.Logger.Error("the administrator's kubeconfig is not up to date", "error", err)
 	}
+}
+
+// checkLogIsThere refuses to begin anew where this server has been: it would be
+// another cluster, with the keys of the first.
+func (s *Server) checkLogIsThere() error {
+	was := slices.ContainsFunc(s.known.cluster.Servers, func(m membership.Server) bool { return m.ID == s.id })
+	if !was {
+		return nil
+	}
+	dir := raftdir.Path(s.cfg.DataDir)
+	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
+		return nil // who opens the log looks closer
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("log of this server: %w", err)
+	}
+	how := "skiff snapshot restore makes a new data directory from a saved state"
+	if len(s.joinAddresses()) > 0 {
+		how = fmt.Sprintf("get it from the other servers with skiff recover --rejoin --data-dir %s; if they are lost too, %s", s.cfg.DataDir, how)
+	}
+	return fmt.Errorf("%w: %s is missing, and this server has had a log: put it back, or %s", raftdir.ErrDamaged, dir, how)
 }

@@ -1,7 +1,6 @@
 package membership
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +14,9 @@ import (
 // Cluster over restarts.
 const ClusterFile = "cluster.json"
 
+// ErrClusterFile says that the file is not as it was written.
+var ErrClusterFile = errors.New("what is known of the cluster is damaged")
+
 // LoadCluster reads the file in the data directory; without one it gives nil.
 func LoadCluster(dataDir string) (*Cluster, error) {
 	path := filepath.Join(dataDir, ClusterFile)
@@ -23,20 +25,20 @@ func LoadCluster(dataDir string) (*Cluster, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("what is known of the cluster: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrClusterFile, err)
 	}
-	c, err := decodeJSON[Cluster](b)
-	if err != nil {
-		return nil, fmt.Errorf("%s is damaged: %w; remove it and start with --join and a new token", path, err)
+	c := new(Cluster)
+	if err := durable.Open(b, c); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w; remove it and start with --join and a new token", ErrClusterFile, path, err)
 	}
 	return c, nil
 }
 
 // SaveCluster writes the file, all or nothing.
 func SaveCluster(dataDir string, c *Cluster) error {
-	b, err := json.MarshalIndent(c, "", "  ")
+	b, err := durable.Seal(c)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", ClusterFile, err)
 	}
-	return durable.Replace(filepath.Join(dataDir, ClusterFile), append(b, '\n'), 0o600)
+	return durable.Replace(filepath.Join(dataDir, ClusterFile), b, 0o600)
 }

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -139,6 +140,15 @@ func exists(path ...string) (bool, error) {
 	return err == nil, err
 }
 
+// holdsFiles tells whether a directory is there and not empty.
+func holdsFiles(dir string) (bool, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return len(entries) > 0, err
+}
+
 // joinServer makes the data directory that of a server of the cluster that it is
 // to join, unless it is one already. Without --join nothing is to be done. It
 // refuses settings that are not those of the cluster.
@@ -151,7 +161,7 @@ func joinServer(ctx context.Context, o *serverOptions) error {
 	if agent {
 		return fmt.Errorf("this host is an agent of its cluster (%s): run skiff reset --delete-data before it becomes a server", filepath.Join(o.dataDir, "agent"))
 	}
-	member, err := exists(pkiDir, pki.CACertFile)
+	member, err := holdsFiles(pkiDir)
 	if err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
@@ -166,6 +176,8 @@ func joinServer(ctx context.Context, o *serverOptions) error {
 	switch {
 	case member && known == nil && !begun && o.join.host != "":
 		return fmt.Errorf("%s holds keys already, and a server that joins gets those of the cluster: remove it; or leave --join out, to begin a cluster with these keys", pkiDir)
+	case !member && begun:
+		return fmt.Errorf("%s is missing, and %s belongs to it: %s", pkiDir, raftdir.LogPath(o.dataDir), pki.PutBack)
 	case member && o.join.host != "":
 		bundle, err := os.ReadFile(filepath.Join(pkiDir, pki.CACertFile))
 		if err != nil {
@@ -199,6 +211,8 @@ func (o *serverOptions) joinNow(ctx context.Context, pkiDir string) (*membership
 	if err != nil {
 		return nil, err
 	}
+	// What names this server as one that was there says that its log must be too.
+	a.Servers = slices.DeleteFunc(a.Servers, func(s membership.Server) bool { return s.ID == id })
 	// The keys come last: they tell that the join is complete.
 	if err := membership.SaveCluster(o.dataDir, &a.Cluster); err != nil {
 		return nil, err

@@ -116,17 +116,24 @@ func LoadEpoch(dataDir string) (Epoch, error) {
 	}
 	var e Epoch
 	if err == nil {
-		e, err = DecodeEpoch(b)
+		err = durable.Open(b, &e)
+	}
+	if err == nil && e.Number == 0 {
+		err = errors.New("it has no number")
 	}
 	if err != nil {
-		return Epoch{}, fmt.Errorf("%w: %s: %w", ErrDamaged, epochPath(dataDir), err)
+		return Epoch{}, fmt.Errorf("%w: %s: %w", ErrDamaged, epochPath(dataDir), reason(err))
 	}
 	return e, nil
 }
 
 // SaveEpoch writes the epoch of the log in a data dir.
 func SaveEpoch(dataDir string, e Epoch) error {
-	if err := durable.Replace(epochPath(dataDir), e.Encode(), 0o600); err != nil {
+	b, err := durable.Seal(e)
+	if err == nil {
+		err = durable.Replace(epochPath(dataDir), b, 0o600)
+	}
+	if err != nil {
 		return fmt.Errorf("epoch of the log: %w", err)
 	}
 	return nil

@@ -121,6 +121,8 @@ func (l *Log) open(o Options) (c Contents, err error) {
 			return c, fmt.Errorf("%w: %s is missing or empty, but there is a snapshot", ErrDamaged, l.path)
 		case closed != nil && closed.Index > 0:
 			return c, fmt.Errorf("%w: %s is missing or empty; it ended with entry %d when it was closed", ErrDamaged, l.path, closed.Index)
+		case Owner(o.DataDir) != "":
+			return c, fmt.Errorf("%w: %s is missing or empty, and %s beside it says that there was one", ErrDamaged, l.path, ownerPath(o.DataDir))
 		}
 	case err == nil && !st.Mode().IsRegular():
 		return c, fmt.Errorf("%w: %s is not a file", ErrDamaged, l.path)

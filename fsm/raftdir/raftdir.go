@@ -5,6 +5,7 @@
 //
 //	<data-dir>/raft/raft.db      log and votes (raft-boltdb)
 //	<data-dir>/raft/closed       how the log ended when it was closed
+//	<data-dir>/raft/member       ID of the member whose log it is
 //	<data-dir>/raft/reserve      space kept free for the log
 //	<data-dir>/raft/snapshots/   state machine snapshots, the two newest, each
 //	                             with meta.json, state.bin and a seal of the former
