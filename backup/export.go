@@ -32,6 +32,9 @@ type ExportOptions struct {
 	// Raw keeps what belongs to the objects as they were and keeps others from
 	// being made of them: uid, resourceVersion, managedFields.
 	Raw bool
+	// Unowned leaves out what controllers make anew: objects with an owner, and
+	// those of the last rank.
+	Unowned bool
 	// Open opens Secrets; without it they are left out.
 	Open     OpenSealed
 	Progress Progress
@@ -94,7 +97,7 @@ func Export(ctx context.Context, f *File, w io.Writer, o ExportOptions) (*Export
 	x.w = bufio.NewWriterSize(w, 64<<10)
 	x.begin()
 	for rank := range exportRanks {
-		if !x.ranks[rank] {
+		if !x.ranks[rank] || o.Unowned && rank == len(exportRanks)-1 {
 			continue
 		}
 		if err := f.Rewind(); err != nil {
@@ -205,6 +208,9 @@ func (x *exporter) write(rank int, kv *store.KeyValue) error {
 	}
 	if err != nil {
 		return err
+	}
+	if x.o.Unowned && len(obj.GetOwnerReferences()) > 0 {
+		return nil
 	}
 	x.clean(obj, kv.ModRevision)
 	x.out.Objects++

@@ -32,7 +32,7 @@ func exportFile(t testing.TB) *File {
 		"/registry/namespaces/default":                                                 encoded(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, "v1", "Namespace"),
 		"/registry/namespaces/other":                                                   encoded(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "other"}}, "v1", "Namespace"),
 		"/registry/example.com/widgets/default/w":                                      widget(1<<53, `,"managedFields":[{"manager":"x"}]`),
-		"/registry/example.com/gadgets/alone":                                          `{"apiVersion":"example.com/v1","kind":"Gadget","metadata":{"name":"alone"}}`,
+		"/registry/example.com/gadgets/alone":                                          `{"apiVersion":"example.com/v1","kind":"Gadget","metadata":{"name":"alone","ownerReferences":[{"apiVersion":"v1","kind":"Pod","name":"p","uid":"u"}]}}`,
 		"/registry/secrets/default/s":                                                  sealedSecret(t, "x", "s", "hidden"),
 		"/registry/newthings/default/n":                                                protobufMagic + "\n\x11\n\x02v9\x12\x0bUnheardOfXX\x12\x00",
 		"/registry/events/default/e":                                                   encoded(t, &corev1.Event{ObjectMeta: metav1.ObjectMeta{Name: "e", Namespace: "default"}, Reason: "x"}, "v1", "Event"),
@@ -145,6 +145,9 @@ func TestExportPart(t *testing.T) {
 		if got := fmt.Sprint(kinds(items)); got != c.want || (c.o.Kind == "Secret") != (len(x.Sealed) == 1) {
 			t.Errorf("%+v: %s, %+v", c.o, got, x)
 		}
+	}
+	if _, items, _ := exported(t, f, ExportOptions{Unowned: true}); len(items) != 6 || slices.Contains(kinds(items), "Event/default/e") || slices.Contains(kinds(items), "Gadget//alone") {
+		t.Errorf("unowned: %q", kinds(items))
 	}
 	_, items, text := exported(t, f, ExportOptions{Kind: "ConfigMap", Raw: true, JSON: true})
 	if len(items[0].GetManagedFields()) != 1 || items[0].GetResourceVersion() == "" {

@@ -14,11 +14,14 @@ func snapshotExportCommand() *cli.Command {
 		Name: "export", Usage: "print the objects of a snapshot as a List that kubectl reads", ArgsUsage: "FILE",
 		Description: "All kinds are in it, custom resources, ConfigMaps and Events too. Secrets are sealed: without\n" +
 			"--key-file or --passphrase-file they are left out. They are printed in plain then, so keep the output\n" +
-			"from others. Namespaces and definitions come first, so that kubectl apply -f takes it in one go.",
+			"from others. Namespaces and definitions come first, so that kubectl apply -f takes it; where\n" +
+			"there are custom resources it takes it the second time. --unowned gives what a person wrote: in another\n" +
+			"cluster the rest follows from it.",
 		Flags: unlockFlags(sealFlags(
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "yaml or json", Value: "yaml", EnvVars: env("output")},
 			&cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "only what is in this namespace, and itself", EnvVars: env("namespace")},
 			&cli.StringFlag{Name: "kind", Usage: "only this kind, such as Deployment, deployments or widgets.example.com", EnvVars: env("kind")},
+			&cli.BoolFlag{Name: "unowned", Usage: "leave out what controllers make anew elsewhere: objects with an owner, Events, Leases, endpoints", EnvVars: env("unowned")},
 			&cli.BoolFlag{Name: "raw", Usage: "keep uid, resourceVersion and managedFields, with which kubectl creates nothing", EnvVars: env("raw")})...),
 		Action: exportSnapshot,
 	}
@@ -48,7 +51,7 @@ func exportSnapshot(c *cli.Context) error {
 	defer f.Close()
 	b := newBar("export")
 	done, err := backup.Export(c.Context, f, c.App.Writer, backup.ExportOptions{JSON: form == "json",
-		Namespace: c.String("namespace"), Kind: c.String("kind"), Raw: c.Bool("raw"), Open: open, Progress: b.snapshot})
+		Namespace: c.String("namespace"), Kind: c.String("kind"), Raw: c.Bool("raw"), Unowned: c.Bool("unowned"), Open: open, Progress: b.snapshot})
 	b.done()
 	if err != nil {
 		return fmt.Errorf("export snapshot %s: %w", path, err)
