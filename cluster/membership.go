@@ -19,6 +19,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/seal"
 	"github.com/skiff-sh/skiff/cluster/storage"
 	"github.com/skiff-sh/skiff/cluster/trust"
+	"github.com/skiff-sh/skiff/cluster/upgrade"
 	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
@@ -121,22 +122,29 @@ func (s *Server) rpcHandlers() map[string]consensus.Handler {
 	late := func(f func() consensus.Handler) consensus.Handler { // the parts are made after the log
 		return func(ctx context.Context, from string, body []byte) ([]byte, error) { return f()(ctx, from, body) }
 	}
-	return map[string]consensus.Handler{
+	out := map[string]consensus.Handler{
 		nodehealth.LeaseMethod:     late(func() consensus.Handler { return s.leases.Handle }),
 		nodehealth.EndMethod:       late(func() consensus.Handler { return s.leases.HandleEnd }),
 		membership.MethodSnapshots: s.snapshotStatus,
 		membership.MethodStatus:    late(func() consensus.Handler { return s.members.Methods()[membership.MethodStatus] }),
 		membership.MethodRemove:    late(func() consensus.Handler { return s.members.Methods()[membership.MethodRemove] }),
 	}
+	for _, m := range upgrade.MethodNames() {
+		out[m] = late(func() consensus.Handler { return s.upgrades.Methods()[m] })
+	}
+	return out
 }
 
 // handlers are the paths of skiff's own API.
 func (s *Server) handlers() map[string]http.Handler {
 	log := s.cfg.Logger.With("component", "api")
 	out := snapshotHandlers(s.Snapshot, s.node.SnapshotHere, log)
+	maps.Copy(out, s.restoreHandlers())
 	maps.Copy(out, s.members.Handlers())
 	maps.Copy(out, s.trust.Handlers())
 	maps.Copy(out, s.sealer.Handlers())
+	maps.Copy(out, s.upgrades.Handlers())
+	out[RecoverPath] = http.HandlerFunc(s.serveRecover)
 	out[nodehealth.LeasePath] = nodehealth.Handler(s.node.CallLeader, log)
 	return out
 }

@@ -33,6 +33,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/seal"
 	"github.com/skiff-sh/skiff/cluster/storage"
 	"github.com/skiff-sh/skiff/cluster/trust"
+	"github.com/skiff-sh/skiff/cluster/upgrade"
 	"github.com/skiff-sh/skiff/fsm"
 	"github.com/skiff-sh/skiff/fsm/raftdir"
 	"github.com/skiff-sh/skiff/fsm/store"
@@ -66,6 +67,7 @@ type Server struct {
 	members      *membership.Service
 	sealer       *seal.Sealer
 	trust        *trust.Trust
+	upgrades     *upgrade.Service
 	leases       *nodehealth.Leases
 	evictions    *nodelifecycle.Board
 	admin        *pki.Leaf
@@ -105,6 +107,9 @@ func (s *Server) open() (err error) {
 	if _, err := epoch.Resume(context.Background(), c.DataDir); err != nil {
 		return err
 	}
+	if err := CheckProgram(c.DataDir, c.Version, true); err != nil {
+		return err
+	}
 	if err := s.openKnown(); err != nil {
 		return err
 	}
@@ -117,6 +122,9 @@ func (s *Server) open() (err error) {
 	}
 	s.pki.SetLogger(c.Logger)
 	if s.id, err = NodeID(c.DataDir); err != nil {
+		return err
+	}
+	if err := s.checkLogIsThere(); err != nil {
 		return err
 	}
 	if s.admin, err = s.leaf("administrator", pki.Request{CommonName: adminName, Organization: []string{adminGroup}}); err != nil {
@@ -149,6 +157,9 @@ func (s *Server) open() (err error) {
 	if err := s.openMembership(); err != nil {
 		return err
 	}
+	if err := s.openUpgrades(); err != nil {
+		return err
+	}
 	if s.backend, err = storage.New(storage.Config{Store: s.state, Log: s.node, Sealer: s.sealer, Ready: s.node.Ready(), Logger: c.Logger}); err != nil {
 		return err
 	}
@@ -172,7 +183,7 @@ func (s *Server) openLog(lock *consensus.DirLock, port net.Listener) error {
 		NodeID: s.id, DataDir: s.cfg.DataDir, Lock: lock, Listener: port, AdvertiseAddr: s.self().Raft(),
 		TLS: s.memberTLS, FSM: fsm.New(s.state), Logger: s.cfg.Logger.With("component", "raft"),
 		Witness: s.cfg.Role == membership.RoleWitness, Version: s.cfg.Version, Alive: s.alive,
-		Admit: func(id, addr string) error { return s.members.Admit(id, addr) }, Handlers: s.rpcHandlers(),
+		Admit: func(id, addr string) error { return s.members.Admit(id, addr) }, Handlers: s.rpcHandlers(), Restoring: s.pauseDuties,
 		Epoch: s.epoch, Open: map[string]consensus.Handler{epoch.Method: epoch.Handler(s.view, s.hear)}, Consult: s.consult,
 	}
 	// A server that knows of others asks them to be let in, or to have its address
@@ -206,7 +217,7 @@ func (s *Server) openAPI(port net.Listener) error {
 		PodEvictionTimeout: &timeout, Gossip: nodeGossip{s},
 		Handlers: s.handlers(), OpenHandlers: s.members.OpenHandlers(), CheckCertificate: s.members.CheckCertificate, TrustedCA: s.pki.Trusts,
 		Fresh: s.node.ReadIndex, Writable: s.writable,
-		Membership: s.members.Membership(), StillServed: []string{StatusPath, membership.RemovedPath, membership.CAPath},
+		Membership: s.members.Membership(), LongPaths: []string{SnapshotPath, RestorePath}, StillServed: []string{StatusPath, RecoverPath, membership.RemovedPath, membership.CAPath},
 		Profiling: s.cfg.Profiling, Logger: s.cfg.Logger.With("component", "api"),
 	})
 	if err != nil {
@@ -309,7 +320,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	})
 	for _, run := range []func(context.Context) error{s.backend.Run, s.api.Run, s.leader.Run, s.trust.Run, s.members.Run,
-		s.retire, s.runGossip, s.keepRoster, s.followSettings, s.followEpochs, s.runSnapshots, s.awaitReady} {
+		s.retire, s.runGossip, s.keepRoster, s.followSettings, s.followEpochs, s.runSnapshots, s.followLevel, s.awaitUnfit, s.awaitReady} {
 		g.Go(func() error { return run(ctx) })
 	}
 	err := g.Wait()
