@@ -175,7 +175,7 @@ func (c stallConn) Write(p []byte) (int, error) {
 }
 
 // String implements Place.
-func (s *S3) String() string { return S3Scheme + s.bucket + "/" + strings.TrimSuffix(s.prefix, "/") }
+func (s *S3) String() string { return strings.TrimSuffix(S3Scheme+s.bucket+"/"+s.prefix, "/") }
 
 // fresh makes sure that the credentials are those in the file.
 func (s *S3) fresh() error {

@@ -86,6 +86,9 @@ type ScheduleConfig struct {
 	Save      SaveOptions
 	// Spread is by how much this server is later than others.
 	Spread time.Duration
+	// Soon after the start, or a change of leader, what was missed is made up for:
+	// others may have just done it. Default 10 s.
+	Soon time.Duration
 	// Done is told of each attempt, Failed of the first failure since a snapshot was
 	// due. Both must be quick; default nothing.
 	Done   func(place Place, p PlaceStatus)
@@ -119,9 +122,7 @@ type Saved struct {
 }
 
 const (
-	// soon after the start or a change of leader is when what was missed is made
-	// up for: others may have just done it.
-	soon = 10 * time.Second
+	defaultSoon = 10 * time.Second
 	// retryFirst to retryMost is the pause after a failure.
 	retryFirst = 30 * time.Second
 	retryMost  = longestSleep
@@ -155,6 +156,9 @@ func NewSchedule(c ScheduleConfig) (*Schedule, error) {
 		return nil, errors.New("snapshot schedule: Dir is missing")
 	case c.Remote != nil && c.Leading == nil:
 		return nil, errors.New("snapshot schedule: Leading is needed with Remote")
+	}
+	if c.Soon == 0 {
+		c.Soon = defaultSoon
 	}
 	if c.Done == nil {
 		c.Done = func(Place, PlaceStatus) {}

@@ -38,7 +38,7 @@ func (s *Schedule) Upload(ctx context.Context) error {
 func (s *Schedule) loop(ctx context.Context, p *spot, attempt func(ctx context.Context, tick time.Time) (*Named, error)) {
 	var tried time.Time
 	pause := retryFirst
-	for wait := soon + s.c.Spread; sleep(ctx, wait); {
+	for wait := s.c.Soon + s.c.Spread; sleep(ctx, wait); {
 		now := time.Now()
 		tick, next := p.due(s.c.Cron, now)
 		wait = min(next.Sub(now)+s.c.Spread, longestSleep)

@@ -20,6 +20,8 @@ type Snapshots struct {
 	Remote    backup.Place // nil: none
 	Retention backup.Retention
 	Save      backup.SaveOptions
+	// Soon replaces production values, for tests.
+	Soon time.Duration
 }
 
 // snapshotSpread is the time over which servers spread what is due at the same
@@ -35,9 +37,12 @@ func (s *Server) openSnapshots() (err error) {
 	h := fnv.New32a()
 	h.Write([]byte(s.id))
 	spread := time.Duration(h.Sum32()%uint32(snapshotSpread/time.Second)) * time.Second
+	if c.Soon != 0 {
+		spread = 0
+	}
 	s.snapshotReport = newSnapshotReport(s)
 	s.schedule, err = backup.NewSchedule(backup.ScheduleConfig{
-		Cron: c.Cron, Source: s.Snapshot, Dir: c.Dir, Remote: c.Remote, Retention: c.Retention, Save: c.Save, Spread: spread,
+		Cron: c.Cron, Source: s.Snapshot, Dir: c.Dir, Remote: c.Remote, Retention: c.Retention, Save: c.Save, Spread: spread, Soon: c.Soon,
 		ClusterID: func() string { return s.node.Stats().ClusterID }, Leading: s.confirmLeading,
 		Done: s.snapshotReport.done, Failed: s.snapshotReport.failed, Logger: s.cfg.Logger.With("component", "snapshots"),
 	})
