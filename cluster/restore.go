@@ -285,6 +285,7 @@ func (s *Server) proposeRestore(ctx context.Context, r *fsm.Restore, info *backu
 	}
 	r.Expect = append(r.Expect, fsm.Expectation{Key: restoreKey, ModRevision: rev})
 	r.Ops = []fsm.Op{{Type: fsm.Put, Key: restoreKey, Value: b, Expect: fsm.Any}}
+	ctx = context.WithoutCancel(ctx) // from here on it is done, or not, whoever waits for it
 	result, err := s.node.Propose(ctx, fsm.Command{Restore: r})
 	switch {
 	case err != nil:
