@@ -13,6 +13,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/cluster/gossip"
 	"github.com/skiff-sh/skiff/cluster/membership"
+	"github.com/skiff-sh/skiff/cluster/upgrade"
 )
 
 // Default ports.
@@ -66,6 +67,10 @@ type Config struct {
 
 	// Snapshots that are saved by themselves; nil: none.
 	Snapshots *Snapshots
+
+	// Programs is where this server keeps the programs of roll-outs; nil: nowhere,
+	// and it takes none.
+	Programs upgrade.Binaries
 
 	// Version of skiff, as the status shows it.
 	Version string

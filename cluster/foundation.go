@@ -52,6 +52,7 @@ func (s *Server) duties() ([]Duty, error) {
 		{Name: "api-endpoints", Run: func(ctx context.Context) error { return s.keepEndpoints(ctx, client) }},
 		{Name: "encryption", Run: s.sealer.Duty},
 		{Name: "keys", Run: s.trust.Duty},
+		{Name: "upgrade", Run: s.upgrades.Duty},
 		{Name: "foundation", Run: func(ctx context.Context) error { return s.layFoundation(ctx, client) }},
 		{Name: "cluster-role-aggregation", Run: func(ctx context.Context) error {
 			if err := s.awaitFoundation(ctx); err != nil {

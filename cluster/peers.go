@@ -136,6 +136,10 @@ func (s *Server) runGossip(ctx context.Context) error {
 	tasks.Go(func() error { ReportSpace(ctx, g, s.cfg.DataDir); return nil })
 	tasks.Go(func() error { s.followTrust(ctx, g); return nil })
 	tasks.Go(func() error {
+		s.upgrades.Follow(ctx, func() { g.SetTags(func(t *gossip.Tags) { t.Orders = s.upgrades.Newest() }) })
+		return nil
+	})
+	tasks.Go(func() error {
 		removals, cancel := s.members.Removals()
 		defer cancel()
 		for {

@@ -217,7 +217,7 @@ func (s *Server) openAPI(port net.Listener) error {
 		PodEvictionTimeout: &timeout, Gossip: nodeGossip{s},
 		Handlers: s.handlers(), OpenHandlers: s.members.OpenHandlers(), CheckCertificate: s.members.CheckCertificate, TrustedCA: s.pki.Trusts,
 		Fresh: s.node.ReadIndex, Writable: s.writable,
-		Membership: s.members.Membership(), LongPaths: []string{SnapshotPath, RestorePath}, StillServed: []string{StatusPath, RecoverPath, membership.RemovedPath, membership.CAPath},
+		Membership: s.members.Membership(), LongPaths: []string{SnapshotPath, RestorePath, upgrade.BinaryPath}, StillServed: []string{StatusPath, RecoverPath, membership.RemovedPath, membership.CAPath},
 		Profiling: s.cfg.Profiling, Logger: s.cfg.Logger.With("component", "api"),
 	})
 	if err != nil {

@@ -3,6 +3,7 @@ package api
 import (
 	"net/http"
 	"slices"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/util/sets"
 	genericapifilters "k8s.io/apiserver/pkg/endpoints/filters"
@@ -21,7 +22,9 @@ func longRunning(paths ...string) apirequest.LongRunningRequestCheck {
 		sets.NewString("watch", "proxy"),
 		sets.NewString("attach", "exec", "proxy", "log", "portforward"))
 	return func(r *http.Request, info *apirequest.RequestInfo) bool {
-		return basic(r, info) || !info.IsResourceRequest && slices.Contains(paths, info.Path)
+		return basic(r, info) || !info.IsResourceRequest && slices.ContainsFunc(paths, func(p string) bool {
+			return p == info.Path || strings.HasSuffix(p, "/") && strings.HasPrefix(info.Path, p)
+		})
 	}
 }
 

@@ -83,7 +83,8 @@ type Config struct {
 	// does.
 	Membership  context.Context
 	StillServed []string
-	// LongPaths are those of Handlers whose requests have no deadline.
+	// LongPaths are those of Handlers whose requests have no deadline; one that ends
+	// in a slash is a prefix.
 	LongPaths []string
 	// Profiling serves /debug/pprof to those who may read it.
 	Profiling bool

@@ -59,6 +59,9 @@ var nodeRules = []rbacv1.PolicyRule{
 	rule("get list watch", "discovery.k8s.io", "endpointslices"),
 	urls("put", "/skiff/v1/lease"),
 	urls("post", "/skiff/v1/leave"),
+	urls("get", "/skiff/v1/upgrade/member"),
+	urls("post", "/skiff/v1/upgrade/member"),
+	urls("get", "/skiff/v1/upgrade/binary/*"),
 }
 
 func rule(verbs, group string, resources ...string) rbacv1.PolicyRule {

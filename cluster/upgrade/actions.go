@@ -53,6 +53,14 @@ const (
 
 const methodPrefix = "upgrade/"
 
+// MethodNames are those of Service.Methods.
+func MethodNames() (out []string) {
+	for _, action := range []string{ActPlan, ActApply, ActPause, ActResume, ActRollback, ActFinalize, ActStatus} {
+		out = append(out, methodPrefix+action)
+	}
+	return out
+}
+
 // Methods are run on the leader.
 func (s *Service) Methods() map[string]func(ctx context.Context, from string, body []byte) ([]byte, error) {
 	out := map[string]func(context.Context, string, []byte) ([]byte, error){}

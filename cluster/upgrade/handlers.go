@@ -1,6 +1,7 @@
 package upgrade
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -216,28 +217,17 @@ func (s *Service) giveBinary(w http.ResponseWriter, r *http.Request, sum string)
 		s.answer(w, r, nil, refuse(http.StatusNotFound, "server %s has no program %s", s.c.Name, sum))
 		return
 	}
-	h := http.Header{passedOn: {s.c.Name}}
+	h := http.Header{}
 	for _, name := range []string{"Range", "If-Range"} {
 		if v := r.Header.Get(name); v != "" {
 			h.Set(name, v)
 		}
 	}
-	last := fmt.Errorf("server %s has no program %s, and knows of no other that has", s.c.Name, sum)
-	for _, holder := range s.holders(sum) {
-		resp, err := s.c.From(r.Context(), holder, sum, h)
-		if err == nil && resp.StatusCode/100 == 2 {
-			passOn(w, resp)
-			return
-		}
-		if err == nil {
-			err = errors.Join(errors.New(resp.Status), resp.Body.Close())
-		}
-		last = fmt.Errorf("server %s, which has the program: %w", holder, err)
+	resp, err := s.fromOthers(r.Context(), sum, h)
+	if err != nil {
+		s.answer(w, r, nil, refuse(http.StatusServiceUnavailable, "%v", err))
+		return
 	}
-	s.answer(w, r, nil, refuse(http.StatusServiceUnavailable, "%v", last))
-}
-
-func passOn(w http.ResponseWriter, resp *http.Response) {
 	defer resp.Body.Close()
 	for _, name := range []string{"Content-Type", "Content-Length", "Content-Range", "Accept-Ranges", "ETag"} {
 		if v := resp.Header.Get(name); v != "" {
@@ -248,6 +238,43 @@ func passOn(w http.ResponseWriter, resp *http.Response) {
 	if _, err := io.Copy(w, resp.Body); err != nil {
 		panic(http.ErrAbortHandler) // the content is not whole
 	}
+}
+
+// fromOthers asks the servers that have a program for it.
+func (s *Service) fromOthers(ctx context.Context, sum string, h http.Header) (*http.Response, error) {
+	h.Set(passedOn, s.c.Name)
+	last := fmt.Errorf("server %s has no program %s, and knows of no other that has", s.c.Name, sum)
+	for _, holder := range s.holders(sum) {
+		resp, err := s.c.From(ctx, holder, sum, h.Clone())
+		if err == nil && resp.StatusCode/100 == 2 {
+			return resp, nil
+		}
+		if err == nil {
+			err = errors.Join(errors.New(resp.Status), resp.Body.Close())
+		}
+		last = fmt.Errorf("server %s, which has the program: %w", holder, err)
+	}
+	return nil, last
+}
+
+// Fetch gives the program of the present roll-out, from an offset on, from
+// another server.
+func (s *Service) Fetch(ctx context.Context, sum string, offset int64) (io.ReadCloser, error) {
+	if s.c.From == nil {
+		return nil, errors.New("no other server can be asked")
+	}
+	h := http.Header{}
+	if offset > 0 {
+		h.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+	}
+	resp, err := s.fromOthers(ctx, sum, h)
+	if err != nil {
+		return nil, err
+	}
+	if offset > 0 && !strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", offset)) {
+		return nil, errors.Join(fmt.Errorf("a server does not give the rest of the program from %d on", offset), resp.Body.Close())
+	}
+	return resp.Body, nil
 }
 
 // sendFile answers with the file, or a range of it.

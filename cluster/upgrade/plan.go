@@ -36,13 +36,13 @@ type PlanMember struct {
 
 // PlanInputs are all that a Plan depends on.
 type PlanInputs struct {
-	Binary   Binary   `json:"binary"`
-	Options  Options  `json:"options"`
-	Level    int      `json:"level"`
-	Members  []Info   `json:"members"`
-	Rollout  *Rollout `json:"rollout,omitempty"` // the present or last one
-	Trouble  []string `json:"trouble,omitempty"`
-	Budgets  []string `json:"budgets,omitempty"`
+	Binary  Binary   `json:"binary"`
+	Options Options  `json:"options"`
+	Level   int      `json:"level"`
+	Members []Info   `json:"members"`
+	Rollout *Rollout `json:"rollout,omitempty"` // the present or last one
+	Trouble []string `json:"trouble,omitempty"`
+	Budgets []string `json:"budgets,omitempty"`
 }
 
 // spaceFor is what a member needs free, in MiB: the binary in the store and beside
