@@ -82,6 +82,7 @@ type Config struct {
 
 	HeartbeatTimeout time.Duration // a leader sends ten heartbeats in it, a follower with a fast disk waits 0.6 of it for one; default 1s
 	ElectionWait     time.Duration // proposals and reads wait this long for a leader; default 5s
+	CompareEvery     time.Duration // how often a leader compares the members' states; default 1h
 	SnapshotEntries  uint64        // log entries after which a snapshot is taken; default 16384
 	SnapshotBytes    int64         // bytes of log after which one is taken, if the state is not larger; default 32 MiB
 	Trailing         uint64        // log entries kept behind a snapshot for members that lag; default by their size
@@ -120,6 +121,7 @@ func (c *Config) complete() error {
 	setDefault(&c.HeartbeatTimeout, time.Second)
 	setDefault(&c.ElectionWait, 5*time.Second)
 	setDefault(&c.DeadServerGrace, time.Hour)
+	setDefault(&c.CompareEvery, time.Hour)
 	for _, a := range c.Join {
 		if _, _, err := net.SplitHostPort(a); err != nil {
 			return fmt.Errorf("consensus: Join: %w", err)

@@ -183,6 +183,7 @@ func (l *leadership) assume(ctx context.Context, n *Node, r *raft.Raft) {
 	n.c.Logger.Info("leading the cluster", "term", term)
 	l.set(term)
 	n.correctAddress(ctx, r)
+	n.behind.Go(func() { n.compare(ctx) })
 	n.govern(ctx, r)
 }
 

@@ -90,6 +90,9 @@ func (n *Node) askMember(ctx context.Context, m Member) MemberStats {
 	if last := n.raft.Load().LastIndex(); s.Error == "" && last > s.LastIndex {
 		s.Lag = last - s.LastIndex
 	}
+	if d := n.differs.problem(m.ID, s.Instance); d != "" && s.Problem == "" {
+		s.Problem = d
+	}
 	s.Healthy = s.Error == "" && s.Problem == "" && s.Lag <= maxLag && (s.Leader || n.lives(m.ID))
 	return s
 }

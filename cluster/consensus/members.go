@@ -44,6 +44,7 @@ func (n *Node) ownMethods() map[string]Handler {
 		methodPromote:  ofID(n.promoteHere),
 		methodTransfer: ofID(n.transferHere),
 		methodDeath:    n.answerDeath,
+		methodState:    n.answerState,
 		methodFilePull: n.files.answerPull,
 		methodFileGet:  n.files.get,
 		methodFileDrop: n.files.drop,

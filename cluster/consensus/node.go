@@ -38,6 +38,7 @@ type Node struct {
 	trans     *replicator               // nil before Run
 	admission atomic.Pointer[admission] // that is not over
 	stall     stall
+	differs   differing
 	behind    sync.WaitGroup // what nobody waits for but the end
 
 	writes    raftdir.Latency // synced writes to the log
