@@ -70,22 +70,47 @@ func Fork(ctx context.Context, dataDir string, o ForkOptions) (*Forked, error) {
 	return out, nil
 }
 
-// LastEntry is index and term of the last entry in the log of a data dir that no
-// process uses. The whole log is verified.
-func LastEntry(dataDir string) (index, term uint64, err error) {
+// LogInfo is what the log of a data dir says.
+type LogInfo struct {
+	Index, Term uint64 // of the last entry; 0 of an empty log
+	Members     []LogMember
+}
+
+// LogMember is a server of the log's newest configuration.
+type LogMember struct {
+	raftdir.Member
+	Voter bool
+}
+
+// ReadLog reads and verifies the log of a data dir that no process uses.
+func ReadLog(dataDir string) (info LogInfo, err error) {
 	log, meta, _, err := openState(dataDir)
 	if err != nil {
-		return 0, 0, err
+		return info, err
 	}
 	defer log.Close()
 	last, err := log.LastIndex()
 	if err != nil {
-		return 0, 0, err
+		return info, err
 	}
+	info.Index, info.Term = meta.Index, meta.Term
 	if last > meta.Index {
-		return last, log.LastTerm(), nil
+		info.Index, info.Term = last, log.LastTerm()
 	}
-	return meta.Index, meta.Term, nil
+	config := meta.Configuration
+	for i := meta.Index + 1; i <= last; i++ {
+		var e raft.Log
+		if err := log.GetLog(i, &e); err != nil {
+			return info, fmt.Errorf("log entry %d: %w", i, err)
+		}
+		if e.Type == raft.LogConfiguration {
+			config = raft.DecodeConfiguration(e.Data)
+		}
+	}
+	for _, s := range config.Servers {
+		info.Members = append(info.Members, LogMember{raftdir.Member{ID: string(s.ID), Addr: string(s.Address)}, s.Suffrage == raft.Voter})
+	}
+	return info, nil
 }
 
 // openState opens log and newest snapshot. Without a snapshot meta is zero.

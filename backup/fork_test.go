@@ -55,8 +55,9 @@ func TestFork(t *testing.T) {
 	if err := log.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if index, term, err := LastEntry(dir); err != nil || index != at+3 || term != 9 {
-		t.Errorf("last entry %d of term %d, %v", index, term, err)
+	info, err := ReadLog(dir)
+	if err != nil || info.Index != at+3 || info.Term != 9 || len(info.Members) != 1 || info.Members[0] != (LogMember{raftdir.Member{ID: "a", Addr: "127.0.0.1:6444"}, true}) {
+		t.Errorf("log %+v, %v", info, err)
 	}
 
 	epoch := first.Next(raftdir.Recovered, "a", time.Now(), "b")

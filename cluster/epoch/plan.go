@@ -56,6 +56,8 @@ type Survey struct {
 	Members []Member
 	// Answers of them, and of other servers that are known.
 	Answers []Answer
+	// Damage says why this server's own log can't be read, if so.
+	Damage string
 }
 
 // fill gives the members what they said.
@@ -127,6 +129,8 @@ func (s Survey) Recovery(now time.Time) Plan {
 	case p.Refused != "":
 	case s.Self.Led:
 		p.Refused = "the cluster has a quorum: this server's log has a leader" + leaderNamed(s.Self.Leader) + ", so nothing is to be recovered"
+	case s.Damage != "":
+		p.Refused = "this server's log can't be read (" + s.Damage + "): recover on another server, or restore a snapshot"
 	case s.Self.Index == 0:
 		p.Refused = "this server's log is empty: it has nothing to go on with"
 	}
@@ -165,6 +169,9 @@ func (s Survey) Rejoining() Plan {
 		p.Refused = "this server belongs to the cluster that has the quorum: it has nothing to give up"
 	}
 	p.Next, p.Target = p.target.Epoch, p.target.Server.Name
+	if s.Damage != "" {
+		p.Losses = append(p.Losses, "this server's log, which can't be read ("+s.Damage+"), is moved aside")
+	}
 	if s.Self.Index > 0 {
 		p.Losses = append(p.Losses, fmt.Sprintf("this server's log, up to entry %d of term %d of %s, is moved aside: what the others never had of it is lost", s.Self.Index, s.Self.Term, s.Self.Epoch))
 	}
