@@ -67,6 +67,7 @@ type Manager struct {
 
 	mu      sync.Mutex
 	workers map[types.UID]*worker
+	again   map[types.UID]*v1.Pod // came back while their worker still ends them
 	wg      sync.WaitGroup
 	// adopted sandboxes wait here for their pod's worker.
 	adopted map[string]Sandbox
@@ -78,7 +79,7 @@ func NewManager(cfg Config) *Manager {
 		cfg.now = time.Now
 	}
 	return &Manager{cfg: cfg, writes: make(chan struct{}, 16), pulls: newPulls(cfg.Images),
-		workers: map[types.UID]*worker{}, adopted: map[string]Sandbox{}}
+		workers: map[types.UID]*worker{}, again: map[types.UID]*v1.Pod{}, adopted: map[string]Sandbox{}}
 }
 
 // Start adopts what an earlier agent left running and then begins to run the
@@ -99,24 +100,33 @@ func (m *Manager) Start(ctx context.Context, pods []*v1.Pod) error {
 // Wait returns when all workers have ended, after Start's ctx has.
 func (m *Manager) Wait() { m.wg.Wait() }
 
-// Update tells of a pod that is new or changed.
+// Update tells of a pod that is new or changed. One that was gone can come back
+// with its UID, when a snapshot is restored.
 func (m *Manager) Update(p *v1.Pod) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	w := m.workers[p.UID]
 	if w == nil {
-		w = newWorker(m, p)
-		m.workers[p.UID] = w
-		m.wg.Go(func() { w.run(m.ctx) })
+		m.run(p)
 		return
 	}
-	w.update(p)
+	if !w.update(p) {
+		m.again[p.UID] = p
+	}
+}
+
+// run begins a worker; m.mu is held.
+func (m *Manager) run(p *v1.Pod) {
+	w := newWorker(m, p)
+	m.workers[p.UID] = w
+	m.wg.Go(func() { w.run(m.ctx) })
 }
 
 // Remove tells that a pod is gone from the API.
 func (m *Manager) Remove(uid types.UID) {
 	m.mu.Lock()
 	w := m.workers[uid]
+	delete(m.again, uid)
 	m.mu.Unlock()
 	if w != nil {
 		w.remove()
@@ -130,6 +140,7 @@ func (m *Manager) Keep(uids map[types.UID]bool) {
 	for uid, w := range m.workers {
 		if !uids[uid] {
 			gone = append(gone, w)
+			delete(m.again, uid)
 		}
 	}
 	m.mu.Unlock()
@@ -160,8 +171,13 @@ func (m *Manager) Poke() {
 func (m *Manager) forget(w *worker) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.workers[w.uid] == w {
-		delete(m.workers, w.uid)
+	if m.workers[w.uid] != w {
+		return
+	}
+	delete(m.workers, w.uid)
+	if p := m.again[w.uid]; p != nil && m.ctx.Err() == nil {
+		delete(m.again, w.uid)
+		m.run(p)
 	}
 }
 

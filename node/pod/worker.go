@@ -105,8 +105,14 @@ func (w *worker) post(f func()) {
 	w.poke()
 }
 
-func (w *worker) update(p *v1.Pod) {
+// update returns false if the worker ends a pod that is gone, and p is one that
+// came back.
+func (w *worker) update(p *v1.Pod) bool {
 	w.mu.Lock()
+	if w.gone {
+		defer w.mu.Unlock()
+		return !newer(p, w.latest)
+	}
 	if newer(p, w.latest) {
 		if p.DeletionTimestamp != nil && w.latest.DeletionTimestamp == nil {
 			w.interrupt()
@@ -115,6 +121,7 @@ func (w *worker) update(p *v1.Pod) {
 	}
 	w.mu.Unlock()
 	w.poke()
+	return true
 }
 
 func (w *worker) remove() {
@@ -250,6 +257,9 @@ func (w *worker) adoptSpec(p *v1.Pod) {
 	}
 	old := w.pod
 	w.pod = p
+	if phase := p.Status.Phase; w.frozen && phase != v1.PodSucceeded && phase != v1.PodFailed {
+		w.frozen = false // the API has gone back to an earlier state: it is told again how the pod ended
+	}
 	for _, c := range w.ctrs {
 		if s := findContainer(p, c.spec.Name); s != nil {
 			c.spec = s
