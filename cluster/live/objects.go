@@ -103,15 +103,16 @@ func same(a, b *corev1.Pod) bool {
 	return equality.Semantic.DeepEqual(x, y)
 }
 
-// endpoints gives those of the present for those that a controller keeps.
+// endpoints gives those of the present for those that a controller keeps, nil if
+// there are none.
 func (p *preparation) endpoints(kv *store.KeyValue) (*store.KeyValue, error) {
 	e, err := decode[corev1.Endpoints](kv)
 	if err != nil {
 		return nil, err
 	}
-	have, ok := p.Now.Get(kv.Key)
-	if ok && (e.Labels["endpoints.kubernetes.io/managed-by"] != "" || ofAPI(e.Namespace, e.Name)) {
-		return have, nil
+	if e.Labels["endpoints.kubernetes.io/managed-by"] == "" && !ofAPI(e.Namespace, e.Name) {
+		return kv, nil
 	}
-	return kv, nil
+	have, _ := p.Now.Get(kv.Key) // if there are none, the controller makes them
+	return have, nil
 }
