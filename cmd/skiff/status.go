@@ -59,6 +59,9 @@ func printStatus(out io.Writer, s *cluster.Status, now time.Time) error {
 	} else {
 		row("Leader", fmt.Sprintf("none (term %d)", s.Raft.Term))
 	}
+	if s.Epoch.Number > 1 {
+		row("Epoch", strings.TrimPrefix(s.Epoch.String(), "epoch "))
+	}
 	row("Revision", s.Raft.Revision)
 	row("Failure tolerance", failureTolerance(s))
 	if e := s.Evictions; e != nil {
