@@ -262,6 +262,10 @@ func (s *S3) Remove(ctx context.Context, name string) error {
 
 // explain turns the answers that operators cause into what to do.
 func (s *S3) explain(what string, err error) error {
+	var about *url.Error
+	if errors.As(err, &about) {
+		err = about.Err // its address is that of the request, with all parameters
+	}
 	hint := ""
 	switch r := minio.ToErrorResponse(err); r.Code {
 	case minio.NoSuchKey:

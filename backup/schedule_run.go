@@ -15,7 +15,8 @@ import (
 
 // Run saves to the folder until ctx ends, and returns nil.
 func (s *Schedule) Run(ctx context.Context) error {
-	s.loop(ctx, s.local, s.save)
+	began := time.Now()
+	s.loop(ctx, s.local, func(ctx context.Context, tick time.Time) (*Named, error) { return s.save(ctx, tick, began) })
 	return nil
 }
 
@@ -87,8 +88,9 @@ func (s *Schedule) fail(p *spot, tick time.Time, err error) {
 
 var errUnknown = errors.New("the cluster's ID is not known yet: it has had no leader")
 
-// save makes the file of tick in the folder.
-func (s *Schedule) save(ctx context.Context, tick time.Time) (*Named, error) {
+// save makes the file of tick in the folder. A new folder misses what was due
+// since it was made, or since Run began.
+func (s *Schedule) save(ctx context.Context, tick, began time.Time) (*Named, error) {
 	d := Dir(s.c.Dir)
 	if err := os.Mkdir(s.c.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("folder for snapshots: %w", err)
@@ -102,7 +104,11 @@ func (s *Schedule) save(ctx context.Context, tick time.Time) (*Named, error) {
 		return nil, errUnknown
 	}
 	ours := Ours(list, id)
-	if s.local.found(ours, born(s.c.Dir), time.Now()); !s.local.lacks(tick) {
+	since := born(s.c.Dir)
+	if began.Before(since) {
+		since = began
+	}
+	if s.local.found(ours, since, time.Now()); !s.local.lacks(tick) {
 		return nil, nil
 	}
 	var last int64

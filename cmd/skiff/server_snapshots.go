@@ -53,7 +53,8 @@ func parseSnapshots(c *cli.Context, dataDir string) (*cluster.Snapshots, error) 
 		out.Dir = filepath.Join(dataDir, "snapshots")
 	} else if isS3(out.Dir) {
 		return nil, usagef("--snapshot-dir %s: want a folder; a bucket is named with --snapshot-s3", out.Dir)
-	} else if out.Dir, err = filepath.Abs(out.Dir); err != nil {
+	}
+	if out.Dir, err = filepath.Abs(out.Dir); err != nil {
 		return nil, fmt.Errorf("--snapshot-dir: %w", err)
 	}
 	out.Save.Compress = c.Bool("snapshot-compress")
