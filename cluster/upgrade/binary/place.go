@@ -195,3 +195,27 @@ func ownPath() (string, error) {
 	path, err := os.Readlink("/proc/self/exe")
 	return strings.TrimSuffix(path, " (deleted)"), err
 }
+
+// Put makes path hold the program of this process, with the mode and owner of what
+// is there, if anything is. It tells whether there was anything to do.
+func Put(path string) (bool, error) {
+	sum, err := sumOf("/proc/self/exe")
+	if err != nil {
+		return false, fmt.Errorf("read the own program: %w", err)
+	}
+	p := place{path}
+	have, err := p.sum()
+	switch {
+	case err == nil && have == sum:
+		return false, nil
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return false, fmt.Errorf("%w: %w", ErrPlace, err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return false, fmt.Errorf("%w: %w", ErrPlace, err)
+	}
+	if err := p.stage("/proc/self/exe", sum); err != nil {
+		return false, err
+	}
+	return true, p.change()
+}
