@@ -78,7 +78,10 @@ func runAgent(ctx context.Context, o hostOptions) error {
 	if err != nil {
 		return err
 	}
-	a := &agent{o: o, servers: servers.New(o.name), orders: make(bell, 1), roster: cluster.OpenRoster(o.dataDir, o.logger)}
+	if err := cluster.CheckProgram(o.dataDir, version, false); err != nil {
+		return err
+	}
+	a := &agent{o: o, servers: servers.New(o.name), orders: make(bell, 1), roster: cluster.OpenRoster(o.dataDir, o.logger), unfit: make(chan string, 1)}
 	a.member, a.leave = context.WithCancelCause(ctx)
 	defer a.leave(nil)
 	if err := a.open(ctx); err != nil {
@@ -92,6 +95,14 @@ func runAgent(ctx context.Context, o hostOptions) error {
 	g.Go(func() error { settleMemory(ctx2); return nil })
 	g.Go(func() error { return o.watchAddress(ctx2) })
 	g.Go(func() error { return a.run(ctx2) })
+	g.Go(func() error {
+		select {
+		case why := <-a.unfit:
+			return errors.New(why)
+		case <-ctx2.Done():
+			return nil
+		}
+	})
 	reached := a.reachable(ctx2)
 	g.Go(func() error { return n.run(ctx2, reached) })
 	g.Go(func() error { n.sayReady(ctx2, started); return nil })
@@ -113,9 +124,12 @@ type agent struct {
 	servers  *servers.Balancer
 	gossip   *gossip.Gossip
 	roster   *cluster.Roster
+	unfit    chan string             // of one place: why this program does not work here, as a server said at the start
 	orders   bell                    // rings when there may be a new order of a roll-out
 	member   context.Context         // ends when this node was removed from the cluster
 	leave    context.CancelCauseFunc // ends member
+
+	asked bool // a server has answered; for take alone
 
 	mu    sync.Mutex
 	known membership.Cluster // as on disk; guarded by mu
@@ -136,7 +150,7 @@ func (a *agent) open(ctx context.Context) (err error) {
 	}
 	a.identity, err = membership.OpenIdentity(membership.IdentityConfig{
 		Dir: filepath.Join(o.dataDir, "agent"), Name: o.name, NodeID: a.id, Address: func() string { return o.advertise.String() },
-		Dial: a.servers.Dial, OnConfig: a.take, Logger: o.logger.With("component", "identity"),
+		Dial: a.servers.Dial, OnConfig: a.take, Program: membership.ThisProgram(version), Logger: o.logger.With("component", "identity"),
 	})
 	if err != nil {
 		return err
@@ -317,14 +331,18 @@ func (a *agent) run(ctx context.Context) error {
 const behindCheck = 15 * time.Second
 
 // behind tells whether the servers may have newer keys: one of them says so, or
-// none is heard of, as when the key of the gossip was replaced while this host
-// was cut off.
+// begins another epoch, whose keys may be older, or none is heard of, as when the
+// key of the gossip was replaced while this host was cut off.
 func (a *agent) behind(peers []membership.Peer) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	latest := latestEpoch(peers)
+	if latest > max(a.known.Epoch.Number, 1) {
+		return true
+	}
 	heard := false
 	for _, p := range peers {
-		if p.Role.Votes() && p.State == membership.Alive {
+		if p.Role.Votes() && p.State == membership.Alive && max(p.Epoch, 1) == latest {
 			if heard = true; p.Trust > a.known.Generation {
 				return true
 			}
@@ -333,14 +351,42 @@ func (a *agent) behind(peers []membership.Peer) bool {
 	return !heard
 }
 
-// take keeps what a server said.
+// latestEpoch is the number of the latest that a living server has.
+func latestEpoch(peers []membership.Peer) uint64 {
+	latest := uint64(1)
+	for _, p := range peers {
+		if p.Role.Votes() && p.State == membership.Alive {
+			latest = max(latest, p.Epoch)
+		}
+	}
+	return latest
+}
+
+// take keeps what a server said, unless the cluster goes on without that server.
 func (a *agent) take(c *membership.NodeConfig) {
+	if latest := latestEpoch(cluster.Peers(a.gossip)); max(c.Epoch.Number, 1) < latest {
+		a.o.logger.Debug("the settings of a server that was left behind are not taken", "epoch", c.Epoch, "latest", latest)
+		return
+	}
+	switch {
+	case c.Unfit != "" && !a.asked: // it must not begin
+		a.unfit <- c.Unfit
+	case c.Unfit != "":
+		a.o.logger.Error("this version does not fit the cluster any more", "reason", c.Unfit)
+	default:
+		cluster.NoteProgram(a.o.dataDir, version, c.FeatureLevel, a.o.logger)
+	}
+	a.asked = true
 	if err := a.gossip.SetKeys(c.GossipKeys); err != nil {
 		a.o.logger.Error("the keys of the gossip are not replaced", "error", err)
 		return
 	}
 	a.mu.Lock()
 	a.known.GossipKeys, a.known.Generation, a.known.Settings, a.known.Servers = c.GossipKeys, c.Generation, c.Settings, c.Servers
+	if !c.Epoch.Same(a.known.Epoch) && c.Epoch.Number > 1 {
+		a.o.logger.Info("the cluster goes on in another epoch of its log; pods go on", "epoch", c.Epoch)
+	}
+	a.known.Epoch = c.Epoch
 	a.save()
 	a.mu.Unlock()
 	a.gossip.SetTags(func(t *gossip.Tags) { t.Trust = c.Generation })
@@ -355,7 +401,7 @@ func (a *agent) save() {
 }
 
 // aim tells the balancer which servers there are: those that are known, as gossip
-// sees them.
+// sees them. Those of an epoch that was left behind count as dead.
 func (a *agent) aim(peers []membership.Peer) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -370,7 +416,7 @@ func (a *agent) aim(peers []membership.Peer) {
 	for _, s := range a.known.Servers {
 		put(s)
 	}
-	dead := map[string]bool{}
+	dead, latest := map[string]bool{}, latestEpoch(peers)
 	for _, p := range peers {
 		if !p.Role.Votes() {
 			continue
@@ -380,7 +426,7 @@ func (a *agent) aim(peers []membership.Peer) {
 			continue
 		}
 		put(p.Server)
-		dead[p.ID] = p.State == membership.Dead
+		dead[p.ID] = p.State == membership.Dead || max(p.Epoch, 1) < latest
 	}
 	var known []membership.Server
 	var list []servers.Server
