@@ -166,6 +166,8 @@ type NodeConfig struct {
 	// Renew says that the agent's certificate is to be replaced now: it is of a
 	// CA that will be dropped, or was asked to be.
 	Renew bool `json:"renew,omitempty"`
+	// FeatureLevel of the cluster.
+	FeatureLevel int `json:"featureLevel,omitempty"`
 	// Unfit says why the agent's program does not work in this cluster, and what
 	// to run instead.
 	Unfit string `json:"unfit,omitempty"`

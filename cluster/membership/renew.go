@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/skiff-sh/skiff/fsm"
 )
 
 // renewalMessage is what the holder of an old certificate signs.
@@ -115,7 +117,7 @@ func (s *Service) nodeConfig(r *http.Request) (*NodeConfig, error) {
 		return nil, refuse(http.StatusBadRequest, "the generation of the certificate: %v", err)
 	}
 	return &NodeConfig{Cluster: s.cluster(), CA: s.c.Authority.Bundle(), Renew: !issuedBy(cert, ca) || generation < s.c.Leaves(),
-		Unfit: s.unfit(id, r.URL.Query())}, nil
+		FeatureLevel: fsm.LevelOf(s.c.Store.View()), Unfit: s.unfit(id, r.URL.Query())}, nil
 }
 
 // nodeAddress is where a node is, or was when its certificate was made.

@@ -168,10 +168,11 @@ func runServer(ctx context.Context, o serverOptions) error {
 		return err
 	}
 	o.cluster.Name = o.name
-	_, upgrades, err := openUpgrades(o.hostOptions)
+	programs, upgrades, err := openUpgrades(o.hostOptions)
 	if err != nil {
 		return err
 	}
+	o.cluster.Programs = programs
 	if err := joinServer(ctx, &o); err != nil {
 		return err
 	}
@@ -222,7 +223,7 @@ func runServer(ctx context.Context, o serverOptions) error {
 		g.Go(func() error { n.sayReady(nodeCtx, started); return nil })
 		healthy = append(healthy, n.node.Ready())
 	}
-	g.Go(func() error { return runServerUpgrades(nodeCtx, upgrades, server, o.name, healthy) })
+	g.Go(func() error { return runServerUpgrades(nodeCtx, upgrades, server, healthy) })
 	err = g.Wait()
 	leaving(ctx, o.hostOptions, upgrades, err)
 	stopServer()

@@ -7,10 +7,8 @@ import (
 	"os"
 
 	"github.com/urfave/cli/v2"
-	"k8s.io/client-go/rest"
 
 	"github.com/skiff-sh/skiff/cluster"
-	"github.com/skiff-sh/skiff/cluster/upgrade"
 	"github.com/skiff-sh/skiff/cluster/upgrade/binary"
 )
 
@@ -119,39 +117,8 @@ func (b bell) ring() {
 }
 
 // runServerUpgrades carries out the orders to this host, a server.
-func runServerUpgrades(ctx context.Context, e *binary.Executor, server *cluster.Server, name string, healthy []<-chan struct{}) error {
-	client, err := rest.HTTPClientFor(server.LoopbackClientConfig())
-	if err != nil {
-		return err
-	}
-	client.Timeout = 0 // see binary.HTTP
-	defer client.CloseIdleConnections()
-	own := &serverOrders{HTTP: binary.HTTP{Client: client, Base: server.LoopbackClientConfig().Host}, name: name}
-	changed := make(bell, 1)
-	u, ok := any(server).(interface{ Upgrades() *upgrade.Service })
-	if ok {
-		own.service = u.Upgrades()
-		go own.service.Follow(ctx, changed.ring)
-	}
-	return e.Run(ctx, allOf(ctx, healthy...), own, changed)
-}
-
-// serverOrders reads a server's orders in its own state.
-type serverOrders struct {
-	binary.HTTP
-	service *upgrade.Service
-	name    string
-}
-
-// Order implements binary.Leader.
-func (s *serverOrders) Order(ctx context.Context) (*upgrade.Order, error) {
-	if s.service == nil {
-		return nil, nil
-	}
-	return s.service.Order(ctx, s.name)
-}
-
-// Report implements binary.Leader.
-func (s *serverOrders) Report(ctx context.Context, r upgrade.Report) error {
-	return s.service.Report(ctx, s.name, r)
+func runServerUpgrades(ctx context.Context, e *binary.Executor, server *cluster.Server, healthy []<-chan struct{}) error {
+	orders, changed := server.Orders(), make(bell, 1)
+	go orders.Follow(ctx, changed.ring)
+	return e.Run(ctx, allOf(ctx, healthy...), orders, changed)
 }

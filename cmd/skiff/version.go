@@ -7,6 +7,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 	componentversion "k8s.io/component-base/version"
+
+	"github.com/skiff-sh/skiff/fsm"
 )
 
 // version of skiff itself; the build sets it.
@@ -17,10 +19,13 @@ type versionInfo struct {
 	Kubernetes string `json:"kubernetes"`
 	Go         string `json:"go"`
 	Platform   string `json:"platform"`
+	// Feature levels of a cluster that this program works at.
+	MinLevel int `json:"minLevel"`
+	MaxLevel int `json:"maxLevel"`
 }
 
 func currentVersion() versionInfo {
-	return versionInfo{version, componentversion.Get().GitVersion, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+	return versionInfo{version, componentversion.Get().GitVersion, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH, fsm.MinLevel, fsm.MaxLevel}
 }
 
 func versionCommand() *cli.Command {
