@@ -2,6 +2,7 @@ package backup
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -24,7 +25,7 @@ func tempFile(dir, name string) (*os.File, error) {
 	for {
 		f, err := os.CreateTemp(dir, tempPrefix(name)+"*")
 		if err != nil {
-			return nil, err
+			return nil, inDir(dir, err)
 		}
 		if ours(f) {
 			return f, nil
@@ -41,7 +42,7 @@ func tempDir(dir, name string) (path string, release func(), err error) {
 	for {
 		path, err := os.MkdirTemp(dir, tempPrefix(name)+"*")
 		if err != nil {
-			return "", nil, err
+			return "", nil, inDir(dir, err)
 		}
 		f, err := os.Open(path)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -59,6 +60,16 @@ func tempDir(dir, name string) (path string, release func(), err error) {
 		}
 		f.Close()
 	}
+}
+
+// inDir names the directory where something could not be made: the name of what
+// it was tells nobody anything.
+func inDir(dir string, err error) error {
+	var p *os.PathError
+	if errors.As(err, &p) {
+		err = p.Err
+	}
+	return fmt.Errorf("make a file in %s: %w", dir, err)
 }
 
 // ours locks f and says whether it is still under its name. A file system that

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/urfave/cli/v2"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -175,6 +176,10 @@ func callSkiff(c *cli.Context, method, path string, in any) (*http.Response, err
 		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := client.Do(req)
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		// The alert is lost where what was sent crosses it.
+		return nil, fmt.Errorf("no server answers: %w; it may not know the CA of the client certificate", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("no server answers: %w", err)
 	}

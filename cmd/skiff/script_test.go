@@ -20,7 +20,7 @@ func TestScripts(t *testing.T) {
 		Condition: func(cond string) (bool, error) {
 			return cond == "root" && os.Geteuid() == 0, nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"wrong": wrong},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"wrong": wrong, "makesnap": makeSnapshot, "cut": cutFile},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("SKIFF_DATA_DIR", e.WorkDir+"/data")
 			return nil

@@ -1,7 +1,7 @@
 // Command bench measures the budgets of one node against a real server on a
 // throw-away host, what a cluster of three servers takes to get over the death of
-// its leader and of a node, what many idle nodes cost, and puts through Raft
-// beside etcd with as many members on the same disk. It prints a table and writes
+// its leader and of a node, what many idle nodes cost, puts through Raft
+// beside etcd with as many members on the same disk, and snapshots. It prints a table and writes
 // the figures as JSON.
 //
 // Limits: a machine that does other work meanwhile shows in every figure.
@@ -52,8 +52,8 @@ func main() {
 	binary := flag.String("skiff", "bin/skiff", "the binary to measure")
 	out := flag.String("out", "bench/results.json", "where the figures go")
 	idle := flag.Duration("idle", 30*time.Second, "how long to watch the idle node")
-	quick := flag.Bool("quick", false, "leave out puts through Raft and etcd, and clusters of several servers")
-	only := flag.String("only", "", "measure only this: node, cluster, fleet or puts")
+	quick := flag.Bool("quick", false, "only the node: leave out the rest")
+	only := flag.String("only", "", "measure only this: node, cluster, fleet, puts or snapshots")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -78,6 +78,7 @@ func bench(ctx context.Context, binary, out string, idle time.Duration, quick bo
 		{"cluster", func() ([]row, error) { return benchCluster(ctx, binary, 30, 6) }},
 		{"fleet", func() ([]row, error) { return benchFleet(ctx, 2*idle) }},
 		{"puts", func() ([]row, error) { return benchPuts(ctx) }},
+		{"snapshots", func() ([]row, error) { return benchSnapshots(ctx, binary) }},
 	}
 	var rows []row
 	known := only == ""
@@ -92,7 +93,7 @@ func bench(ctx context.Context, binary, out string, idle time.Duration, quick bo
 		rows = append(rows, r...)
 	}
 	if !known {
-		return fmt.Errorf("-only %s: want node, cluster, fleet or puts", only)
+		return fmt.Errorf("-only %s: want node, cluster, fleet, puts or snapshots", only)
 	}
 	print(rows)
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
