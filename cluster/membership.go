@@ -73,7 +73,7 @@ func (s *Server) openMembership() (err error) {
 		Self: s.self, Role: s.cfg.Role, Version: s.cfg.Version, Started: s.started,
 		Store: s.state, Log: s.node, Raft: raftMembers{s.node}, Authority: s.pki,
 		Peers: s.peers, Servers: s.servers, Forget: s.forget, LeaveGossip: s.leaveGossip, Leaves: s.trust.Leaves,
-		Settings: s.Settings, Trust: s.trusted, Epoch: func() raftdir.Epoch { return s.epoch }, EpochWarnings: s.epochWarnings,
+		Settings: s.Settings, Trust: s.trusted, Epoch: func() raftdir.Epoch { return s.epoch }, EpochWarnings: s.epochWarnings, Upgrade: func() string { return s.upgrades.Line() },
 		ServerFiles: func() (map[string][]byte, error) { return s.pki.Files(), nil },
 		Client:      s.client,
 		Duties:      func() []string { return s.leader.Running() }, Evictions: s.evictionStatus, Certificates: s.certificates,

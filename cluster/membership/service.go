@@ -126,6 +126,8 @@ type Config struct {
 	Trust func() (generation uint64, gossipKeys [][]byte)
 	// Epoch of the log; default the first.
 	Epoch func() raftdir.Epoch
+	// Upgrade says in a line how a roll-out goes that is going on. Optional.
+	Upgrade func() string
 	// EpochWarnings say what is wrong between epochs, a line each. Optional.
 	EpochWarnings func() []string
 	// ServerFiles are the files of <data-dir>/pki that a server needs.
@@ -212,6 +214,9 @@ func New(c Config) (*Service, error) {
 	}
 	if c.Epoch == nil {
 		c.Epoch = func() raftdir.Epoch { return raftdir.Epoch{Number: 1} }
+	}
+	if c.Upgrade == nil {
+		c.Upgrade = func() string { return "" }
 	}
 	if c.EpochWarnings == nil {
 		c.EpochWarnings = func() []string { return nil }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/skiff-sh/skiff/cluster/consensus"
+	"github.com/skiff-sh/skiff/fsm"
 	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
@@ -27,6 +28,10 @@ type Status struct {
 	// Leader is its name; empty when none is known.
 	Leader  string         `json:"leader,omitempty"`
 	Members []MemberStatus `json:"members"`
+	// FeatureLevel of the cluster, and in a line how the roll-out of a version goes
+	// that is going on.
+	FeatureLevel int    `json:"featureLevel"`
+	Upgrade      string `json:"upgrade,omitempty"`
 	// FailureTolerance is how many more servers may fail before writes stop.
 	FailureTolerance int `json:"failureTolerance"`
 	// Partial says why this is only what the server knows itself; empty if the
@@ -49,7 +54,10 @@ type MemberStatus struct {
 	State   State      `json:"state"`
 	Since   *time.Time `json:"since,omitempty"` // of the state
 	Version string     `json:"version,omitempty"`
-	Load    uint8      `json:"load"` // percent of CPU
+	// MaxLevel is the highest feature level that its program works at; 0: it does
+	// not say.
+	MaxLevel int   `json:"maxLevel,omitempty"`
+	Load     uint8 `json:"load"` // percent of CPU
 
 	Voter       bool           `json:"voter"`
 	Leader      bool           `json:"leader"`
@@ -125,8 +133,10 @@ func (s *Service) Status(ctx context.Context) Status {
 	}
 	st.FailureTolerance = tolerance(st.Members)
 	st.Epoch = s.c.Epoch()
+	st.FeatureLevel, st.Upgrade = fsm.LevelOf(s.c.Store.View()), s.c.Upgrade()
 	st.Warnings = append(s.c.EpochWarnings(), warnings(&st, s.c.Now())...)
 	st.Snapshots = snapshots()
+	st.Warnings = append(st.Warnings, versionWarnings(&st)...)
 	st.Warnings = append(st.Warnings, snapshotWarnings(st.Snapshots, st.Leader, s.c.Now())...)
 	if err := context.Cause(s.member); err != nil {
 		st.Warnings = []string{err.Error()} // what it knows of the rest is old
@@ -171,7 +181,7 @@ func (s *Service) members(raft []RaftMember, leader string, fromLeader bool) []M
 			continue // who had the name before
 		}
 		since := p.Since
-		m.ID, m.Role, m.Address, m.State, m.Version, m.Load = p.ID, p.Role, p.Address.String(), p.State, p.Version, p.Load
+		m.ID, m.Role, m.Address, m.State, m.Version, m.MaxLevel, m.Load = p.ID, p.Role, p.Address.String(), p.State, p.Version, p.MaxLevel, p.Load
 		if !since.IsZero() {
 			m.Since = &since
 		}

@@ -2,9 +2,12 @@ package membership
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/skiff-sh/skiff/cluster/upgrade/skew"
 	"github.com/skiff-sh/skiff/fsm"
@@ -68,4 +71,34 @@ func (s *Service) unfit(id string, q url.Values) string {
 // query is the Program as unfit reads it.
 func (p Program) query() string {
 	return fmt.Sprintf("&version=%s&minLevel=%d&maxLevel=%d", url.QueryEscape(p.Version), p.MinLevel, p.MaxLevel)
+}
+
+// versionWarnings say that members run different versions, and that the feature
+// level could be raised.
+func versionWarnings(st *Status) (out []string) {
+	names, highest, alive := map[string][]string{}, 0, 0
+	for _, m := range st.Members {
+		if m.State != Alive || m.Version == "" {
+			continue
+		}
+		names[m.Version] = append(names[m.Version], m.Name)
+		if alive++; alive == 1 || max(m.MaxLevel, 1) < highest {
+			highest = max(m.MaxLevel, 1)
+		}
+	}
+	switch {
+	case len(names) > 1:
+		var parts []string
+		for _, v := range slices.Sorted(maps.Keys(names)) {
+			of := strings.Join(names[v], ", ")
+			if n := len(names[v]); n > 5 {
+				of = fmt.Sprintf("%d members", n)
+			}
+			parts = append(parts, fmt.Sprintf("%s (%s)", v, of))
+		}
+		out = append(out, "members run different versions: "+strings.Join(parts, ", "))
+	case highest > st.FeatureLevel && st.Upgrade == "":
+		out = append(out, fmt.Sprintf("the feature level is %d, and the programs of all members know %d: skiff upgrade finalize raises it, after which there is no way back to the version before", st.FeatureLevel, highest))
+	}
+	return out
 }

@@ -245,3 +245,25 @@ func (s *Service) Follow(ctx context.Context, f func()) {
 		}
 	}
 }
+
+// Line says in a line how the roll-out goes that is going on; "" if none is.
+func (s *Service) Line() string {
+	r, _, err := read[Rollout](s.c.Store.View(), RolloutKey)
+	if err != nil || r == nil || r.Stage.Over() {
+		return ""
+	}
+	done := 0
+	for _, m := range r.Members {
+		if m.State == StateDone || m.State == StateBack || m.State == StateUntouched {
+			done++
+		}
+	}
+	text := fmt.Sprintf("to %s: %s, %d of %d members", r.Binary.Version, r.Stage, done, len(r.Members))
+	switch {
+	case r.Stopped != "":
+		text += "; STOPPED: " + r.Stopped
+	case r.Paused:
+		text += "; paused"
+	}
+	return text
+}

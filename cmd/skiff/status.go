@@ -63,6 +63,10 @@ func printStatus(out io.Writer, s *cluster.Status, now time.Time) error {
 		row("Epoch", strings.TrimPrefix(s.Epoch.String(), "epoch "))
 	}
 	row("Revision", s.Raft.Revision)
+	row("Feature level", s.FeatureLevel)
+	if s.Upgrade != "" {
+		row("Upgrade", s.Upgrade)
+	}
 	row("Failure tolerance", failureTolerance(s))
 	if e := s.Evictions; e != nil {
 		row("Evictions", evictionText(e))
