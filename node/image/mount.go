@@ -77,9 +77,13 @@ func (s *Store) makeMount(img *Image, dir string) error {
 	if err := makeDirs(filepath.Join(dir, "upper"), img.Dirs); err != nil {
 		return err
 	}
-	var lower []string // topmost first
+	var lower, names []string // topmost first
 	for i := len(img.Layers) - 1; i >= 0; i-- {
+		names = append(names, layerName(img.Layers[i]))
 		lower = append(lower, s.path("layers", layerName(img.Layers[i]), "fs"))
+	}
+	if err := os.WriteFile(filepath.Join(dir, "layers"), []byte(strings.Join(names, "\n")), 0o644); err != nil {
+		return err
 	}
 	if len(lower) == 0 {
 		p := s.path("layers", emptyLayer, "fs")

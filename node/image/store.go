@@ -71,7 +71,7 @@ type index struct {
 //	lock, pulls           flock files: see update, shared and pulling
 //	layers/<diff ID>/     fs (the layer unpacked) and layer.json
 //	layers/<diff ID>.tmp  being unpacked
-//	mounts/<key>/         image, upper, work and rootfs of a container
+//	mounts/<key>/         image, layers, upper, work and rootfs of a container
 //	tmp/                  archives being read
 //
 // Safe for concurrent use, also by several processes.
@@ -113,6 +113,11 @@ func Open(cfg Config) (*Store, error) {
 	for _, d := range []string{"layers", "mounts", "tmp"} {
 		if err := os.MkdirAll(s.path(d), 0o711); err != nil {
 			return nil, fmt.Errorf("image store: %w", err)
+		}
+	}
+	if cfg.Owner {
+		if err := s.mend(); err != nil {
+			return nil, err
 		}
 	}
 	if _, err := s.read(); err != nil {
@@ -179,15 +184,15 @@ func (s *Store) read() (*index, error) {
 		return s.cached, nil
 	}
 	b, err := os.ReadFile(s.path("index.json"))
+	if errors.Is(err, unix.EISDIR) {
+		return nil, fmt.Errorf("%w: %w", errIndex, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("image store: read index: %w", err)
 	}
-	idx := &index{}
-	if err := json.Unmarshal(b, idx); err != nil {
-		return nil, fmt.Errorf("image store: %s is damaged (%w); remove it, images are then pulled again", s.path("index.json"), err)
-	}
-	if idx.Images == nil {
-		idx.Images = map[string]*Image{}
+	idx, err := decodeIndex(b)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w; skiff server or agent puts it aside when it starts, and images are then pulled again", errIndex, s.path("index.json"), err)
 	}
 	s.cached, s.stamp = idx, stamp
 	return idx, nil
@@ -218,7 +223,7 @@ func (s *Store) update(fn func(*index) error) error {
 	if err := fn(idx); err != nil {
 		return err
 	}
-	if b, err = json.Marshal(idx); err != nil {
+	if b, err = encodeIndex(idx); err != nil {
 		return err
 	}
 	if err := writeFileSync(s.path("index.json"), b); err != nil {
@@ -468,7 +473,11 @@ func (s *Store) sweep() error {
 	if err != nil {
 		return err
 	}
-	used := map[string]bool{emptyLayer: true}
+	used, known, err := s.mountedLayers(idx)
+	if err != nil {
+		return err
+	}
+	used[emptyLayer] = true
 	for _, img := range idx.Images {
 		for _, l := range img.Layers {
 			used[layerName(l)] = true
@@ -480,7 +489,7 @@ func (s *Store) sweep() error {
 	}
 	var errs []error
 	for _, e := range ents {
-		if !used[e.Name()] {
+		if !used[e.Name()] && (known || strings.HasSuffix(e.Name(), ".tmp")) {
 			errs = append(errs, os.RemoveAll(s.path("layers", e.Name())))
 		}
 	}

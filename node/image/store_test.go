@@ -120,8 +120,13 @@ func TestCrashLeftovers(t *testing.T) {
 	if err := os.WriteFile(s.path("index.json"), []byte("{broken"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(s.cfg); err == nil {
-		t.Error("a damaged index is accepted")
+	if _, err := Open(tool); err == nil {
+		t.Error("a tool accepts a damaged index")
+	}
+	if o, err := Open(s.cfg); err != nil || !exists(s.path("index.json.damaged")) {
+		t.Errorf("a damaged index is not put aside: %v", err)
+	} else if _, ok := o.Get("app:1"); ok || readFile(t, root, "a") != "a" {
+		t.Error("the container lost its layers, or the image is there")
 	}
 }
 
