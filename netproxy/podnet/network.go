@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -71,13 +72,18 @@ func New(cfg Config) (*Network, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	le, err := openLeases(cfg.Dir)
-	if err != nil {
-		return nil, err
-	}
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open route netlink: %w", err)
+	}
+	le, err := openLeases(cfg.Dir)
+	if errors.Is(err, errLeases) {
+		cfg.Logger.Warn("the addresses of pods are read from the routes of their links", "error", err)
+		le, err = recoverLeases(h, cfg.Dir)
+	}
+	if err != nil {
+		h.Close()
+		return nil, err
 	}
 	n := &Network{cfg: cfg, host: h, leases: le, ports: map[ruleset.Key]string{}, busy: map[string]*sync.Mutex{},
 		prepared: make(chan struct{}), ranged: make(chan struct{})}
@@ -156,9 +162,11 @@ func (n *Network) Attach(ctx context.Context, podUID, netnsPath string) ([]netip
 	}
 	defer n.lock(podUID)()
 	n.mu.Lock()
-	known := n.leases.Pods[podUID] != nil
+	_, found := n.leases.found[LinkName(podUID)]
+	stored := n.leases.Pods[podUID] != nil
+	known := stored || found
 	l, err := n.leases.take(podUID)
-	if err == nil && !known {
+	if err == nil && !stored {
 		err = n.leases.save()
 	}
 	n.mu.Unlock()
@@ -221,6 +229,7 @@ func (n *Network) Adopt(ctx context.Context, alive []string) error {
 		keep[LinkName(uid)] = true
 	}
 	n.mu.Lock()
+	maps.DeleteFunc(n.leases.found, func(link string, _ netip.Addr) bool { return !keep[link] })
 	var gone []string
 	for uid := range n.leases.Pods {
 		if !slices.Contains(alive, uid) {
