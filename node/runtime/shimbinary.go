@@ -42,7 +42,9 @@ func installShim(dir string) (string, error) {
 	}
 	sum := sha256.Sum256(packed)
 	path := filepath.Join(dir, "shim-"+hex.EncodeToString(sum[:6]), "skiff-shim")
-	if _, err := os.Stat(path); err == nil {
+	if whole, err := isUnpacked(path, packed); err != nil {
+		return "", fmt.Errorf("install the shim: %w", err)
+	} else if whole {
 		return path, checkExec(path)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -52,6 +54,41 @@ func installShim(dir string) (string, error) {
 		return "", fmt.Errorf("install the shim: %w", err)
 	}
 	return path, checkExec(path)
+}
+
+// isUnpacked says whether a file holds what is packed. Shims that run from another
+// go on: it is replaced, not overwritten.
+func isUnpacked(path string, packed []byte) (bool, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	zr, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		return false, err
+	}
+	have, want := make([]byte, 64<<10), make([]byte, 64<<10)
+	for {
+		n, err := io.ReadFull(zr, want)
+		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+			return false, err
+		}
+		m, herr := io.ReadFull(f, have)
+		if herr != nil && herr != io.EOF && herr != io.ErrUnexpectedEOF {
+			return false, herr
+		}
+		if !bytes.Equal(want[:n], have[:m]) {
+			return false, nil
+		}
+		if err != nil {
+			st, err := f.Stat()
+			return err == nil && st.Mode().Perm()&0o111 != 0, nil
+		}
+	}
 }
 
 func unpackTo(path string, packed []byte) (err error) {
