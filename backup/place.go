@@ -150,3 +150,53 @@ func (c ctxReader) Read(p []byte) (int, error) {
 	}
 	return c.r.Read(p)
 }
+
+// VerifyIn is Verify of a file in a place. Elsewhere than in a folder it is read
+// as it comes.
+func VerifyIn(ctx context.Context, p Place, name string, unlock Unlock, progress Progress) (*Info, error) {
+	return lookIn(ctx, p, name, unlock, progress, true)
+}
+
+// PeekIn is Peek of a file in a place.
+func PeekIn(ctx context.Context, p Place, name string, unlock Unlock) (*Info, error) {
+	return lookIn(ctx, p, name, unlock, nil, false)
+}
+
+func lookIn(ctx context.Context, p Place, name string, unlock Unlock, progress Progress, whole bool) (info *Info, err error) {
+	if d, ok := p.(Dir); ok {
+		path, err := d.path(name)
+		switch {
+		case err != nil:
+			return nil, err
+		case whole:
+			return Verify(ctx, path, unlock, progress)
+		}
+		return Peek(path, unlock)
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("verify snapshot %s/%s: %w", p, name, err)
+		}
+	}()
+	r, e, err := p.Open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	m := &medium{r: r}
+	plain, encrypted, compressed, err := unwrap(m, unlock)
+	if err != nil {
+		return nil, err
+	}
+	defer plain.Close()
+	if whole {
+		info, err = read(ctx, plain, func() { progress.tell("verifying", m.n.Load(), e.Size) }, nil)
+	} else {
+		info, err = peek(plain)
+	}
+	if err != nil {
+		return nil, err
+	}
+	info.TotalSize, info.Compressed, info.Encrypted = e.Size, compressed, encrypted
+	return info, nil
+}

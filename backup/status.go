@@ -63,13 +63,21 @@ func Peek(path string, unlock Unlock) (*Info, error) {
 		return nil, fmt.Errorf("look at %s: %w", path, err)
 	}
 	defer f.Close()
-	r, err := fsm.NewReader(f)
+	info, err := peek(f)
 	if err != nil {
 		return nil, fmt.Errorf("look at %s: %w", path, err)
 	}
+	info.TotalSize, info.Compressed, info.Encrypted = f.Size, f.Compressed, f.Encrypted
+	return info, nil
+}
+
+func peek(plain io.Reader) (*Info, error) {
+	r, err := fsm.NewReader(plain)
+	if err != nil {
+		return nil, err
+	}
 	h := r.Header()
-	return &Info{Revision: h.Revision, ClusterID: h.ClusterID, Index: h.Index, Term: h.Term, Version: fmt.Sprint(h.Format),
-		TotalSize: f.Size, Compressed: f.Compressed, Encrypted: f.Encrypted}, nil
+	return &Info{Revision: h.Revision, ClusterID: h.ClusterID, Index: h.Index, Term: h.Term, Version: fmt.Sprint(h.Format)}, nil
 }
 
 // each reads the file to its end and gives each key to do (if not nil).

@@ -55,7 +55,12 @@ func restoreLive(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := verifySnapshot(c, args[0], keys); err != nil {
+	path, remove, err := fetch(c, args[0])
+	if err != nil {
+		return err
+	}
+	defer remove()
+	if _, err := verifySnapshot(c, path, keys); err != nil {
 		return err
 	}
 	out := c.App.Writer
@@ -63,7 +68,7 @@ func restoreLive(c *cli.Context) error {
 		out = os.Stderr
 	}
 	if c.Bool("dry-run") || !c.Bool("yes") {
-		plan, err := sendRestore(c, args[0], keys, true)
+		plan, err := sendRestore(c, path, keys, true)
 		if err != nil {
 			return err
 		}
@@ -77,7 +82,7 @@ func restoreLive(c *cli.Context) error {
 			return err
 		}
 	}
-	done, err := sendRestore(c, args[0], keys, false)
+	done, err := sendRestore(c, path, keys, false)
 	if err != nil {
 		return err
 	}

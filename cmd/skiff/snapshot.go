@@ -19,6 +19,8 @@ func snapshotCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "snapshot",
 		Usage: "save, check, compare and restore the state of the cluster",
+		Description: "Where a file is named it may be s3://BUCKET/PREFIX/FILE, and where a folder is, s3://BUCKET/PREFIX; the\n" +
+			"flags --s3-... say how the service is reached. Commands that read a file copy it to TMPDIR first.",
 		Subcommands: []*cli.Command{
 			snapshotSaveCommand(),
 			snapshotStatusCommand(),
@@ -43,7 +45,7 @@ func unlockFlags(more ...cli.Flag) []cli.Flag {
 	return append([]cli.Flag{
 		&cli.StringFlag{Name: "decrypt-key-file", Usage: "file with the age key (AGE-SECRET-KEY-...) of an encrypted snapshot", EnvVars: env("decrypt-key-file")},
 		&cli.StringFlag{Name: "decrypt-passphrase-file", Usage: "file with the passphrase of an encrypted snapshot", EnvVars: env("decrypt-passphrase-file")},
-	}, more...)
+	}, append(more, s3Flags()...)...)
 }
 
 // unlock reads what unlockFlags name; nothing is no error.

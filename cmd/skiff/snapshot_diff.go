@@ -46,7 +46,12 @@ func diffSnapshots(c *cli.Context) error {
 		return err
 	}
 	var files [2]*backup.File
-	for i, path := range args {
+	for i, arg := range args {
+		path, done, err := fetch(c, arg)
+		if err != nil {
+			return err
+		}
+		defer done()
 		if files[i], err = backup.Open(path, keys); err != nil {
 			return explainSnapshot(fmt.Errorf("%s: %w", path, err))
 		}

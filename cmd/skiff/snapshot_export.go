@@ -44,23 +44,28 @@ func exportSnapshot(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	path, done, err := fetch(c, path)
+	if err != nil {
+		return err
+	}
+	defer done()
 	f, err := backup.Open(path, keys)
 	if err != nil {
 		return explainSnapshot(fmt.Errorf("export snapshot %s: %w", path, err))
 	}
 	defer f.Close()
 	b := newBar("export")
-	done, err := backup.Export(c.Context, f, c.App.Writer, backup.ExportOptions{JSON: form == "json",
+	exported, err := backup.Export(c.Context, f, c.App.Writer, backup.ExportOptions{JSON: form == "json",
 		Namespace: c.String("namespace"), Kind: c.String("kind"), Raw: c.Bool("raw"), Unowned: c.Bool("unowned"), Open: open, Progress: b.snapshot})
 	b.done()
 	if err != nil {
 		return fmt.Errorf("export snapshot %s: %w", path, err)
 	}
-	if n := len(done.Sealed); n > 0 {
-		fmt.Fprintf(os.Stderr, "skiff: %d objects are left out because they are sealed (%s …): name a copy of the cluster key with --key-file, or the file of its passphrase with --passphrase-file\n", n, done.Sealed[0])
+	if n := len(exported.Sealed); n > 0 {
+		fmt.Fprintf(os.Stderr, "skiff: %d objects are left out because they are sealed (%s …): name a copy of the cluster key with --key-file, or the file of its passphrase with --passphrase-file\n", n, exported.Sealed[0])
 	}
-	if n := len(done.Unknown); n > 0 {
-		fmt.Fprintf(os.Stderr, "skiff: %d objects are left out because this version of skiff does not know their kind (%s …)\n", n, done.Unknown[0])
+	if n := len(exported.Unknown); n > 0 {
+		fmt.Fprintf(os.Stderr, "skiff: %d objects are left out because this version of skiff does not know their kind (%s …)\n", n, exported.Unknown[0])
 	}
 	return nil
 }

@@ -34,6 +34,11 @@ func snapshotStatusCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			path, done, err := fetch(c, path)
+			if err != nil {
+				return err
+			}
+			defer done()
 			info, err := verifySnapshot(c, path, keys)
 			if errors.Is(err, backup.ErrEncrypted) || errors.Is(err, backup.ErrWrongKey) {
 				return errors.Join(printLocked(c, path), err)
@@ -97,6 +102,11 @@ func snapshotVerifyCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			path, done, err := fetch(c, path)
+			if err != nil {
+				return err
+			}
+			defer done()
 			info, err := verifySnapshot(c, path, keys)
 			if err != nil {
 				return err
@@ -118,7 +128,7 @@ func snapshotLsCommand() *cli.Command {
 			&cli.BoolFlag{Name: "quick", Usage: "only what the names and first bytes say", EnvVars: env("quick")},
 			outputFlag()),
 		Action: func(c *cli.Context) error {
-			dir, err := oneDir(c)
+			place, err := onePlace(c)
 			if err != nil {
 				return err
 			}
@@ -130,40 +140,16 @@ func snapshotLsCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			list, err := listSnapshots(c.Context, dir, keys, c.Bool("quick"))
+			list, err := listSnapshots(c.Context, place, keys, c.Bool("quick"))
 			if err != nil {
 				return err
 			}
 			if asJSON {
 				return json.NewEncoder(c.App.Writer).Encode(list)
 			}
-			return printSnapshots(c, dir, list)
+			return printSnapshots(c, place, list)
 		},
 	}
-}
-
-// oneDir is the command's argument, or the present folder.
-func oneDir(c *cli.Context) (string, error) {
-	args, err := argsAndFlags(c)
-	if err != nil {
-		return "", err
-	}
-	dir := "."
-	switch len(args) {
-	case 0:
-	case 1:
-		dir = args[0]
-	default:
-		return "", usagef("name one folder: skiff snapshot %s [DIR]", c.Command.Name)
-	}
-	st, err := os.Stat(dir)
-	if err != nil {
-		return "", err
-	}
-	if !st.IsDir() {
-		return "", usagef("%s is no folder; for one file there is skiff snapshot status", dir)
-	}
-	return dir, nil
 }
 
 // snapshotFile is a row of ls.
@@ -181,8 +167,8 @@ type snapshotFile struct {
 
 // listSnapshots looks at each file of a folder that is a snapshot, or is called
 // one.
-func listSnapshots(ctx context.Context, dir string, keys backup.Unlock, quick bool) ([]snapshotFile, error) {
-	entries, err := backup.Dir(dir).List(ctx)
+func listSnapshots(ctx context.Context, place backup.Place, keys backup.Unlock, quick bool) ([]snapshotFile, error) {
+	entries, err := place.List(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -196,9 +182,9 @@ func listSnapshots(ctx context.Context, dir string, keys backup.Unlock, quick bo
 		if named {
 			f.Revision, f.Cluster, f.Compressed, f.Encrypted = name.Revision, name.Cluster, name.Compressed, name.Encrypted
 		}
-		info, err := backup.Peek(filepath.Join(dir, e.Name), keys)
+		info, err := backup.PeekIn(ctx, place, e.Name, keys)
 		if err == nil && !quick {
-			info, err = backup.Verify(ctx, filepath.Join(dir, e.Name), keys, nil)
+			info, err = backup.VerifyIn(ctx, place, e.Name, keys, nil)
 		}
 		if f.is(info, err); err != nil && !named && !strings.Contains(e.Name, backup.SuffixPlain) &&
 			(f.State == "encrypted" || errors.Is(err, fsm.ErrNotSnapshot)) {
@@ -230,9 +216,9 @@ func (f *snapshotFile) is(info *backup.Info, err error) {
 	f.Error = err.Error()
 }
 
-func printSnapshots(c *cli.Context, dir string, list []snapshotFile) error {
+func printSnapshots(c *cli.Context, place backup.Place, list []snapshotFile) error {
 	if len(list) == 0 {
-		fmt.Fprintln(os.Stderr, "no snapshots in", dir)
+		fmt.Fprintln(os.Stderr, "no snapshots in", place)
 		return nil
 	}
 	w := tabwriter.NewWriter(c.App.Writer, 0, 8, 3, ' ', 0)

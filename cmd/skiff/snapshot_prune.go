@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -38,7 +37,7 @@ type pruned struct {
 }
 
 func pruneSnapshots(c *cli.Context) error {
-	dir, err := oneDir(c)
+	place, err := onePlace(c)
 	if err != nil {
 		return err
 	}
@@ -54,14 +53,13 @@ func pruneSnapshots(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	place := backup.Dir(dir)
 	entries, err := place.List(c.Context)
 	if err != nil {
 		return err
 	}
 	locked := 0
 	gone := r.Expired(entries, time.Now(), func(e backup.Entry) bool {
-		_, err := backup.Verify(c.Context, filepath.Join(dir, e.Name), keys, nil)
+		_, err := backup.VerifyIn(c.Context, place, e.Name, keys, nil)
 		if errors.Is(err, backup.ErrEncrypted) || errors.Is(err, backup.ErrWrongKey) {
 			locked++
 			return c.Bool("trust-encrypted")
@@ -72,10 +70,10 @@ func pruneSnapshots(c *cli.Context) error {
 		return err
 	}
 	if len(gone) == 0 && locked > 0 && !c.Bool("trust-encrypted") {
-		return fmt.Errorf("%d encrypted snapshots in %s can't be verified: name the key with --decrypt-key-file or --decrypt-passphrase-file, or say --trust-encrypted", locked, dir)
+		return fmt.Errorf("%d encrypted snapshots in %s can't be verified: name the key with --decrypt-key-file or --decrypt-passphrase-file, or say --trust-encrypted", locked, place)
 	}
 	if !asJSON {
-		printPrune(c, dir, gone, len(backup.Ours(entries, "")))
+		printPrune(c, place, gone, len(backup.Ours(entries, "")))
 	}
 	if !c.Bool("dry-run") && len(gone) > 0 {
 		if !c.Bool("yes") {
@@ -98,13 +96,13 @@ func pruneSnapshots(c *cli.Context) error {
 	return nil
 }
 
-func printPrune(c *cli.Context, dir string, gone []backup.Entry, all int) {
+func printPrune(c *cli.Context, place backup.Place, gone []backup.Entry, all int) {
 	var size int64
 	for _, e := range gone {
 		fmt.Fprintf(c.App.Writer, "%s\t%s\n", e.Name, bytesText(e.Size))
 		size += e.Size
 	}
-	fmt.Fprintf(c.App.Writer, "%d of %d snapshots in %s to delete, %s\n", len(gone), all, dir, bytesText(size))
+	fmt.Fprintf(c.App.Writer, "%d of %d snapshots in %s to delete, %s\n", len(gone), all, place, bytesText(size))
 }
 
 func retention(c *cli.Context) (backup.Retention, error) {

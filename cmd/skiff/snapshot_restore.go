@@ -46,6 +46,11 @@ func restoreSnapshot(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	path, remove, err := fetch(c, path)
+	if err != nil {
+		return err
+	}
+	defer remove()
 	b := newBar("restore")
 	done, err := backup.Restore(c.Context, path, c.String("data-dir"),
 		backup.RestoreOptions{Keys: keys, Files: files, Unlock: open, DryRun: c.Bool("dry-run"), Progress: b.snapshot})

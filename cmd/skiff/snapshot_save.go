@@ -16,7 +16,7 @@ import (
 )
 
 func snapshotSaveCommand() *cli.Command {
-	flags := etcdctlFlags(clientFlags(append(encryptFlags(),
+	flags := etcdctlFlags(clientFlags(append(append(encryptFlags(), s3Flags()...),
 		&cli.BoolFlag{Name: "force", Usage: "replace FILE if it exists", EnvVars: env("force")},
 		&cli.BoolFlag{Name: "without-quorum", Usage: "save what the server that answers has, though nobody can say whether that is all", EnvVars: env("without-quorum")},
 		writeOutFlag())...))
@@ -26,6 +26,8 @@ func snapshotSaveCommand() *cli.Command {
 			"that is named after the cluster, the time and the revision. Secrets and keys in it are sealed: a\n" +
 			"restore needs the cluster key as well, a copy of DATA-DIR/pki/cluster.key of any server. Keep the\n" +
 			"two apart. All else can be read by whoever has the file, unless it is encrypted.\n\n" +
+			"s3://BUCKET/PREFIX/FILE is an object in a bucket, and s3://BUCKET/PREFIX/ one that is named as above.\n" +
+			"It is verified while it is sent.\n\n" +
 			"Any server will do. The variables ETCDCTL_ENDPOINTS, ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY\n" +
 			"stand for the flags of those names.",
 		Flags:  flags,
@@ -111,6 +113,9 @@ func saveOnce(c *cli.Context, path string, to []age.Recipient) (string, *backup.
 	b := newBar("save")
 	defer b.done()
 	o := backup.SaveOptions{Overwrite: c.Bool("force"), Compress: c.Bool("compress"), Encrypt: to, Progress: b.snapshot}
+	if isS3(path) {
+		return saveS3(c, path, o)
+	}
 	if st, err := os.Stat(path); err == nil && st.IsDir() {
 		done, info, err := backup.SaveIn(c.Context, download(c), path, o)
 		if err != nil {
