@@ -87,10 +87,11 @@ func bench(ctx context.Context, binary, out string, idle time.Duration, quick bo
 			continue
 		}
 		r, err := p.measure()
+		rows = append(rows, r...)
 		if err != nil {
+			print(rows)
 			return err
 		}
-		rows = append(rows, r...)
 	}
 	if !known {
 		return fmt.Errorf("-only %s: want node, cluster, fleet, puts or snapshots", only)

@@ -69,10 +69,10 @@ func benchSnapshots(ctx context.Context, binary string) (rows []row, err error) 
 		func(ctx context.Context) ([]row, error) { return benchSavesOfThree(ctx, binary) },
 	} {
 		r, err := step(ctx)
-		if err != nil {
-			return nil, err
-		}
 		rows = append(rows, r...)
+		if err != nil {
+			return rows, err
+		}
 	}
 	return rows, nil
 }
@@ -184,7 +184,7 @@ func whileSaving(ctx context.Context, where string, cfg *rest.Config, save func(
 	var quiet, busy, saves []time.Duration
 	for i := range saveRounds {
 		before, cancel := context.WithTimeout(ctx, quietTime)
-		took, err := writeUntil(before, client, fmt.Sprintf("quiet%s-%d", strings.ReplaceAll(where, " ", "-"), i))
+		took, err := writeUntil(before, client, fmt.Sprintf("quiet-%d", i))
 		cancel()
 		if err != nil {
 			return nil, err
@@ -197,7 +197,7 @@ func whileSaving(ctx context.Context, where string, cfg *rest.Config, save func(
 			defer cancel()
 			d, saved = save(ctx)
 		}()
-		took, err = writeUntil(during, client, fmt.Sprintf("busy%s-%d", strings.ReplaceAll(where, " ", "-"), i))
+		took, err = writeUntil(during, client, fmt.Sprintf("busy-%d", i))
 		if err = errors.Join(err, saved); err != nil {
 			return nil, err
 		}
