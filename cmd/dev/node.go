@@ -179,7 +179,7 @@ func (p place) thawNode(node string) error {
 		return nil
 	}
 	err := p.inside(node, []string{"mnt"}, func() error { return thaw(p.nodeFile(node, "data")) })
-	if errors.Is(err, unix.EOPNOTSUPP) { // a plain folder
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) { // a plain folder, or one that was removed
 		err = nil
 	}
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/skiff-sh/skiff/cluster/membership"
+	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
 // up makes everything of a new cluster; the lock is held.
@@ -160,14 +161,17 @@ func (c *Cluster) start(ctx context.Context, s *state, n nodeState) error {
 	return p.launch(s, n, append(args, more...), env)
 }
 
-// isMember says whether the node's data are those of a member.
+// isMember says whether the node's data are those of a member, or were restored
+// from a snapshot.
 func (p place) isMember(n nodeState) (member bool, err error) {
 	err = p.inside(n.Name, []string{"mnt"}, func() error {
-		_, err := os.Stat(filepath.Join(p.nodeFile(n.Name, "data"), membership.ClusterFile))
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
+		data := p.nodeFile(n.Name, "data")
+		if _, err := os.Stat(filepath.Join(data, membership.ClusterFile)); !errors.Is(err, os.ErrNotExist) {
+			member = err == nil
+			return err
 		}
-		member = err == nil
+		e, err := raftdir.LoadEpoch(data)
+		member = err == nil && e.Cause != ""
 		return err
 	})
 	return member, err

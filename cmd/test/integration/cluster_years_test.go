@@ -22,23 +22,7 @@ import (
 // years without power. Servers make theirs at each start; what remains are those
 // of agents and in kubeconfigs.
 func (c *devCluster) testYearsOff(t *testing.T) {
-	for _, n := range c.status(t).Nodes {
-		c.kill(t, n.Name)
-	}
-	ca := loadCA(t, filepath.Join(c.data("server-1"), "pki"))
-	agent := filepath.Join(c.data("agent-1"), "agent", "node.crt")
-	old, err := os.ReadFile(agent)
-	must(t, err)
-	must(t, os.WriteFile(agent, ca.expire(t, old), 0o644))
-	for server := range c.clients {
-		path := filepath.Join(c.data(server), "admin.kubeconfig")
-		kc, err := clientcmd.LoadFromFile(path)
-		must(t, err)
-		for _, user := range kc.AuthInfos {
-			user.ClientCertificateData = ca.expire(t, user.ClientCertificateData)
-		}
-		must(t, clientcmd.WriteToFile(*kc, path))
-	}
+	c.expireAll(t)
 	began := time.Now()
 	for _, n := range c.status(t).Nodes {
 		c.start(t, n.Name)
@@ -55,6 +39,29 @@ func (c *devCluster) testYearsOff(t *testing.T) {
 		if out, err := c.Output(t.Context(), server, "skiff", "kubectl", "--kubeconfig", filepath.Join(c.data(server), "admin.kubeconfig"), "get", "nodes", "-o", "name"); err != nil || !strings.Contains(out, "agent-1") {
 			t.Errorf("kubeconfig of %s: %q, %v", server, out, err)
 		}
+	}
+}
+
+// expireAll ends skiff on all nodes and makes certificates on their disks ones
+// that have expired.
+func (c *devCluster) expireAll(t *testing.T) {
+	t.Helper()
+	for _, n := range c.status(t).Nodes {
+		c.kill(t, n.Name)
+	}
+	ca := loadCA(t, filepath.Join(c.data("server-1"), "pki"))
+	agent := filepath.Join(c.data("agent-1"), "agent", "node.crt")
+	old, err := os.ReadFile(agent)
+	must(t, err)
+	must(t, os.WriteFile(agent, ca.expire(t, old), 0o644))
+	for server := range c.clients {
+		path := filepath.Join(c.data(server), "admin.kubeconfig")
+		kc, err := clientcmd.LoadFromFile(path)
+		must(t, err)
+		for _, user := range kc.AuthInfos {
+			user.ClientCertificateData = ca.expire(t, user.ClientCertificateData)
+		}
+		must(t, clientcmd.WriteToFile(*kc, path))
 	}
 }
 
