@@ -309,7 +309,7 @@ const mapPrefix = "/registry/configmaps/bench/"
 func bigMap(i, size int) (*store.KeyValue, error) {
 	m := &corev1.ConfigMap{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"},
 		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("c%07d", i), Namespace: "bench", UID: "5dbb4e5a-74a0-4ac6-b2a1-5b0a4b4c0a3d", CreationTimestamp: metav1.Now()},
-		Data:       map[string]string{"key": strings.Repeat(fmt.Sprintf("%08x", i*2654435761), size/8)}}
+		Data:       map[string]string{"key": strings.Repeat(fmt.Sprintf("%08x", uint32(i*2654435761)), size/8)}}
 	var out bytes.Buffer
 	if err := protobuf.NewSerializer(scheme.Scheme, scheme.Scheme).Encode(m, &out); err != nil {
 		return nil, err
@@ -377,7 +377,7 @@ func fill(ctx context.Context, cfg *rest.Config, objects, size int) error {
 		wg.Go(func() {
 			for i := w; i < objects && ctx.Err() == nil && errs[w] == nil; i += at {
 				m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("c%07d", i)},
-					Data: map[string]string{"key": strings.Repeat(fmt.Sprintf("%08x", i*2654435761), size/8)}}
+					Data: map[string]string{"key": strings.Repeat(fmt.Sprintf("%08x", uint32(i*2654435761)), size/8)}}
 				_, errs[w] = client.CoreV1().ConfigMaps(namespace).Create(ctx, m, metav1.CreateOptions{})
 			}
 		})
