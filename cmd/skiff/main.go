@@ -73,6 +73,7 @@ func newApp() *cli.App {
 			restoreCommand(),
 			imageCommand(),
 			statusCommand(),
+			upgradeCommand(),
 			certsCommand(),
 			encryptionCommand(),
 			tokenCommand(),
