@@ -1,6 +1,7 @@
 package membership
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -114,15 +115,15 @@ func (i *Identity) load() error {
 		return nil
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: put it back, or %s", err, joinAgain)
 	}
 	ca, err := os.ReadFile(i.path(CAFile))
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: put it back from %s/%s of a server, or %s", err, "pki", pki.CACertFile, joinAgain)
 	}
-	roots, err := parseCerts(ca)
+	roots, err := pki.ParseCAs(ca)
 	if err != nil {
-		return fmt.Errorf("%s: %w", i.path(CAFile), err)
+		return fmt.Errorf("%s: %w: put it back from %s/%s of a server, or %s", i.path(CAFile), err, "pki", pki.CACertFile, joinAgain)
 	}
 	cert, err := pair(certPEM, key)
 	if errors.Is(err, errOtherKey) {
@@ -137,10 +138,16 @@ func (i *Identity) load() error {
 			}
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", i.path(CertFile), err)
+	if err == nil {
+		err = wholeChain(certPEM, roots)
 	}
-	name, _, err := nodeOf(cert.Leaf)
+	if err != nil {
+		return fmt.Errorf("%s: %w: put it back, or %s", i.path(CertFile), err, joinAgain)
+	}
+	name, id, err := nodeOf(cert.Leaf)
+	if err == nil && id != i.c.NodeID {
+		return fmt.Errorf("node-id of this host is %s, and %s is that of %s: put that ID back, or %s", i.c.NodeID, i.path(CertFile), id, joinAgain)
+	}
 	if i.c.Name == "" {
 		i.c.Name = name
 	}
@@ -148,6 +155,48 @@ func (i *Identity) load() error {
 		return fmt.Errorf("this host joined as %s, and is started as %s: start it with --name %s, or run skiff reset --delete-data and join again", name, i.c.Name, name)
 	}
 	i.cert, i.pem, i.ca, i.roots = cert, certPEM, ca, poolOf(roots...)
+	return nil
+}
+
+// joinAgain is what an agent can always do.
+const joinAgain = "run skiff reset --delete-data and join again"
+
+// wholeChain refuses a file that holds something besides PEM blocks, or a
+// certificate that the CAs have not signed.
+func wholeChain(certPEM []byte, cas []*x509.Certificate) error {
+	var again []byte
+	for rest := certPEM; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		again = append(again, pem.EncodeToMemory(block)...)
+		if block.Type == generationBlock {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return err
+		}
+		if err := signedBy(c, cas); err != nil {
+			return err
+		}
+	}
+	if !bytes.Equal(bytes.TrimSpace(again), bytes.TrimSpace(certPEM)) {
+		return errors.New("it holds something besides certificates")
+	}
+	return nil
+}
+
+// signedBy refuses a certificate that one of the CAs did not sign although it says
+// so. One of a CA that is not known is of one that is no longer trusted: it is
+// replaced when a server answers.
+func signedBy(c *x509.Certificate, cas []*x509.Certificate) error {
+	for _, ca := range cas {
+		if bytes.Equal(ca.SubjectKeyId, c.AuthorityKeyId) && bytes.Equal(ca.RawSubject, c.RawIssuer) {
+			return ca.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature)
+		}
+	}
 	return nil
 }
 
@@ -316,20 +365,26 @@ func (i *Identity) writeKey(name string, k *ecdsa.PrivateKey) error {
 
 func (i *Identity) readKey(name string) (*ecdsa.PrivateKey, error) {
 	b, err := os.ReadFile(i.path(name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: put it back, or %s", err, joinAgain)
+	}
 	if err != nil {
 		return nil, err
 	}
 	block, _ := pem.Decode(b)
 	if block == nil {
-		return nil, fmt.Errorf("%s holds no PEM key", i.path(name))
+		return nil, fmt.Errorf("%s holds no PEM key: put it back, or %s", i.path(name), joinAgain)
 	}
 	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", i.path(name), err)
+		return nil, fmt.Errorf("%s: %w: put it back, or %s", i.path(name), err, joinAgain)
 	}
 	key, ok := k.(*ecdsa.PrivateKey)
 	if !ok {
 		return nil, fmt.Errorf("%s is %T, want ECDSA", i.path(name), k)
+	}
+	if again, err := encodeKey(key); err != nil || !bytes.Equal(again, pem.EncodeToMemory(block)) {
+		return nil, fmt.Errorf("%s: private and public part do not belong together: put it back, or %s", i.path(name), joinAgain)
 	}
 	return key, nil
 }

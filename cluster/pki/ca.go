@@ -92,7 +92,7 @@ func createFiles(now time.Time) (map[string][]byte, error) {
 // belongs to the key signs.
 func parse(dir string, files map[string][]byte) (*material, error) {
 	at := func(name string) string { return filepath.Join(dir, name) }
-	cas, err := ParseCerts(files[CACertFile])
+	cas, err := ParseCAs(files[CACertFile])
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", at(CACertFile), err)
 	}
@@ -103,14 +103,7 @@ func parse(dir string, files map[string][]byte) (*material, error) {
 	if m.saKey, err = decodeKey(files[SAKeyFile]); err != nil {
 		return nil, fmt.Errorf("parse %s: %w", at(SAKeyFile), err)
 	}
-	if err := intact(files[CACertFile], cas); err != nil {
-		return nil, fmt.Errorf("%s: %w", at(CACertFile), err)
-	}
 	for _, c := range cas {
-		// Nobody else looks at the signature of a CA.
-		if err := c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature); err != nil {
-			return nil, fmt.Errorf("%s: %s: %w", at(CACertFile), c.Subject.CommonName, err)
-		}
 		m.pool.AddCert(c)
 		if belongs(c, m.signerKey) {
 			m.signer = c
@@ -139,6 +132,21 @@ func parse(dir string, files map[string][]byte) (*material, error) {
 		return nil, fmt.Errorf("%s does not belong to %s", at(CrossFile), at(CAKeyFile))
 	}
 	return m, nil
+}
+
+// ParseCAs reads a file of CA certificates that this package has made: nothing else
+// may be in it, and each must be signed by itself, which nobody else looks at.
+func ParseCAs(b []byte) ([]*x509.Certificate, error) {
+	cas, err := ParseCerts(b)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range cas {
+		if err := c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature); err != nil {
+			return nil, fmt.Errorf("certificate of %s: %w", c.Subject.CommonName, err)
+		}
+	}
+	return cas, intact(b, cas)
 }
 
 // intact refuses what holds more than the certificates that were read from it: a
