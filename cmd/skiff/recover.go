@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
 	"text/tabwriter"
 	"time"
@@ -82,6 +83,10 @@ func newRecovery(c *cli.Context) (*recovery, error) {
 	}
 	lock, err := consensus.LockDir(dir)
 	if errors.Is(err, consensus.ErrLocked) {
+		// Not the kubeconfig of the environment: it may name another server first.
+		if err := c.Set("kubeconfig", filepath.Join(dir, "admin.kubeconfig")); err != nil {
+			return nil, err
+		}
 		return liveRecovery(c)
 	}
 	if err != nil {
