@@ -3,17 +3,14 @@ package fsm
 import (
 	"bytes"
 	"encoding/binary"
-	"flag"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/hashicorp/raft"
-)
 
-// -update writes the golden files anew. Those of a released version stay as they
-// are: every later version has to read them.
-var update = flag.Bool("update", false, "write the golden files")
+	"github.com/skiff-sh/skiff/fsm/golden"
+)
 
 const goldenDir = "testdata/v1"
 
@@ -72,19 +69,19 @@ func TestGolden(t *testing.T) {
 	for _, e := range entries {
 		joined = append(binary.AppendUvarint(joined, uint64(len(e))), e...)
 	}
-	if *update {
+	if golden.Update(t) {
 		writeGolden(t, "entries.bin", joined)
 	}
-	golden := readGolden(t, "entries.bin")
-	if !bytes.Equal(joined, golden) {
+	old := readGolden(t, "entries.bin")
+	if !bytes.Equal(joined, old) {
 		t.Error("entries are encoded in another way than in version 1")
 	}
 	f := newFSM()
-	for i, e := range splitEntries(t, golden) {
+	for i, e := range splitEntries(t, old) {
 		f.Apply(&raft.Log{Index: uint64(10 + i), Term: 2, Data: e})
 	}
 	got := snapshot(t, f)
-	if *update {
+	if golden.Update(t) {
 		writeGolden(t, "snapshot.bin", got)
 	}
 	if !bytes.Equal(got, readGolden(t, "snapshot.bin")) {

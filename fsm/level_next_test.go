@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/skiff-sh/skiff/fsm/golden"
 )
 
 // TestNextLevel raises the level: from then on there are the new command and the
@@ -35,7 +37,7 @@ func TestNextLevel(t *testing.T) {
 	if after[len(snapshotMagic)] != 2 {
 		t.Error("a snapshot at level 2 is of the old format")
 	}
-	if *update {
+	if golden.Update(t) {
 		if err := os.MkdirAll(nextDir, 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/skiff-sh/skiff/fsm/golden"
 	"github.com/skiff-sh/skiff/fsm/store"
 )
 
@@ -24,7 +25,7 @@ func aRestore(file string) *Restore {
 func TestRestoreEncoding(t *testing.T) {
 	want := aRestore(strings.Repeat("0f", 32))
 	e := entry(t, Command{Restore: want})
-	if *update {
+	if golden.Update(t) {
 		writeGolden(t, "restore.bin", e)
 	}
 	if !bytes.Equal(e, readGolden(t, "restore.bin")) {
