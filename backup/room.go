@@ -30,7 +30,14 @@ func newRoom(d Dir, size int64) (*room, error) {
 }
 
 func (r *room) tooSmall(free int64) error {
-	return fmt.Errorf("no room in %s: %d MiB are free, and a snapshot must leave %d MiB to others", r.dir, free>>20, r.floor>>20)
+	return fmt.Errorf("no room in %s: %s are free, and a snapshot must leave %s to others", r.dir, amount(free), amount(r.floor))
+}
+
+func amount(n int64) string {
+	if n < 10<<20 {
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprintf("%d MiB", n>>20)
 }
 
 func (r *room) limit(w io.Writer) io.Writer {
