@@ -28,7 +28,15 @@ func (s *Server) survey(ctx context.Context) epoch.Survey {
 	for _, p := range s.peers() {
 		seen[p.ID] = p
 	}
-	for _, m := range s.node.Members() {
+	members := s.node.Members()
+	if !s.node.Started() { // it is kept out
+		stored, err := s.node.StoredMembers()
+		if err != nil {
+			out.Damage = err.Error()
+		}
+		members = stored
+	}
+	for _, m := range members {
 		e := epoch.Member{ID: m.ID, Name: names[m.ID], Address: m.Address, Voter: m.Voter}
 		if e.Name == "" {
 			e.Name = m.ID

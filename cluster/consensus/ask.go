@@ -9,6 +9,8 @@ import (
 	"net"
 	"sync/atomic"
 	"time"
+
+	"github.com/hashicorp/raft"
 )
 
 // Ask calls a method of Config.Open of the server at an address, on a connection
@@ -77,3 +79,35 @@ func (n *Node) LastEntry() (index, term uint64) {
 
 // Started says whether Raft runs, or has run: Config.Consult has returned.
 func (n *Node) Started() bool { return n.raft.Load() != nil }
+
+// StoredMembers is the newest configuration that snapshot and log hold, for when
+// Raft does not run. While it does, Members is what counts.
+func (n *Node) StoredMembers() ([]Member, error) {
+	all, err := n.snaps.List()
+	if err != nil {
+		return nil, fmt.Errorf("list raft snapshots: %w", err)
+	}
+	var config raft.Configuration
+	from := uint64(1)
+	if len(all) > 0 {
+		config, from = all[0].Configuration, all[0].Index+1
+	}
+	last, err := n.log.LastIndex()
+	if err != nil {
+		return nil, err
+	}
+	for i := from; i <= last; i++ {
+		var e raft.Log
+		if err := n.log.GetLog(i, &e); err != nil {
+			return nil, fmt.Errorf("log entry %d: %w", i, err)
+		}
+		if e.Type == raft.LogConfiguration {
+			config = raft.DecodeConfiguration(e.Data)
+		}
+	}
+	var out []Member
+	for _, s := range config.Servers {
+		out = append(out, Member{ID: string(s.ID), Address: string(s.Address), Voter: s.Suffrage == raft.Voter})
+	}
+	return out, nil
+}

@@ -134,6 +134,9 @@ func (s Survey) Recovery(now time.Time) Plan {
 	case s.Self.Index == 0:
 		p.Refused = "this server's log is empty: it has nothing to go on with"
 	}
+	if p.Refused != "" {
+		return p
+	}
 	if best.Server.ID != s.Self.Server.ID {
 		p.Doubts = append(p.Doubts, fmt.Sprintf("server %s has more of the log (entry %d of term %d, here it is entry %d of term %d): recover there", best.Server.Name, best.Index, best.Term, s.Self.Index, s.Self.Term))
 	}
