@@ -15,7 +15,7 @@
 // business (package fsm).
 package upgrade
 
-import "time"
+import "github.com/skiff-sh/skiff/cluster/upgrade/order"
 
 // State keys.
 const (
@@ -27,61 +27,29 @@ const (
 	ReportPrefix = "/skiff/upgrade/reports/"
 )
 
-// Paths on the API port. Below MemberPath are those that members use, with their
-// own certificates.
+// Paths on the API port.
 const (
 	Path       = "/skiff/v1/upgrade"
-	BinaryPath = "/skiff/v1/upgrade/binary/" // + SHA-256 in hex
-	MemberPath = "/skiff/v1/upgrade/member"  // GET: the caller's Order, POST: its Report
+	BinaryPath = order.BinaryPath
+	MemberPath = order.MemberPath
 )
 
-// Binary describes a program file of skiff.
-type Binary struct {
-	Version   string `json:"version"` // of skiff, as MAJOR.MINOR.PATCH
-	SHA256    string `json:"sha256"`  // in hex
-	Size      int64  `json:"size"`    // bytes
-	Platform  string `json:"platform"`
-	MinLevel  int    `json:"minLevel"` // oldest feature level it works at
-	MaxLevel  int    `json:"maxLevel"` // newest
-	Signature []byte `json:"signature,omitempty"`
-}
+// What passes between the leader and the members, see package order.
+type (
+	Binary = order.Binary
+	Action = order.Action
+	Order  = order.Order
+	Phase  = order.Phase
+	Report = order.Report
+)
 
-// Action is what an Order asks for.
-type Action string
-
-// The actions.
+// The actions and phases.
 const (
-	Fetch  Action = "fetch"  // get the binary, verify it, see that it runs here
-	Switch Action = "switch" // run it in place of the present one
-	Return Action = "return" // run the one from before again, if the present one is the order's Binary
+	Fetch    = order.Fetch
+	Switch   = order.Switch
+	Return   = order.Return
+	Working  = order.Working
+	Done     = order.Done
+	Returned = order.Returned
+	Failed   = order.Failed
 )
-
-// Order is what one member is to do. A member carries out each ID once.
-type Order struct {
-	ID     string        `json:"id"`
-	Action Action        `json:"action"`
-	Binary Binary        `json:"binary"`
-	Trial  time.Duration `json:"trial,omitempty"` // nanoseconds; how long a program has to become healthy
-}
-
-// Phase is how far a member is with its Order.
-type Phase string
-
-// The phases. Done, Returned and Failed are the last of an Order.
-const (
-	Working  Phase = "working"
-	Done     Phase = "done"
-	Returned Phase = "returned" // the new program was not healthy; the old one runs again
-	Failed   Phase = "failed"   // nothing was changed
-)
-
-// Report is what a member says of its Order.
-type Report struct {
-	Order   string `json:"order"` // its ID
-	Phase   Phase  `json:"phase"`
-	Version string `json:"version"` // that runs now
-	Error   string `json:"error,omitempty"`
-	// Gone, with Failed: the program to return to is not kept here any more.
-	Gone bool      `json:"gone,omitempty"`
-	At   time.Time `json:"at"`
-}

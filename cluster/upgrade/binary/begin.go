@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"syscall"
 
-	"github.com/skiff-sh/skiff/cluster/upgrade"
+	"github.com/skiff-sh/skiff/cluster/upgrade/order"
 )
 
 // Exec is the error of a part that asks main to run another program in place of
@@ -103,7 +103,7 @@ func (e *Executor) begin() error {
 		case e.self.SHA256 == t.From.SHA256:
 			e.returned(s)
 		default:
-			s.end(upgrade.Failed, e.self, "another program was put in place by hand meanwhile")
+			s.end(order.Failed, e.self, "another program was put in place by hand meanwhile")
 		}
 		return nil
 	}); err != nil { // as on a full disk; see settle
@@ -148,9 +148,9 @@ func (t *trial) count(id string) {
 
 // returned ends a trial in the program from before.
 func (e *Executor) returned(s *state) {
-	t, phase, why := s.Trial, upgrade.Failed, "the switch was interrupted before the new program ran"
+	t, phase, why := s.Trial, order.Failed, "the switch was interrupted before the new program ran"
 	if t.Returning != "" {
-		phase, why = upgrade.Returned, t.Returning
+		phase, why = order.Returned, t.Returning
 	}
 	if err := (place{t.Path}).back(e.store, t.From.SHA256); err != nil {
 		why += fmt.Sprintf("; and %s does not hold version %s, though that runs: %v", t.Path, t.From.Version, err)

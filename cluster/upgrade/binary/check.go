@@ -19,7 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/skiff-sh/skiff/cluster/upgrade"
+	"github.com/skiff-sh/skiff/cluster/upgrade/order"
 )
 
 // Platform of this host, as binaries name theirs.
@@ -39,8 +39,8 @@ var machines = map[elf.Machine]string{
 
 // Describe looks at a program file: what it is by its content, and what it says
 // of itself. It runs the file.
-func Describe(ctx context.Context, path string) (upgrade.Binary, error) {
-	var b upgrade.Binary
+func Describe(ctx context.Context, path string) (order.Binary, error) {
+	var b order.Binary
 	f, err := os.Open(path)
 	if err != nil {
 		return b, err
@@ -102,8 +102,8 @@ func checkELF(r io.ReaderAt, size int64) (string, error) {
 
 // ask runs `path version -o json`: a program that cannot do even this is not
 // started as anything else.
-func ask(ctx context.Context, path string) (upgrade.Binary, error) {
-	var b upgrade.Binary
+func ask(ctx context.Context, path string) (order.Binary, error) {
+	var b order.Binary
 	out, err := runVersion(ctx, path)
 	// Some other goroutine may just have started a process, which holds the file
 	// open for writing until it has executed.
@@ -121,7 +121,7 @@ func ask(ctx context.Context, path string) (upgrade.Binary, error) {
 	if err := json.Unmarshal(out, &said); err != nil || said.Skiff == "" {
 		return b, fmt.Errorf("%w: `version -o json` of it prints %q", ErrNoProgram, first(out))
 	}
-	return upgrade.Binary{Version: said.Skiff, Platform: said.Platform, MinLevel: said.MinLevel, MaxLevel: said.MaxLevel}, nil
+	return order.Binary{Version: said.Skiff, Platform: said.Platform, MinLevel: said.MinLevel, MaxLevel: said.MaxLevel}, nil
 }
 
 func runVersion(ctx context.Context, path string) ([]byte, error) {
@@ -160,7 +160,7 @@ func first(b []byte) string {
 }
 
 // differs says in which way a program is not the one that was announced.
-func differs(is, want upgrade.Binary) error {
+func differs(is, want order.Binary) error {
 	for _, c := range []struct{ what, is, want string }{
 		{"version", is.Version, want.Version}, {"platform", is.Platform, want.Platform},
 		{"lowest feature level", fmt.Sprint(is.MinLevel), fmt.Sprint(want.MinLevel)},

@@ -10,14 +10,14 @@ import (
 	"os"
 	"time"
 
-	"github.com/skiff-sh/skiff/cluster/upgrade"
+	"github.com/skiff-sh/skiff/cluster/upgrade/order"
 )
 
 // Leader is where orders and binaries come from, and where reports go.
 type Leader interface {
 	// Order of this member; nil if there is none.
-	Order(ctx context.Context) (*upgrade.Order, error)
-	Report(ctx context.Context, r upgrade.Report) error
+	Order(ctx context.Context) (*order.Order, error)
+	Report(ctx context.Context, r order.Report) error
 	// Binary gives the content of a binary from an offset on.
 	Binary(ctx context.Context, sum string, offset int64) (io.ReadCloser, error)
 }
@@ -113,17 +113,17 @@ func (e *Executor) deliver(ctx context.Context, l Leader) error {
 // Do carries out an order that was not carried out yet, and keeps the report on
 // it. An *Exec as the error asks for the switch that is prepared; other errors
 // mean that the order is not decided and Do has to be called again.
-func (e *Executor) Do(ctx context.Context, l Leader, o upgrade.Order) error {
+func (e *Executor) Do(ctx context.Context, l Leader, o order.Order) error {
 	known := false
 	err := e.journal.update(func(s *state) error {
 		if s.Trial != nil {
 			return errors.New("a switch is going on")
 		}
-		if known = s.Order.ID == o.ID && s.Report.Phase != upgrade.Working; known {
+		if known = s.Order.ID == o.ID && s.Report.Phase != order.Working; known {
 			return nil
 		}
 		s.Order = o
-		s.say(upgrade.Working, program{Version: e.c.Version}, "")
+		s.say(order.Working, program{Version: e.c.Version}, "")
 		return nil
 	})
 	if err != nil || known {
@@ -143,17 +143,17 @@ func (e *Executor) Do(ctx context.Context, l Leader, o upgrade.Order) error {
 		e.log.Error("order of the cluster", "action", o.Action, "version", o.Binary.Version, "error", err)
 	}
 	return e.journal.update(func(s *state) error {
-		phase, why := upgrade.Done, ""
+		phase, why := order.Done, ""
 		if err != nil {
-			phase, why = upgrade.Failed, err.Error()
+			phase, why = order.Failed, err.Error()
 		}
 		s.say(phase, program{Version: e.c.Version}, why)
-		s.Report.Gone = o.Action == upgrade.Return && errors.Is(err, ErrMissing)
+		s.Report.Gone = o.Action == order.Return && errors.Is(err, ErrMissing)
 		return nil
 	})
 }
 
-func (e *Executor) carryOut(ctx context.Context, l Leader, o upgrade.Order) error {
+func (e *Executor) carryOut(ctx context.Context, l Leader, o order.Order) error {
 	if err := e.own(); err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func (e *Executor) carryOut(ctx context.Context, l Leader, o upgrade.Order) erro
 		return err
 	}
 	switch o.Action {
-	case upgrade.Fetch:
+	case order.Fetch:
 		if err := e.place.check(o.Binary.Size, e.store.margin); err != nil {
 			return err
 		}
@@ -170,7 +170,7 @@ func (e *Executor) carryOut(ctx context.Context, l Leader, o upgrade.Order) erro
 			e.log.Warn("old programs are left behind", "error", err)
 		}
 		return e.fetch(ctx, l, o.Binary)
-	case upgrade.Switch:
+	case order.Switch:
 		if e.self.SHA256 == o.Binary.SHA256 {
 			return nil
 		}
@@ -178,7 +178,7 @@ func (e *Executor) carryOut(ctx context.Context, l Leader, o upgrade.Order) erro
 			return err
 		}
 		return e.change(o, program{o.Binary.SHA256, o.Binary.Version})
-	case upgrade.Return:
+	case order.Return:
 		to, err := e.destination(s, o)
 		if err != nil || to.SHA256 == e.self.SHA256 {
 			return err
@@ -201,7 +201,7 @@ func (e *Executor) own() (err error) {
 }
 
 // fetch tries again while something comes.
-func (e *Executor) fetch(ctx context.Context, l Leader, b upgrade.Binary) error {
+func (e *Executor) fetch(ctx context.Context, l Leader, b order.Binary) error {
 	var last time.Time
 	from := func(ctx context.Context, offset int64) (io.ReadCloser, error) {
 		body, err := l.Binary(ctx, b.SHA256, offset)
@@ -343,7 +343,7 @@ func (e *Executor) proved() (over bool, err error) {
 		}
 		s.Previous = s.Trial.From.SHA256
 		keep = append(keep, s.Previous)
-		s.end(upgrade.Done, e.self, "")
+		s.end(order.Done, e.self, "")
 		over = true
 		return nil
 	})

@@ -13,18 +13,18 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/skiff-sh/skiff/cluster/upgrade"
+	"github.com/skiff-sh/skiff/cluster/upgrade/order"
 	"github.com/skiff-sh/skiff/fsm/durable"
 )
 
 // state is what a member knows of its orders. It is in one file, so that the
 // outcome of a trial and the report on it are one step.
 type state struct {
-	Order    upgrade.Order  `json:"order"`    // the last that was begun
-	Report   upgrade.Report `json:"report"`   // what was said last of it
-	Sent     bool           `json:"sent"`     // a server has the report
-	Previous string         `json:"previous"` // SHA-256 of the program that ran before
-	Trial    *trial         `json:"trial,omitempty"`
+	Order    order.Order  `json:"order"`    // the last that was begun
+	Report   order.Report `json:"report"`   // what was said last of it
+	Sent     bool         `json:"sent"`     // a server has the report
+	Previous string       `json:"previous"` // SHA-256 of the program that ran before
+	Trial    *trial       `json:"trial,omitempty"`
 }
 
 // trial is a switch that is not over.
@@ -172,12 +172,12 @@ func (j journal) goBack(st *Store, log *slog.Logger, why string, still func(*tri
 var step = func(string) {}
 
 // end is the outcome of the trial: nothing of it is left but the report.
-func (s *state) end(phase upgrade.Phase, running program, why string) {
+func (s *state) end(phase order.Phase, running program, why string) {
 	s.Trial = nil
 	s.say(phase, running, why)
 }
 
-func (s *state) say(phase upgrade.Phase, running program, why string) {
-	s.Report = upgrade.Report{Order: s.Order.ID, Phase: phase, Version: running.Version, Error: why, At: time.Now().UTC()}
+func (s *state) say(phase order.Phase, running program, why string) {
+	s.Report = order.Report{Order: s.Order.ID, Phase: phase, Version: running.Version, Error: why, At: time.Now().UTC()}
 	s.Sent = false
 }

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/skiff-sh/skiff/cluster/upgrade"
+	"github.com/skiff-sh/skiff/cluster/upgrade/order"
 )
 
 // HTTP is the Leader behind the API of any server.
@@ -29,12 +29,12 @@ type HTTP struct {
 const answerLimit = 15 * time.Second
 
 // Order implements Leader.
-func (h *HTTP) Order(ctx context.Context) (*upgrade.Order, error) {
+func (h *HTTP) Order(ctx context.Context) (*order.Order, error) {
 	b, err := h.small(ctx, http.MethodGet, nil)
 	if err != nil || len(bytes.TrimSpace(b)) == 0 {
 		return nil, err
 	}
-	var o upgrade.Order
+	var o order.Order
 	if err := json.Unmarshal(b, &o); err != nil {
 		return nil, fmt.Errorf("order: %w", err)
 	}
@@ -45,7 +45,7 @@ func (h *HTTP) Order(ctx context.Context) (*upgrade.Order, error) {
 }
 
 // Report implements Leader.
-func (h *HTTP) Report(ctx context.Context, r upgrade.Report) error {
+func (h *HTTP) Report(ctx context.Context, r order.Report) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -57,7 +57,7 @@ func (h *HTTP) Report(ctx context.Context, r upgrade.Report) error {
 func (h *HTTP) small(ctx context.Context, method string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, h.Base+upgrade.MemberPath, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, h.Base+order.MemberPath, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +99,7 @@ func (h *HTTP) Binary(ctx context.Context, sum string, offset int64) (io.ReadClo
 }
 
 func (h *HTTP) open(ctx context.Context, sum string, offset int64) (io.ReadCloser, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.Base+upgrade.BinaryPath+sum, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.Base+order.BinaryPath+sum, nil)
 	if err != nil {
 		return nil, err
 	}

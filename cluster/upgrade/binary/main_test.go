@@ -18,7 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/skiff-sh/skiff/cluster/upgrade"
+	"github.com/skiff-sh/skiff/cluster/upgrade/order"
 )
 
 // The programs of these tests are this test binary with a line behind its end that
@@ -65,7 +65,7 @@ func ownCharacter() (c character, ok bool) {
 }
 
 // write makes the program file.
-func (c character) write(t *testing.T, path string) upgrade.Binary {
+func (c character) write(t *testing.T, path string) order.Binary {
 	t.Helper()
 	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
@@ -84,7 +84,7 @@ func (c character) write(t *testing.T, path string) upgrade.Binary {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return upgrade.Binary{Version: c.Version, SHA256: sum, Size: int64(len(all)), Platform: Platform, MinLevel: c.MinLevel, MaxLevel: c.MaxLevel}
+	return order.Binary{Version: c.Version, SHA256: sum, Size: int64(len(all)), Platform: Platform, MinLevel: c.MinLevel, MaxLevel: c.MaxLevel}
 }
 
 func (c character) run() error {
@@ -225,16 +225,16 @@ func (c character) serve(dir string) error {
 // files is a Leader made of files: order.json, reports, and the folder binaries.
 type files struct{ dir string }
 
-func (f files) Order(context.Context) (*upgrade.Order, error) {
+func (f files) Order(context.Context) (*order.Order, error) {
 	b, err := os.ReadFile(filepath.Join(f.dir, "order.json"))
 	if err != nil {
 		return nil, nil
 	}
-	var o upgrade.Order
+	var o order.Order
 	return &o, json.Unmarshal(b, &o)
 }
 
-func (f files) Report(_ context.Context, r upgrade.Report) error {
+func (f files) Report(_ context.Context, r order.Report) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err

@@ -18,7 +18,7 @@ import (
 	"aead.dev/minisign"
 	"golang.org/x/sys/unix"
 
-	"github.com/skiff-sh/skiff/cluster/upgrade"
+	"github.com/skiff-sh/skiff/cluster/upgrade/order"
 	"github.com/skiff-sh/skiff/fsm/durable"
 )
 
@@ -78,8 +78,8 @@ func (s *Store) partial(sum string) string { return s.Path(sum) + ".part" }
 func (s *Store) about(sum string) string   { return s.Path(sum) + ".json" }
 
 // Get tells what is known of a program in the store.
-func (s *Store) Get(sum string) (upgrade.Binary, bool) {
-	var b upgrade.Binary
+func (s *Store) Get(sum string) (order.Binary, bool) {
+	var b order.Binary
 	if !isSum(sum) {
 		return b, false
 	}
@@ -92,12 +92,12 @@ func (s *Store) Get(sum string) (upgrade.Binary, bool) {
 }
 
 // List gives all programs in the store.
-func (s *Store) List() ([]upgrade.Binary, error) {
+func (s *Store) List() ([]order.Binary, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return nil, fmt.Errorf("folder of programs: %w", err)
 	}
-	var out []upgrade.Binary
+	var out []order.Binary
 	for _, e := range entries {
 		if b, ok := s.Get(e.Name()); ok {
 			out = append(out, b)
@@ -107,7 +107,7 @@ func (s *Store) List() ([]upgrade.Binary, error) {
 }
 
 // Open opens a program that is in the store, for others to read.
-func (s *Store) Open(sum string) (*os.File, upgrade.Binary, error) {
+func (s *Store) Open(sum string) (*os.File, order.Binary, error) {
 	b, ok := s.Get(sum)
 	if !ok {
 		return nil, b, fmt.Errorf("%w: %s", ErrMissing, sum)
@@ -120,14 +120,18 @@ func (s *Store) Open(sum string) (*os.File, upgrade.Binary, error) {
 type Source func(ctx context.Context, offset int64) (io.ReadCloser, error)
 
 // Add reads a binary to its end, verifies it and keeps it. One that is here
-// already is not read.
-func (s *Store) Add(ctx context.Context, b upgrade.Binary, r io.Reader) error {
-	return s.add(ctx, b, whole(r), false)
+// already is read all the same: who sends it may not listen before.
+func (s *Store) Add(ctx context.Context, b order.Binary, r io.Reader) error {
+	err := s.add(ctx, b, whole(r), false)
+	if err == nil {
+		_, err = io.Copy(io.Discard, io.LimitReader(r, b.Size))
+	}
+	return err
 }
 
 // AddFrom is Add from a source that can begin where an earlier call was
 // interrupted.
-func (s *Store) AddFrom(ctx context.Context, b upgrade.Binary, from Source) error {
+func (s *Store) AddFrom(ctx context.Context, b order.Binary, from Source) error {
 	return s.add(ctx, b, from, true)
 }
 
@@ -135,7 +139,7 @@ func whole(r io.Reader) Source {
 	return func(context.Context, int64) (io.ReadCloser, error) { return io.NopCloser(r), nil }
 }
 
-func (s *Store) add(ctx context.Context, b upgrade.Binary, from Source, goOn bool) error {
+func (s *Store) add(ctx context.Context, b order.Binary, from Source, goOn bool) error {
 	if err := checkAnnounced(b); err != nil {
 		return err
 	}
@@ -152,7 +156,7 @@ func (s *Store) add(ctx context.Context, b upgrade.Binary, from Source, goOn boo
 
 // again checks the signature of a binary that is here since before keys were set,
 // or came without.
-func (s *Store) again(have, b upgrade.Binary) error {
+func (s *Store) again(have, b order.Binary) error {
 	if len(s.keys) == 0 {
 		return nil
 	}
@@ -167,7 +171,7 @@ func (s *Store) again(have, b upgrade.Binary) error {
 	return s.describe(b)
 }
 
-func checkAnnounced(b upgrade.Binary) error {
+func checkAnnounced(b order.Binary) error {
 	switch {
 	case !isSum(b.SHA256):
 		return fmt.Errorf("binary: sha256 %q is not 64 digits of hex", b.SHA256)
@@ -185,7 +189,7 @@ func isSum(s string) bool {
 }
 
 // receive fills the partial file, from where it ends or from the beginning.
-func (s *Store) receive(ctx context.Context, b upgrade.Binary, from Source, goOn bool) error {
+func (s *Store) receive(ctx context.Context, b order.Binary, from Source, goOn bool) error {
 	f, err := os.OpenFile(s.partial(b.SHA256), os.O_WRONLY|os.O_CREATE, 0o700)
 	if err != nil {
 		return fmt.Errorf("keep the binary: %w", err)
@@ -223,7 +227,7 @@ func (s *Store) receive(ctx context.Context, b upgrade.Binary, from Source, goOn
 	return nil
 }
 
-func (s *Store) copy(ctx context.Context, to io.Writer, b upgrade.Binary, from Source, at int64) (int64, error) {
+func (s *Store) copy(ctx context.Context, to io.Writer, b order.Binary, from Source, at int64) (int64, error) {
 	body, err := from(ctx, at)
 	if err != nil {
 		return 0, err
@@ -242,7 +246,7 @@ func (s *Store) copy(ctx context.Context, to io.Writer, b upgrade.Binary, from S
 }
 
 // drop removes what cannot become the binary.
-func (s *Store) drop(b upgrade.Binary, why error) error {
+func (s *Store) drop(b order.Binary, why error) error {
 	if err := os.Remove(s.partial(b.SHA256)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return errors.Join(why, err)
 	}
@@ -251,7 +255,7 @@ func (s *Store) drop(b upgrade.Binary, why error) error {
 
 // accept verifies the partial file and gives it its name. The signature is
 // checked before the program runs.
-func (s *Store) accept(ctx context.Context, b upgrade.Binary) error {
+func (s *Store) accept(ctx context.Context, b order.Binary) error {
 	if err := s.inspect(b); err != nil {
 		return s.drop(b, err)
 	}
@@ -276,7 +280,7 @@ func (s *Store) accept(ctx context.Context, b upgrade.Binary) error {
 
 // describe writes what is known of a binary. It is worth nothing without the
 // program beside it.
-func (s *Store) describe(b upgrade.Binary) error {
+func (s *Store) describe(b order.Binary) error {
 	text, err := json.Marshal(b)
 	if err != nil {
 		return err
@@ -284,7 +288,7 @@ func (s *Store) describe(b upgrade.Binary) error {
 	return durable.Replace(s.about(b.SHA256), text, 0o600)
 }
 
-func (s *Store) inspect(b upgrade.Binary) error {
+func (s *Store) inspect(b order.Binary) error {
 	f, err := os.Open(s.partial(b.SHA256))
 	if err != nil {
 		return err
@@ -313,7 +317,7 @@ func (s *Store) inspect(b upgrade.Binary) error {
 
 // keepRunning puts a program that runs on this host already into the store: a
 // signature is not asked for.
-func (s *Store) keepRunning(b upgrade.Binary, r io.Reader) error {
+func (s *Store) keepRunning(b order.Binary, r io.Reader) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.Get(b.SHA256); ok {

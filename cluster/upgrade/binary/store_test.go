@@ -14,11 +14,11 @@ import (
 	"aead.dev/minisign"
 	"golang.org/x/sys/unix"
 
-	"github.com/skiff-sh/skiff/cluster/upgrade"
+	"github.com/skiff-sh/skiff/cluster/upgrade/order"
 )
 
 // program gives the content of a program and what is announced of it.
-func aProgram(t *testing.T, c character) ([]byte, upgrade.Binary) {
+func aProgram(t *testing.T, c character) ([]byte, order.Binary) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "p")
 	b := c.write(t, path)
@@ -64,8 +64,9 @@ func TestStore(t *testing.T) {
 	if err := s.Add(ctx, b, bytes.NewReader(content)); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Add(ctx, b, nil); err != nil {
-		t.Errorf("again: %v", err)
+	again := bytes.NewReader(content)
+	if err := s.Add(ctx, b, again); err != nil || again.Len() > 0 {
+		t.Errorf("again: %v, %d bytes are not read", err, again.Len())
 	}
 	unsigned := b
 	unsigned.Signature = nil
@@ -115,7 +116,7 @@ func TestStoreRefuses(t *testing.T) {
 	good, announced := aProgram(t, character{Version: "2.0.0", MinLevel: 1, MaxLevel: 2})
 	arm := slices.Clone(good)
 	arm[18] = 183 // e_machine
-	of := func(content []byte) ([]byte, upgrade.Binary) {
+	of := func(content []byte) ([]byte, order.Binary) {
 		b := announced
 		path := filepath.Join(t.TempDir(), "p")
 		if err := os.WriteFile(path, content, 0o700); err != nil {
@@ -127,42 +128,42 @@ func TestStoreRefuses(t *testing.T) {
 		b.Size = int64(len(content))
 		return content, b
 	}
-	with := func(change func(*upgrade.Binary)) func() ([]byte, upgrade.Binary) {
-		return func() ([]byte, upgrade.Binary) {
+	with := func(change func(*order.Binary)) func() ([]byte, order.Binary) {
+		return func() ([]byte, order.Binary) {
 			b := announced
 			change(&b)
 			return good, b
 		}
 	}
-	says := func(c character) func() ([]byte, upgrade.Binary) {
-		return func() ([]byte, upgrade.Binary) { return aProgram(t, c) }
+	says := func(c character) func() ([]byte, order.Binary) {
+		return func() ([]byte, order.Binary) { return aProgram(t, c) }
 	}
 	for _, c := range []struct {
 		name  string
-		given func() ([]byte, upgrade.Binary)
+		given func() ([]byte, order.Binary)
 		key   *minisign.PrivateKey // nil: no keys
 		sign  func(content []byte) []byte
 		want  error
 		text  string
 	}{
-		{name: "other content", given: func() ([]byte, upgrade.Binary) { c := slices.Clone(good); c[len(c)/2]++; return c, announced }, want: ErrContent, text: "SHA-256"},
-		{name: "too long", given: func() ([]byte, upgrade.Binary) { return append(slices.Clone(good), 1), announced }, want: ErrContent, text: "longer"},
-		{name: "no hash", given: with(func(b *upgrade.Binary) { b.SHA256 = "../../etc/passwd" }), text: "64 digits"},
-		{name: "no size", given: with(func(b *upgrade.Binary) { b.Size = 0 }), text: "size 0"},
-		{name: "other platform", given: with(func(b *upgrade.Binary) { b.Platform = "linux/arm64" }), want: ErrNoProgram, text: "this host is"},
-		{name: "other platform inside", given: func() ([]byte, upgrade.Binary) { return of(arm) }, want: ErrNoProgram, text: "it is for linux/arm64, this host is linux/amd64"},
-		{name: "text", given: func() ([]byte, upgrade.Binary) { return of([]byte("#!/bin/sh\necho hello\n")) }, want: ErrNoProgram, text: "no program"},
-		{name: "half a program", given: func() ([]byte, upgrade.Binary) { return of(good[:len(good)/2]) }, want: ErrNoProgram, text: "cut short"},
-		{name: "the head of a program", given: func() ([]byte, upgrade.Binary) { return of(good[:100]) }, want: ErrNoProgram, text: "cut short"},
-		{name: "other version", given: with(func(b *upgrade.Binary) { b.Version = "3.0.0" }), want: ErrNoProgram, text: "its version is 2.0.0, announced was 3.0.0"},
-		{name: "other level", given: with(func(b *upgrade.Binary) { b.MaxLevel = 3 }), want: ErrNoProgram, text: "highest feature level is 2"},
+		{name: "other content", given: func() ([]byte, order.Binary) { c := slices.Clone(good); c[len(c)/2]++; return c, announced }, want: ErrContent, text: "SHA-256"},
+		{name: "too long", given: func() ([]byte, order.Binary) { return append(slices.Clone(good), 1), announced }, want: ErrContent, text: "longer"},
+		{name: "no hash", given: with(func(b *order.Binary) { b.SHA256 = "../../etc/passwd" }), text: "64 digits"},
+		{name: "no size", given: with(func(b *order.Binary) { b.Size = 0 }), text: "size 0"},
+		{name: "other platform", given: with(func(b *order.Binary) { b.Platform = "linux/arm64" }), want: ErrNoProgram, text: "this host is"},
+		{name: "other platform inside", given: func() ([]byte, order.Binary) { return of(arm) }, want: ErrNoProgram, text: "it is for linux/arm64, this host is linux/amd64"},
+		{name: "text", given: func() ([]byte, order.Binary) { return of([]byte("#!/bin/sh\necho hello\n")) }, want: ErrNoProgram, text: "no program"},
+		{name: "half a program", given: func() ([]byte, order.Binary) { return of(good[:len(good)/2]) }, want: ErrNoProgram, text: "cut short"},
+		{name: "the head of a program", given: func() ([]byte, order.Binary) { return of(good[:100]) }, want: ErrNoProgram, text: "cut short"},
+		{name: "other version", given: with(func(b *order.Binary) { b.Version = "3.0.0" }), want: ErrNoProgram, text: "its version is 2.0.0, announced was 3.0.0"},
+		{name: "other level", given: with(func(b *order.Binary) { b.MaxLevel = 3 }), want: ErrNoProgram, text: "highest feature level is 2"},
 		{name: "does not run", given: says(character{Version: "2.0.0", Mode: "breaks"}), want: ErrNoProgram, text: "cannot work here"},
 		{name: "lies", given: says(character{Version: "2.0.0", Mode: "lies"}), want: ErrNoProgram, text: "2.0.0-or-so"},
-		{name: "unsigned", given: with(func(*upgrade.Binary) {}), key: &priv, want: ErrUnsigned, text: "a signature of key"},
-		{name: "signed by another", given: with(func(*upgrade.Binary) {}), key: &priv, sign: func(c []byte) []byte { return sign(t, stranger, c) }, want: ErrSignature, text: "it is of key"},
-		{name: "signature of other content", given: with(func(*upgrade.Binary) {}), key: &priv, sign: func(c []byte) []byte { return sign(t, priv, c[1:]) }, want: ErrSignature, text: "changed"},
-		{name: "signature of the old kind", given: with(func(*upgrade.Binary) {}), key: &priv, sign: func(c []byte) []byte { return minisign.Sign(priv, c) }, want: ErrSignature, text: "minisign -H"},
-		{name: "no signature at all", given: with(func(*upgrade.Binary) {}), key: &priv, sign: func([]byte) []byte { return []byte("yes, it is mine") }, want: ErrSignature, text: "no signature of minisign"},
+		{name: "unsigned", given: with(func(*order.Binary) {}), key: &priv, want: ErrUnsigned, text: "a signature of key"},
+		{name: "signed by another", given: with(func(*order.Binary) {}), key: &priv, sign: func(c []byte) []byte { return sign(t, stranger, c) }, want: ErrSignature, text: "it is of key"},
+		{name: "signature of other content", given: with(func(*order.Binary) {}), key: &priv, sign: func(c []byte) []byte { return sign(t, priv, c[1:]) }, want: ErrSignature, text: "changed"},
+		{name: "signature of the old kind", given: with(func(*order.Binary) {}), key: &priv, sign: func(c []byte) []byte { return minisign.Sign(priv, c) }, want: ErrSignature, text: "minisign -H"},
+		{name: "no signature at all", given: with(func(*order.Binary) {}), key: &priv, sign: func([]byte) []byte { return []byte("yes, it is mine") }, want: ErrSignature, text: "no signature of minisign"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/skiff-sh/skiff/cluster/upgrade"
+	"github.com/skiff-sh/skiff/cluster/upgrade/order"
 	"github.com/skiff-sh/skiff/fsm/durable"
 )
 
@@ -17,7 +17,7 @@ const defaultTrial = time.Minute
 // change makes ready what runs next and asks for it with an *Exec. The order of
 // its steps: what is needed to go back is on disk, the trial is written down, a
 // guard watches, and only then the file changes.
-func (e *Executor) change(o upgrade.Order, to program) (err error) {
+func (e *Executor) change(o order.Order, to program) (err error) {
 	there, err := e.inPlace(to)
 	if err != nil {
 		return err
@@ -101,7 +101,7 @@ func (e *Executor) keepOwn() error {
 	if err != nil {
 		return fmt.Errorf("keep the present program: %w", err)
 	}
-	b := upgrade.Binary{Version: e.c.Version, SHA256: e.self.SHA256, Size: st.Size(), Platform: Platform}
+	b := order.Binary{Version: e.c.Version, SHA256: e.self.SHA256, Size: st.Size(), Platform: Platform}
 	if err := e.store.keepRunning(b, f); err != nil {
 		return fmt.Errorf("keep the present program: %w", err)
 	}
@@ -160,7 +160,7 @@ func (e *Executor) undo(why error) error {
 
 // destination is the program that a Return asks for: the one from before, if the
 // present one is that of the order.
-func (e *Executor) destination(s state, o upgrade.Order) (program, error) {
+func (e *Executor) destination(s state, o order.Order) (program, error) {
 	if o.Binary.SHA256 != "" && o.Binary.SHA256 != e.self.SHA256 {
 		return e.self, nil
 	}

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/skiff-sh/skiff/cluster/upgrade"
+	"github.com/skiff-sh/skiff/cluster/upgrade/order"
 )
 
 // member is a skiff of these tests on a host of its own: a folder.
@@ -25,7 +25,7 @@ type member struct {
 	dir      string // data directory
 	path     string // its program
 	env      []string
-	old, new upgrade.Binary
+	old, new order.Binary
 	cmd      *exec.Cmd
 	groups   []int
 	out      *os.File
@@ -133,9 +133,9 @@ func (m *member) eventually(what string, check func() error) {
 	}
 }
 
-func (m *member) order(id string, a upgrade.Action, b upgrade.Binary, trial time.Duration) {
+func (m *member) order(id string, a order.Action, b order.Binary, trial time.Duration) {
 	m.t.Helper()
-	text, err := json.Marshal(upgrade.Order{ID: id, Action: a, Binary: b, Trial: trial})
+	text, err := json.Marshal(order.Order{ID: id, Action: a, Binary: b, Trial: trial})
 	if err == nil {
 		tmp := filepath.Join(m.dir, "order.new")
 		if err = os.WriteFile(tmp, text, 0o600); err == nil {
@@ -148,10 +148,10 @@ func (m *member) order(id string, a upgrade.Action, b upgrade.Binary, trial time
 }
 
 // reports on an order, as the leader got them.
-func (m *member) reports(id string) (out []upgrade.Report) {
+func (m *member) reports(id string) (out []order.Report) {
 	b, _ := os.ReadFile(filepath.Join(m.dir, "reports"))
 	for line := range strings.Lines(string(b)) {
-		var r upgrade.Report
+		var r order.Report
 		if json.Unmarshal([]byte(line), &r) == nil && r.Order == id {
 			out = append(out, r)
 		}
@@ -160,11 +160,11 @@ func (m *member) reports(id string) (out []upgrade.Report) {
 }
 
 // outcome waits for the last report on an order.
-func (m *member) outcome(id string) (r upgrade.Report) {
+func (m *member) outcome(id string) (r order.Report) {
 	m.t.Helper()
 	m.eventually("report on order "+id, func() error {
 		rs := m.reports(id)
-		if len(rs) == 0 || rs[len(rs)-1].Phase == upgrade.Working {
+		if len(rs) == 0 || rs[len(rs)-1].Phase == order.Working {
 			return fmt.Errorf("got %v", rs)
 		}
 		r = rs[len(rs)-1]
@@ -175,7 +175,7 @@ func (m *member) outcome(id string) (r upgrade.Report) {
 
 // check is what has to be true whenever a switch is over, whatever happened: one
 // whole program in place, that one runs, and runs once, and nothing else is left.
-func (m *member) check(r upgrade.Report) {
+func (m *member) check(r order.Report) {
 	m.t.Helper()
 	want := m.old
 	if r.Version == m.new.Version {
@@ -208,7 +208,7 @@ func (m *member) check(r upgrade.Report) {
 	if err != nil || s.Trial != nil {
 		m.t.Errorf("state: %+v, %v", s, err)
 	}
-	if r.Phase == upgrade.Done != (r.Error == "") {
+	if r.Phase == order.Done != (r.Error == "") {
 		m.t.Errorf("report %+v", r)
 	}
 }
@@ -220,8 +220,8 @@ func TestSwitch(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.start()
-	m.order("1", upgrade.Fetch, m.new, 0)
-	if r := m.outcome("1"); r.Phase != upgrade.Done || r.Version != "1.0.0" {
+	m.order("1", order.Fetch, m.new, 0)
+	if r := m.outcome("1"); r.Phase != order.Done || r.Version != "1.0.0" {
 		t.Fatalf("fetch: %+v", r)
 	}
 	m.eventually("start", func() error {
@@ -231,9 +231,9 @@ func TestSwitch(t *testing.T) {
 		return nil
 	})
 	pid := m.server()
-	m.order("2", upgrade.Switch, m.new, time.Minute)
+	m.order("2", order.Switch, m.new, time.Minute)
 	r := m.outcome("2")
-	if r.Phase != upgrade.Done || r.Version != "2.0.0" {
+	if r.Phase != order.Done || r.Version != "2.0.0" {
 		t.Fatalf("switch: %+v", r)
 	}
 	m.check(r)
@@ -244,23 +244,23 @@ func TestSwitch(t *testing.T) {
 		t.Errorf("mode %v, %v", st.Mode(), err)
 	}
 	// Once more is no order; the same binary is no work.
-	m.order("2", upgrade.Switch, m.new, time.Minute)
-	m.order("3", upgrade.Switch, m.new, time.Minute)
-	if r := m.outcome("3"); r.Phase != upgrade.Done || r.Version != "2.0.0" {
+	m.order("2", order.Switch, m.new, time.Minute)
+	m.order("3", order.Switch, m.new, time.Minute)
+	if r := m.outcome("3"); r.Phase != order.Done || r.Version != "2.0.0" {
 		t.Errorf("switch to what runs: %+v", r)
 	}
-	m.order("4", upgrade.Return, m.new, time.Minute)
+	m.order("4", order.Return, m.new, time.Minute)
 	r = m.outcome("4")
-	if r.Phase != upgrade.Done || r.Version != "1.0.0" {
+	if r.Phase != order.Done || r.Version != "1.0.0" {
 		t.Fatalf("return: %+v", r)
 	}
 	m.check(r)
-	m.order("5", upgrade.Return, m.new, time.Minute)
-	if r := m.outcome("5"); r.Phase != upgrade.Done || r.Version != "1.0.0" {
+	m.order("5", order.Return, m.new, time.Minute)
+	if r := m.outcome("5"); r.Phase != order.Done || r.Version != "1.0.0" {
 		t.Errorf("return of what does not run: %+v", r)
 	}
-	m.order("6", upgrade.Action("dance"), m.new, 0)
-	if r := m.outcome("6"); r.Phase != upgrade.Failed || !strings.Contains(r.Error, "dance") {
+	m.order("6", order.Action("dance"), m.new, 0)
+	if r := m.outcome("6"); r.Phase != order.Failed || !strings.Contains(r.Error, "dance") {
 		t.Errorf("unknown action: %+v", r)
 	}
 	if b, _ := os.ReadFile(filepath.Join(m.dir, "starts")); string(b) != "1.0.0\n2.0.0\n1.0.0\n" {
@@ -279,9 +279,9 @@ func TestBadPrograms(t *testing.T) {
 			t.Parallel()
 			m := newMember(t, c.mode)
 			m.start()
-			m.order("1", upgrade.Switch, m.new, time.Second)
+			m.order("1", order.Switch, m.new, time.Second)
 			r := m.outcome("1")
-			if r.Phase != upgrade.Returned || r.Version != "1.0.0" || !strings.Contains(r.Error, c.why) {
+			if r.Phase != order.Returned || r.Version != "1.0.0" || !strings.Contains(r.Error, c.why) {
 				t.Errorf("%+v", r)
 			}
 			m.check(r)
@@ -310,15 +310,15 @@ func TestCrashAtEachStep(t *testing.T) {
 					if mode == "healthy" {
 						trial = time.Minute
 					}
-					m.order("1", upgrade.Switch, m.new, trial)
+					m.order("1", order.Switch, m.new, trial)
 					m.revive()
 					r := m.outcome("1")
 					switch {
 					case mode != "healthy" && r.Version != "1.0.0":
 						t.Errorf("a bad program stays: %+v", r)
-					case (r.Phase == upgrade.Done) != (r.Version == "2.0.0"):
+					case (r.Phase == order.Done) != (r.Version == "2.0.0"):
 						t.Errorf("report %+v", r)
-					case (mode == "healthy" && s == "serve/2.0.0/proved") && r.Phase != upgrade.Done:
+					case (mode == "healthy" && s == "serve/2.0.0/proved") && r.Phase != order.Done:
 						t.Errorf("the trial was over: %+v", r)
 					}
 					m.check(r)
@@ -342,7 +342,7 @@ func (m *member) revive() {
 			dead = 0
 			m.start()
 		}
-		if rs := m.reports("1"); len(rs) == 0 || rs[len(rs)-1].Phase == upgrade.Working {
+		if rs := m.reports("1"); len(rs) == 0 || rs[len(rs)-1].Phase == order.Working {
 			return fmt.Errorf("reports %+v", rs)
 		}
 		return nil
@@ -362,7 +362,7 @@ func TestThirdStart(t *testing.T) {
 			m := newMember(t, mode)
 			m.env = append(m.env, "SKIFF_TEST_CRASH=serve/1.0.0/exec+power")
 			m.start()
-			m.order("1", upgrade.Switch, m.new, time.Hour)
+			m.order("1", order.Switch, m.new, time.Hour)
 			m.eventually("power cut", func() error {
 				if n := len(m.processes()); n > 0 {
 					return fmt.Errorf("%d processes", n)
@@ -397,7 +397,7 @@ func TestThirdStart(t *testing.T) {
 			}
 			m.start()
 			r := m.outcome("1")
-			if r.Phase != upgrade.Returned || r.Version != "1.0.0" || !strings.Contains(r.Error, "started 3 times") {
+			if r.Phase != order.Returned || r.Version != "1.0.0" || !strings.Contains(r.Error, "started 3 times") {
 				t.Errorf("%+v", r)
 			}
 			m.check(r)
@@ -410,7 +410,7 @@ func TestGuardKilled(t *testing.T) {
 	t.Parallel()
 	m := newMember(t, "ill")
 	m.start()
-	m.order("1", upgrade.Switch, m.new, 3*time.Second)
+	m.order("1", order.Switch, m.new, 3*time.Second)
 	var first process
 	m.eventually("guard", func() error {
 		s, err := (journal{Dir(m.dir)}).read()
@@ -431,7 +431,7 @@ func TestGuardKilled(t *testing.T) {
 		return nil
 	})
 	r := m.outcome("1")
-	if r.Phase != upgrade.Returned || r.Version != "1.0.0" {
+	if r.Phase != order.Returned || r.Version != "1.0.0" {
 		t.Errorf("%+v", r)
 	}
 	m.check(r)
@@ -442,7 +442,7 @@ func TestStoppedInTrial(t *testing.T) {
 	t.Parallel()
 	m := newMember(t, "ill")
 	m.start()
-	m.order("1", upgrade.Switch, m.new, time.Second)
+	m.order("1", order.Switch, m.new, time.Second)
 	m.eventually("trial", func() error {
 		s, err := (journal{Dir(m.dir)}).read()
 		if err != nil || s.Trial == nil || s.Trial.Attempts == 0 {
@@ -464,7 +464,7 @@ func TestStoppedInTrial(t *testing.T) {
 	}
 	m.start()
 	r := m.outcome("1")
-	if r.Phase != upgrade.Returned {
+	if r.Phase != order.Returned {
 		t.Errorf("%+v", r)
 	}
 	m.check(r)
@@ -514,9 +514,9 @@ func TestSwitchRefused(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			m.order("1", upgrade.Switch, m.new, time.Second)
+			m.order("1", order.Switch, m.new, time.Second)
 			r := m.outcome("1")
-			if r.Phase != upgrade.Failed || r.Version != "1.0.0" || !strings.Contains(r.Error, c.why) {
+			if r.Phase != order.Failed || r.Version != "1.0.0" || !strings.Contains(r.Error, c.why) {
 				t.Errorf("%+v", r)
 			}
 			if s, err := (journal{Dir(m.dir)}).read(); err != nil || s.Trial != nil {
@@ -537,9 +537,9 @@ func TestDamagedState(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.start()
-	m.order("1", upgrade.Switch, m.new, time.Minute)
+	m.order("1", order.Switch, m.new, time.Minute)
 	r := m.outcome("1")
-	if r.Phase != upgrade.Done {
+	if r.Phase != order.Done {
 		t.Errorf("%+v", r)
 	}
 	m.check(r)
