@@ -105,9 +105,9 @@ func (h host) run(t *testing.T, dir string, while func()) error {
 
 var errNotReady = errors.New("it does not become ready, and says nothing")
 
-func (h host) client(t *testing.T, dir string) *rest.Config {
+func (h host) client(t *testing.T) *rest.Config {
 	t.Helper()
-	c, err := clientcmd.BuildConfigFromFlags("", filepath.Join(dir, "admin.kubeconfig"))
+	c, err := clientcmd.BuildConfigFromFlags("", filepath.Join(h.dir, "admin.kubeconfig")) // that of a copy may be damaged
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,9 +116,9 @@ func (h host) client(t *testing.T, dir string) *rest.Config {
 
 // objects are the users' part of the state, as a snapshot of the running server
 // has it.
-func (h host) objects(t *testing.T, dir string) string {
+func (h host) objects(t *testing.T) string {
 	t.Helper()
-	c := h.client(t, dir)
+	c := h.client(t)
 	client, err := rest.HTTPClientFor(c)
 	if err != nil {
 		t.Fatal(err)
@@ -152,9 +152,9 @@ func (h host) objects(t *testing.T, dir string) string {
 	}
 }
 
-func (h host) write(t *testing.T, dir string, from, to int) {
+func (h host) write(t *testing.T, from, to int) {
 	t.Helper()
-	client, err := kubernetes.NewForConfig(h.client(t, dir))
+	client, err := kubernetes.NewForConfig(h.client(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,13 +239,13 @@ var directories = []damage.Case{
 // exists, and leaves everything as it is; or it has everything.
 func damageServer(t *testing.T, pick func(i int, c damage.Case) bool) {
 	h := newHost(t)
-	if err := h.run(t, h.dir, func() { h.write(t, h.dir, 0, 3) }); err != nil {
+	if err := h.run(t, h.dir, func() { h.write(t, 0, 3) }); err != nil {
 		t.Fatal(err)
 	}
 	older := filepath.Join(t.TempDir(), "older")
 	copyDir(t, h.dir, older)
 	var want string
-	if err := h.run(t, h.dir, func() { h.write(t, h.dir, 3, 6); want = h.objects(t, h.dir) }); err != nil {
+	if err := h.run(t, h.dir, func() { h.write(t, 3, 6); want = h.objects(t) }); err != nil {
 		t.Fatal(err)
 	}
 	if n := strings.Count(want, "\n"); n != 13 {
@@ -272,7 +272,7 @@ func damageServer(t *testing.T, pick func(i int, c damage.Case) bool) {
 		}
 		before := fileSums(t, dir)
 		var got string
-		err := h.run(t, dir, func() { got = h.objects(t, dir) })
+		err := h.run(t, dir, func() { got = h.objects(t) })
 		if table[d.File] == nil {
 			table[d.File] = &outcome{}
 			files = append(files, d.File)
