@@ -344,8 +344,9 @@ func (n *Node) Snapshot(ctx context.Context, w io.Writer) error {
 
 // SnapshotHere writes a snapshot of what this server has, which is consistent at
 // one revision but may lack what others have acknowledged. It needs no quorum.
+// While there are writes it takes its time, see yielding.
 func (n *Node) SnapshotHere(ctx context.Context, w io.Writer) error {
-	return n.c.FSM.Capture().Write(ctx, w)
+	return n.c.FSM.Capture().Write(ctx, &yielding{w: w, revision: n.c.FSM.Store().Revision})
 }
 
 // machine tells the transport when entries were committed.

@@ -86,6 +86,7 @@ func saveSnapshot(c *cli.Context) error {
 	if len(args) == 1 {
 		path = args[0]
 	}
+	giveWay() // the server may be on this host
 	to, err := recipients(c)
 	if err != nil {
 		return err
