@@ -352,6 +352,9 @@ func TestRestoreRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	exists := t.TempDir()
+	if err := os.Mkdir(filepath.Join(exists, "raft"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
 	evil := fsm.New(store.New(store.Config{}))
@@ -364,7 +367,7 @@ func TestRestoreRefuses(t *testing.T) {
 		opts            RestoreOptions
 		want            string
 	}{
-		{"a directory that exists", path, exists, t.Context(), RestoreOptions{}, "already exists"},
+		{"the directory of a member", path, exists, t.Context(), RestoreOptions{}, "raft already exists, so "},
 		{"a truncated snapshot", bad, "", t.Context(), RestoreOptions{}, "truncated"},
 		{"a cancelled context", path, "", cancelled, RestoreOptions{}, "canceled"},
 		{"a step back", path, "", t.Context(), RestoreOptions{RevisionStep: -1}, "go back"},
@@ -383,7 +386,7 @@ func TestRestoreRefuses(t *testing.T) {
 			if got := names(t, parent); len(got) != 0 {
 				t.Errorf("left behind: %v", got)
 			}
-			if got := names(t, exists); len(got) != 0 {
+			if got := names(t, exists); len(got) != 1 {
 				t.Errorf("wrote into what exists: %v", got)
 			}
 		})

@@ -79,9 +79,10 @@ type Restored struct {
 }
 
 // Restore makes a data dir from a snapshot: a server started on it is the only
-// member of the same cluster, in a new epoch. dataDir must not exist (ErrExists). The snapshot
-// is verified as a whole before anything is written, and dataDir appears when
-// everything in it is on the disk.
+// member of the same cluster, in a new epoch. dataDir must not exist, or hold
+// nothing of a member (ErrExists). The snapshot is verified as a whole before
+// anything is written. A dataDir that was not there appears when everything in it is
+// on the disk; in one that was no server starts before that.
 func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Restored, err error) {
 	defer func() {
 		if err != nil {
@@ -91,9 +92,8 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	if _, err := os.Lstat(dataDir); err == nil {
-		return nil, fmt.Errorf("data dir %s %w; name one that does not", dataDir, ErrExists)
-	} else if !errors.Is(err, os.ErrNotExist) {
+	into, err := freeFor(dataDir)
+	if err != nil {
 		return nil, err
 	}
 	f, err := Open(path, o.Unlock)
@@ -136,6 +136,9 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 		return nil, fmt.Errorf("revision %d can't go %d further", info.Revision, o.RevisionStep)
 	}
 	parent := filepath.Dir(filepath.Clean(dataDir))
+	if into {
+		parent = filepath.Clean(dataDir)
+	}
 	if o.DryRun {
 		out.PKIFiles = slices.Sorted(maps.Keys(pki))
 		if err := canMake(parent, info); err != nil {
@@ -175,6 +178,12 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 	}
 	if err := syncTree(tmp); err != nil {
 		return nil, err
+	}
+	if into {
+		if err := putInto(tmp, dataDir); err != nil {
+			return nil, err
+		}
+		return out, nil
 	}
 	err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, dataDir, unix.RENAME_NOREPLACE)
 	switch {

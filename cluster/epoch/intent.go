@@ -95,6 +95,9 @@ func LoadIntent(dataDir string) (*Intent, error) {
 // returns it. The caller holds the directory's lock and has nothing in it open.
 // Whatever was done before it was killed is not done again.
 func Resume(ctx context.Context, dataDir string) (*Intent, error) {
+	if raftdir.Restoring(dataDir) {
+		return nil, fmt.Errorf("a restore of a snapshot into %s was interrupted: run skiff snapshot restore again, with the same --data-dir", dataDir)
+	}
 	if err := raftdir.FinishRenewal(dataDir); err != nil {
 		return nil, err
 	}

@@ -193,7 +193,7 @@ func restoreKeys(keyFile, passphraseFile string) (func(map[string][]byte) (map[s
 func explainRestore(err error) error {
 	switch {
 	case errors.Is(err, backup.ErrExists):
-		return fmt.Errorf("%w: a restore never overwrites; choose another directory or move that one away", err)
+		return fmt.Errorf("%w: a restore never overwrites; choose another directory, or move away what it holds of a member (raft, pki, node-id, cluster.json); pods of this host that run from the directory are kept then", err)
 	case errors.Is(err, backup.ErrSealed):
 		return fmt.Errorf("%w: name a copy of a server's pki/%s with --key-file, or the passphrase's file with --passphrase-file", err, seal.KeyFile)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/skiff-sh/skiff/backup"
 	"github.com/skiff-sh/skiff/cluster"
+	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/cluster/seal"
 )
 
@@ -25,4 +26,17 @@ func restoreFiles(keyFile, passphraseFile string) (func(*backup.Info, map[string
 		}
 		return cluster.RestoredFiles(info, state, key)
 	}, nil
+}
+
+// lockExisting keeps a server out of a directory that is restored into, if it is
+// there.
+func lockExisting(dir string) (unlock func(), err error) {
+	if there, err := exists(dir); err != nil || !there {
+		return func() {}, err
+	}
+	lock, err := consensus.LockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	return lock.Unlock, nil
 }

@@ -51,6 +51,11 @@ func restoreSnapshot(c *cli.Context) error {
 		return err
 	}
 	defer remove()
+	unlockDir, err := lockExisting(c.String("data-dir"))
+	if err != nil {
+		return err
+	}
+	defer unlockDir()
 	b := newBar("restore")
 	done, err := backup.Restore(c.Context, path, c.String("data-dir"),
 		backup.RestoreOptions{Keys: keys, Files: files, Unlock: open, DryRun: c.Bool("dry-run"), Progress: b.snapshot})

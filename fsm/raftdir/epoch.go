@@ -146,9 +146,27 @@ func SaveEpoch(dataDir string, e Epoch) error {
 func unaskedPath(dataDir string) string { return filepath.Join(Path(dataDir), "unasked") }
 
 // SetUnasked says, or no longer says, that the others are to be asked.
-func SetUnasked(dataDir string, unasked bool) error {
-	path := unaskedPath(dataDir)
-	if unasked {
+func SetUnasked(dataDir string, unasked bool) error { return note(unaskedPath(dataDir), unasked) }
+
+// While a snapshot is restored into a data dir that is there already, a file says
+// so: no server may start in it.
+
+func restoringPath(dataDir string) string { return filepath.Join(dataDir, "restoring") }
+
+// SetRestoring says, or no longer says, that a restore into a data dir is under
+// way.
+func SetRestoring(dataDir string, under bool) error { return note(restoringPath(dataDir), under) }
+
+// Restoring says whether a restore into a data dir was interrupted, or is under
+// way.
+func Restoring(dataDir string) bool {
+	_, err := os.Stat(restoringPath(dataDir))
+	return err == nil
+}
+
+// note makes or removes an empty file, for good.
+func note(path string, there bool) error {
+	if there {
 		return durable.Replace(path, nil, 0o600)
 	}
 	err := os.Remove(path)
