@@ -149,8 +149,11 @@ func (t *trial) count(id string) {
 // returned ends a trial in the program from before.
 func (e *Executor) returned(s *state) {
 	t, phase, why := s.Trial, order.Failed, "the switch was interrupted before the new program ran"
-	if t.Returning != "" {
+	switch {
+	case t.Returning != "":
 		phase, why = order.Returned, t.Returning
+	case t.Executed: // the disk was full, or somebody was faster than the guard
+		phase, why = order.Returned, fmt.Sprintf("version %s ended, or was ended, before it was healthy", t.To.Version)
 	}
 	if err := (place{t.Path}).back(e.store, t.From.SHA256); err != nil {
 		why += fmt.Sprintf("; and %s does not hold version %s, though that runs: %v", t.Path, t.From.Version, err)

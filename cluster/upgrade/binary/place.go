@@ -182,7 +182,12 @@ func (p place) tidy() error {
 	return errors.Join(remove(p.next()), remove(p.previous()), remove(p.beside("probe")))
 }
 
+// remove is for files that may not be there; that is no error on a disk that cannot
+// be written either.
 func remove(path string) error {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
