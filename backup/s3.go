@@ -292,7 +292,7 @@ func (s *S3) explain(what string, err error) error {
 		hint = "it does not speak TLS"
 	}
 	if hint != "" {
-		return fmt.Errorf("%s in %s at %s: %w: %s", what, s, s.endpoint, err, hint)
+		return fmt.Errorf("%s in %s at %s: %w (%s)", what, s, s.endpoint, err, hint)
 	}
 	return fmt.Errorf("%s in %s at %s: %w", what, s, s.endpoint, err)
 }

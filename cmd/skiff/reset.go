@@ -33,7 +33,7 @@ func resetCommand() *cli.Command {
 		Flags: []cli.Flag{
 			dataDirFlag(),
 			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask", EnvVars: env("yes")},
-			&cli.BoolFlag{Name: "delete-data", Usage: "delete the data directory too, and with it the cluster's state", EnvVars: env("delete-data")},
+			&cli.BoolFlag{Name: "delete-data", Usage: "delete the data directory too, and with it the cluster's state and the snapshots in it", EnvVars: env("delete-data")},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be removed", EnvVars: env("dry-run")},
 		},
 		Action: func(c *cli.Context) error {

@@ -30,7 +30,8 @@ func snapshotFlags() []cli.Flag {
 // parseSnapshots reads snapshotFlags; nil if the schedule is off.
 func parseSnapshots(c *cli.Context, dataDir string) (*cluster.Snapshots, error) {
 	s3 := c.String("snapshot-s3")
-	if c.String("snapshot-schedule") == membership.SnapshotsOff {
+	// off is false in a YAML file.
+	if off := c.String("snapshot-schedule"); off == membership.SnapshotsOff || off == "false" {
 		if s3 != "" {
 			return nil, usagef("--snapshot-s3 %s without effect: --snapshot-schedule is off", s3)
 		}

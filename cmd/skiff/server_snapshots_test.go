@@ -21,6 +21,13 @@ func TestSnapshotFlags(t *testing.T) {
 	if err := os.WriteFile(keys, []byte("[default]\naws_access_key_id=a\naws_secret_access_key=b\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	off, some := filepath.Join(dir, "off.yaml"), filepath.Join(dir, "some.yaml")
+	for path, content := range map[string]string{off: "snapshot-schedule: off\n",
+		some: "snapshot-schedule: 5 * * * *\nsnapshot-keep: 7\nsnapshot-compress: true\nsnapshot-s3: s3://bucket/a\ns3-credentials-file: " + keys + "\n"} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, tc := range []struct {
 		args []string
 		env  map[string]string
@@ -29,6 +36,10 @@ func TestSnapshotFlags(t *testing.T) {
 	}{
 		{see: func(s *cluster.Snapshots) bool {
 			return s.Cron.String() == "0 */12 * * *" && s.Retention == backup.Retention{Keep: 5} && s.Dir == "/var/lib/skiff/snapshots" && s.Remote == nil && s.Save.Encrypt == nil
+		}},
+		{args: []string{"--config", off}, see: func(s *cluster.Snapshots) bool { return s == nil }},
+		{args: []string{"--config", some}, see: func(s *cluster.Snapshots) bool {
+			return s.Cron.String() == "5 * * * *" && s.Retention.Keep == 7 && s.Save.Compress && s.Remote.String() == "s3://bucket/a"
 		}},
 		{args: []string{"--snapshot-schedule", "off"}, see: func(s *cluster.Snapshots) bool { return s == nil }},
 		{args: []string{"--snapshot-schedule", "CRON_TZ=Europe/Berlin 5 4 * * 6", "--snapshot-keep", "2", "--snapshot-max-age", "30d", "--snapshot-dir", dir, "--snapshot-compress"}, see: func(s *cluster.Snapshots) bool {
@@ -57,6 +68,11 @@ func TestSnapshotFlags(t *testing.T) {
 		var err error
 		cmd.Action = func(c *cli.Context) error {
 			var o serverOptions
+			if c.IsSet("config") {
+				if err := loadConfigFile(c); err != nil {
+					t.Error(err)
+				}
+			}
 			if o, err = parseServer(c); err == nil && (tc.see == nil || !tc.see(o.cluster.Snapshots)) {
 				t.Errorf("%v: %+v", tc.args, o.cluster.Snapshots)
 			}

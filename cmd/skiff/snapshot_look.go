@@ -102,12 +102,12 @@ func snapshotVerifyCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			path, done, err := fetch(c, path)
+			local, done, err := fetch(c, path)
 			if err != nil {
 				return err
 			}
 			defer done()
-			info, err := verifySnapshot(c, path, keys)
+			info, err := verifySnapshot(c, local, keys)
 			if err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -138,6 +139,9 @@ func saveS3(c *cli.Context, arg string, o backup.SaveOptions) (string, *backup.I
 		return arg, nil, err
 	}
 	info, n, err := backup.SaveTo(c.Context, download(c), p, name, o)
+	if errors.Is(err, backup.ErrExists) { // --force would not help
+		return arg, nil, fmt.Errorf("%v: choose another name", err)
+	}
 	if err != nil {
 		return arg, nil, err
 	}
