@@ -21,6 +21,9 @@ const (
 	settlePatience = 5 * time.Minute
 	quorumPatience = 5 * time.Minute // for the servers to be whole again before the next one
 	handPatience   = 2 * time.Minute // for another server to lead
+	// deadPatience is how long nothing has to happen until one that is not heard of
+	// is dead: a leader that has just started has not heard of everybody.
+	deadPatience = time.Minute
 
 	// fetchesAtOnce is how many agents get the binary at a time.
 	fetchesAtOnce = 16
@@ -142,7 +145,7 @@ func (d *decision) follow(m *Member) {
 			d.do(step{Kind: kindSet, Member: m.Name, State: StateFetched})
 		case ended:
 			d.stop(m.Name, "%s cannot use the binary: %s", m.Name, rep.Error)
-		case !f.Alive && d.r.Options.IgnoreDead:
+		case !f.Alive && d.r.Options.IgnoreDead && d.late(m.Since, deadPatience):
 			d.do(step{Kind: kindSet, Member: m.Name, State: StateSkipped, Text: "it is dead"})
 		case d.late(m.Since, fetchPatience):
 			d.stop(m.Name, "%s has not got the binary within %s%s", m.Name, fetchPatience, dead(f))

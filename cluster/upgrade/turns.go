@@ -53,7 +53,7 @@ func (d *decision) beginFetch(m *Member) bool {
 	case !there:
 		d.do(step{Kind: kindSet, Member: m.Name, State: StateSkipped, Text: "it is no member any more"})
 		return false
-	case !f.Alive && d.r.Options.IgnoreDead:
+	case !f.Alive && d.r.Options.IgnoreDead && d.late(d.lastChange(), deadPatience):
 		d.do(step{Kind: kindSet, Member: m.Name, State: StateSkipped, Text: "it is dead"})
 		return false
 	}
@@ -101,7 +101,7 @@ func (d *decision) servers() {
 	case !there:
 		d.do(step{Kind: kindSet, Member: next.Name, State: StateSkipped, Text: "it is no member any more"})
 		return
-	case !f.Alive && (d.r.Options.IgnoreDead || d.r.Back()):
+	case !f.Alive && (d.r.Options.IgnoreDead || d.r.Back()) && d.late(d.lastChange(), deadPatience):
 		d.do(step{Kind: kindSet, Member: next.Name, State: StateSkipped, Text: "it is dead"})
 		return
 	}
@@ -210,11 +210,11 @@ func (d *decision) version(m *Member) string {
 	return d.r.Binary.Version
 }
 
-// lastChange is when a server, or the stage, changed last.
+// lastChange is when a member, or the stage, changed last.
 func (d *decision) lastChange() (t time.Time) {
 	t = d.r.Since
 	for _, m := range d.r.Members {
-		if m.Server && m.Since.After(t) {
+		if m.Since.After(t) {
 			t = m.Since
 		}
 	}
@@ -247,6 +247,8 @@ func (d *decision) agents() {
 		case m.State == StateWaiting && !d.r.Back():
 			d.beginFetch(m)
 		case d.r.Paused || room <= 0:
+		case !f.Alive && !d.late(d.lastChange(), deadPatience):
+			d.wait("agent %s: it is not heard of", m.Name)
 		case !f.Alive && (d.r.Options.IgnoreDead || d.r.Back()):
 			d.do(step{Kind: kindSet, Member: m.Name, State: StateSkipped, Text: "it is dead"})
 		case !f.Alive:
