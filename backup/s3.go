@@ -27,7 +27,7 @@ const DefaultS3Endpoint = "https://s3.amazonaws.com"
 
 const (
 	// s3Stall is how long a server may take no byte and send none.
-	s3Stall = 2 * time.Minute
+	s3Stall = time.Minute
 	// s3Tries is how often one request is sent. Who saves tries again later.
 	s3Tries = 3
 )

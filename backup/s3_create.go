@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/s3utils"
 )
 
 // Create implements Place. Each part is sent with its MD5, which the service
@@ -65,6 +66,8 @@ func (s *S3) put(ctx context.Context, key string, src *sent) error {
 	case err == io.EOF:
 		_, err = s.core.Client.PutObject(ctx, s.bucket, key, first, int64(first.Len()), o)
 	case err == nil:
+		// Google takes it as one stream, which the library can't sum up before.
+		o.SendContentMd5 = !s3utils.IsGoogleEndpoint(*s.core.EndpointURL())
 		_, err = s.core.Client.PutObject(ctx, s.bucket, key, io.MultiReader(first, src), -1, o)
 	}
 	return err
