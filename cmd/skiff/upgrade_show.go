@@ -115,8 +115,11 @@ const (
 // paused. It goes on without this command.
 func followUpgrade(c *cli.Context, st *upgrade.Status, asJSON bool) error {
 	f := follower{out: c.App.Writer, json: asJSON, live: !asJSON && term.IsTerminal(int(os.Stdout.Fd()))}
-	if st.Rollout != nil {
-		f.began = st.Rollout.Started
+	if r := st.Rollout; r != nil {
+		f.began = r.Started
+		if n := len(r.History); n > 1 { // what was before is in skiff upgrade status
+			f.seen = r.History[n-2]
+		}
 	}
 	heard := time.Now()
 	for {

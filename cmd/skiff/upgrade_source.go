@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -66,8 +67,13 @@ func findProgram(c *cli.Context) (*program, error) {
 	case file == "" && from == "":
 		return nil, usagef("--version needs --from URL (with {version}, {os} and {arch} in it): no place is known where programs of skiff are kept")
 	}
-	p := &program{path: file}
-	if file == "" {
+	p := &program{}
+	if file != "" {
+		var err error
+		if p.path, err = filepath.Abs(file); err != nil {
+			return nil, err
+		}
+	} else {
 		if _, err := skew.Parse(version); err != nil {
 			return nil, usagef("--version %v", err)
 		}
