@@ -100,8 +100,11 @@ func saveSnapshot(c *cli.Context) error {
 		}
 		fmt.Fprintf(os.Stderr, "skiff: %v; trying again\n", lost)
 	}
-	if errors.Is(err, backup.ErrExists) {
+	switch {
+	case errors.Is(err, backup.ErrExists):
 		return fmt.Errorf("%w: choose another name or use --force", err)
+	case err != nil && c.Context.Err() != nil:
+		return fmt.Errorf("interrupted: %w; nothing was saved", err)
 	}
 	if err != nil {
 		return err
