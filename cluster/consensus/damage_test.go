@@ -106,7 +106,7 @@ func runDamages(t *testing.T, every int, killed bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	table := map[string]*damageOutcome{}
+	table, newest := map[string]*damageOutcome{}, newestSnapshot(t, c.DataDir)
 	for i, d := range cases {
 		if i%every != 0 {
 			continue
@@ -122,6 +122,11 @@ func runDamages(t *testing.T, every int, killed bool) {
 		f := fsm.New(store.New(store.Config{}))
 		err := tryStart(t, c, dir, f)
 		kind := filepath.Base(d.File)
+		if strings.Contains(d.File, filepath.Base(filepath.Dir(newest))) {
+			kind = "newest " + kind
+		} else if strings.Contains(d.File, "snapshots") {
+			kind = "older " + kind
+		}
 		if table[kind] == nil {
 			table[kind] = &damageOutcome{}
 		}
@@ -155,7 +160,7 @@ func runDamages(t *testing.T, every int, killed bool) {
 	}
 	sort.Strings(kinds)
 	for _, k := range kinds {
-		t.Logf("%-10s %4d refused, %4d with the whole state", k, table[k].refused, table[k].whole)
+		t.Logf("%-17s %4d refused, %4d with the whole state", k, table[k].refused, table[k].whole)
 	}
 }
 

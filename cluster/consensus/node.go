@@ -102,7 +102,7 @@ func (n *Node) open() error {
 		return n.withAdvice(err)
 	}
 	if err := raftdir.CheckOwner(n.c.DataDir, n.c.NodeID); err != nil {
-		return err
+		return n.withAdvice(err)
 	}
 	if err := n.snaps.VerifyState(fsm.Check); err != nil {
 		return n.withAdvice(err)
@@ -133,7 +133,7 @@ func (n *Node) open() error {
 		n.c.Logger.Warn("the raft log's record of its last write is invalid; if this is not because of a crash, the last write before the stop is lost", "file", log.Path())
 	}
 	if err := raftdir.SetOwner(n.c.DataDir, n.c.NodeID); err != nil {
-		return errors.Join(n.withAdvice(err), log.Close())
+		return errors.Join(err, log.Close())
 	}
 	n.log = log
 	if err := n.files.open(n); err != nil {

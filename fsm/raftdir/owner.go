@@ -31,6 +31,9 @@ func Owner(dataDir string) string {
 
 // CheckOwner refuses the ID of another member.
 func CheckOwner(dataDir, id string) error {
+	if st, err := os.Lstat(ownerPath(dataDir)); err == nil && !st.Mode().IsRegular() || err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %s is not a file: move it away", ErrDamaged, ownerPath(dataDir))
+	}
 	if have := Owner(dataDir); have != "" && have != id {
 		path := filepath.Join(dataDir, "node-id")
 		return fmt.Errorf("%w: %s says %s, but the log in %s is that of %s: put that ID back into %s", ErrDamaged, path, id, Path(dataDir), have, path)
@@ -43,13 +46,9 @@ func SetOwner(dataDir, id string) error {
 	if Owner(dataDir) == id {
 		return nil
 	}
-	path := ownerPath(dataDir)
-	if st, err := os.Lstat(path); err == nil && !st.Mode().IsRegular() || err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: %s is not a file: move it away", ErrDamaged, path)
-	}
 	b, err := durable.Seal(ownerDoc{ID: id})
 	if err != nil {
 		return err
 	}
-	return durable.Replace(path, b, 0o600)
+	return durable.Replace(ownerPath(dataDir), b, 0o600)
 }
