@@ -154,8 +154,12 @@ func (n *Node) admit(ctx context.Context, q joinRequest) error {
 	if q.ID == n.c.NodeID {
 		return fmt.Errorf("%w: its ID is the leader's", ErrRefused)
 	}
-	n.admitting.Lock()
-	defer n.admitting.Unlock()
+	select {
+	case n.admitting <- struct{}{}:
+		defer func() { <-n.admitting }()
+	case <-ctx.Done():
+		return fmt.Errorf("%w: another server is being let in: %w", ErrNotReady, ctx.Err())
+	}
 	level := n.c.FSM.Level()
 	if v := fsm.AtLevel(level).Command; q.CommandVersion < v {
 		return fmt.Errorf("%w: it can apply commands up to version %d, the cluster uses those of version %d", ErrVersion, q.CommandVersion, v)

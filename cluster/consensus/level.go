@@ -47,8 +47,12 @@ func (n *Node) RaiseLevel(ctx context.Context, to int) error {
 	if n.lead.leadingTerm() == 0 {
 		return ErrNotLeader
 	}
-	n.admitting.Lock()
-	defer n.admitting.Unlock()
+	select {
+	case n.admitting <- struct{}{}:
+		defer func() { <-n.admitting }()
+	case <-ctx.Done():
+		return fmt.Errorf("%w: another server is being let in: %w", ErrNotReady, ctx.Err())
+	}
 	view := n.c.FSM.Store().View()
 	if now := fsm.LevelOf(view); to <= now {
 		return fmt.Errorf("%w: the cluster is at feature level %d already", fsm.ErrInvalid, now)
