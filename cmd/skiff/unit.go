@@ -30,7 +30,8 @@ const (
 //   - ExecStartPre runs the program from before an upgrade, while that is on trial.
 //   - Restart and StartLimitIntervalSec: systemd never gives up, also when the
 //     disk is full for a while.
-//   - TimeoutStartSec: a long log is read before skiff is ready.
+//   - TimeoutStartSec: skiff is up after a minute, see notifyReady; before that a
+//     long log may have to be read.
 func (i *installation) unitText(dataDir string) string {
 	abs, err := filepath.Abs(dataDir)
 	if err != nil {
@@ -57,7 +58,7 @@ KillMode=process
 Delegate=yes
 Restart=always
 RestartSec=1s
-TimeoutStartSec=infinity
+TimeoutStartSec=5min
 TimeoutStopSec=90s
 LimitNOFILE=1048576
 LimitNPROC=infinity

@@ -144,6 +144,7 @@ func (e *Executor) leave() {
 	if err := e.journal.update(func(s *state) error {
 		if s.Trial != nil {
 			s.Trial.Executed = true
+			s.Trial.count(startID(os.Getpid()))
 		}
 		return nil
 	}); err != nil {
