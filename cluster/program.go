@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -28,7 +27,7 @@ type LastProgram struct {
 // one, remembers nothing: what is in the log is looked at later, too.
 func ReadProgram(dataDir string) (p LastProgram) {
 	b, err := os.ReadFile(filepath.Join(dataDir, programFile))
-	if err != nil || json.Unmarshal(b, &p) != nil {
+	if err != nil || durable.Open(b, &p) != nil {
 		return LastProgram{}
 	}
 	return p
@@ -56,9 +55,9 @@ func NoteProgram(dataDir, version string, level int, log *slog.Logger) {
 	if next == last {
 		return
 	}
-	b, err := json.Marshal(next)
+	b, err := durable.Seal(next)
 	if err == nil {
-		err = durable.Replace(filepath.Join(dataDir, programFile), append(b, '\n'), 0o644)
+		err = durable.Replace(filepath.Join(dataDir, programFile), b, 0o644)
 	}
 	if err != nil { // as on a full disk
 		log.Error("which version runs here is not remembered", "error", err)

@@ -25,11 +25,11 @@ func LoadCluster(dataDir string) (*Cluster, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrClusterFile, err)
+		return nil, fmt.Errorf("%w: %w; move it away and start skiff server or skiff agent with --join and a new token", ErrClusterFile, err)
 	}
 	c := new(Cluster)
 	if err := durable.Open(b, c); err != nil {
-		return nil, fmt.Errorf("%w: %s: %w; remove it and start with --join and a new token", ErrClusterFile, path, err)
+		return nil, fmt.Errorf("%w: %s: %w; remove it and start skiff server or skiff agent with --join and a new token", ErrClusterFile, path, err)
 	}
 	return c, nil
 }

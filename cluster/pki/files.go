@@ -49,7 +49,7 @@ func readFiles(dir string) (map[string][]byte, error) {
 				missing = append(missing, name)
 			}
 		case err != nil:
-			return nil, fmt.Errorf("read cluster keys: %w", err)
+			return nil, fmt.Errorf("read cluster keys: %w: %s", err, PutBack)
 		default:
 			files[name] = b
 		}

@@ -11,7 +11,10 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skiff-sh/skiff/cluster/membership"
+	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
 // keepName makes this host go by the name that it has in its cluster, whatever its
@@ -29,6 +32,27 @@ func (o *hostOptions) keepName() error {
 	}
 	o.logger.Info("this host keeps the name that it has in its cluster", "name", have, "host name", o.name)
 	o.name = have
+	return nil
+}
+
+// mendKnown puts a damaged cluster.json of a server aside. The log has all of it, but
+// for the server's own name.
+func (o *hostOptions) mendKnown() error {
+	_, err := membership.LoadCluster(o.dataDir)
+	if !errors.Is(err, membership.ErrClusterFile) || !raftdir.Exists(o.dataDir) {
+		return nil // said where it is needed
+	}
+	path := filepath.Join(o.dataDir, membership.ClusterFile)
+	if !o.named {
+		return fmt.Errorf("%s is damaged: start once with skiff server --name NAME, the name that this host has in its cluster; the file is then made again from the log", path)
+	}
+	o.logger.Warn("what this host knows of the cluster is damaged; the file is put aside and made again from the log", "file", path, "error", err)
+	if err := os.RemoveAll(path + ".damaged"); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	if err := os.Rename(path, path+".damaged"); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
 	return nil
 }
 
@@ -58,6 +82,9 @@ func nameInCluster(dir string) (string, error) {
 	id, err := os.ReadFile(filepath.Join(dir, "node-id"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil // said where one is needed
+	}
+	if errors.Is(err, unix.EISDIR) {
+		return "", fmt.Errorf("data directory: %w: move it away (the ID of a server is in %s beside it), or run skiff reset --delete-data and join again", err, membership.ClusterFile)
 	}
 	if err != nil {
 		return "", fmt.Errorf("data directory: %w", err)

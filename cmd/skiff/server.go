@@ -164,6 +164,9 @@ func runServer(ctx context.Context, o serverOptions) error {
 	}
 	defer lock.Unlock()
 	o.cluster.Lock = lock
+	if err := o.mendKnown(); err != nil {
+		return err
+	}
 	if err := o.keepName(); err != nil {
 		return err
 	}
