@@ -2,13 +2,16 @@ package runtime
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
 
-// Check reports why no sandbox could be made now. It looks and writes nothing: the
-// shim can be executed, and the state and data directories can be written to, which
-// a file system that the kernel has made read-only after an error cannot.
+// Check reports why no sandbox could be made now: the shim can be executed, and the
+// state and data directories can be written to, which a file system that the kernel
+// has made read-only after an error cannot. It writes nothing but the one empty file
+// that it opens.
 func (r *Runtime) Check() error {
 	for _, c := range []struct {
 		path string
@@ -23,5 +26,13 @@ func (r *Runtime) Check() error {
 			return fmt.Errorf("%s: %s: %w", c.what, c.path, err)
 		}
 	}
-	return nil
+	// An ext4 in its emergency state lets access(2) pass.
+	f, err := os.OpenFile(filepath.Join(r.cfg.DataDir, probeFile), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("the data directory cannot be written to: %w", err)
+	}
+	return f.Close()
 }
+
+// probeFile is opened for writing and stays empty.
+const probeFile = ".writable"
