@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
+	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
 
@@ -66,11 +68,25 @@ func restoreSnapshot(c *cli.Context) error {
 	if asJSON {
 		return json.NewEncoder(c.App.Writer).Encode(done)
 	}
-	what := "restored"
 	if c.Bool("dry-run") {
-		what = "would restore"
+		return printPlanned(c, done)
 	}
-	_, err = fmt.Fprintf(c.App.Writer, "%s revision %d with %d keys to %s, as epoch %d of the cluster; start it with: skiff server --data-dir %s (servers that are left, and agents, rejoin by themselves)\n",
-		what, done.Snapshot.Revision, done.Snapshot.TotalKeys, done.DataDir, done.Epoch.Number, done.DataDir)
+	_, err = fmt.Fprintf(c.App.Writer, "restored revision %d with %d keys to %s, as epoch %d of the cluster; start it with: skiff server --data-dir %s (servers that are left, and agents, rejoin by themselves)\n",
+		done.Snapshot.Revision, done.Snapshot.TotalKeys, done.DataDir, done.Epoch.Number, done.DataDir)
+	return err
+}
+
+// printPlanned shows what a restore would make.
+func printPlanned(c *cli.Context, r *backup.Restored) error {
+	w := tabwriter.NewWriter(c.App.Writer, 0, 8, 3, ' ', 0)
+	fmt.Fprintf(w, "would restore revision %d with %d keys to %s:\n", r.Snapshot.Revision, r.Snapshot.TotalKeys, r.DataDir)
+	fmt.Fprintf(w, "Cluster\t%s, epoch %d, feature level %d\n", r.Snapshot.ClusterID, r.Epoch.Number, r.Snapshot.FeatureLevel)
+	fmt.Fprintf(w, "Revision\t%d, so that none that was given out comes again\n", r.Revision)
+	fmt.Fprintf(w, "State\t%s in raft/\n", bytesText(int64(r.Snapshot.DataSize)))
+	fmt.Fprintf(w, "Keys\t%s in pki/\n", dash(strings.Join(r.PKIFiles, ", ")))
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(c.App.Writer, "all of the file was verified; nothing was written")
 	return err
 }
