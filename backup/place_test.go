@@ -203,3 +203,10 @@ func TestName(t *testing.T) {
 		}
 	}
 }
+
+// creates is how often Create was called.
+func (m *memoryPlace) creates() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.tries
+}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,10 +28,30 @@ func mustCron(t testing.TB, text string) *Cron {
 // server is one whose schedule runs in the bubble.
 type server struct {
 	*Schedule
-	dir    string
-	broken error // what Source ends with
-	failed []string
-	saves  int
+	dir string
+
+	mu       sync.Mutex // guards what follows
+	broken   error      // what Source ends with
+	failures []string
+	saved    int
+}
+
+func (s *server) breakWith(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.broken = err
+}
+
+func (s *server) saves() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.saved
+}
+
+func (s *server) failed() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.failures)
 }
 
 func startSchedule(t *testing.T, dir string, change func(*ScheduleConfig)) *server {
@@ -40,15 +61,22 @@ func startSchedule(t *testing.T, dir string, change func(*ScheduleConfig)) *serv
 	c := ScheduleConfig{
 		Cron: mustCron(t, "0 */12 * * *"), Dir: dir, ClusterID: func() string { return "test-cluster" },
 		Source: func(ctx context.Context, w io.Writer) error {
-			s.saves++
-			if s.broken != nil {
-				return s.broken
+			s.mu.Lock()
+			s.saved++
+			err := s.broken
+			s.mu.Unlock()
+			if err != nil {
+				return err
 			}
 			return source(f)(ctx, w)
 		},
 		Retention: Retention{Keep: 3},
-		Failed:    func(p Place, st PlaceStatus) { s.failed = append(s.failed, p.String()+": "+st.Error) },
-		Logger:    slog.New(slog.DiscardHandler),
+		Failed: func(p Place, st PlaceStatus) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.failures = append(s.failures, p.String()+": "+st.Error)
+		},
+		Logger: slog.New(slog.DiscardHandler),
 	}
 	if change != nil {
 		change(&c)
@@ -136,8 +164,8 @@ func TestSchedule(t *testing.T) {
 				t.Fatalf("day %d: %v, want %d files", day, names(t, dir), want)
 			}
 		}
-		if s.saves != 6 || len(s.failed) > 0 {
-			t.Errorf("%d saves, failures %v", s.saves, s.failed)
+		if s.saves() != 6 || len(s.failed()) > 0 {
+			t.Errorf("%d saves, failures %v", s.saves(), s.failed())
 		}
 		st := s.Status()
 		if len(st) != 1 || st[0].Place != dir || st[0].Last == nil || st[0].Error != "" || st[0].Overdue != nil || st[0].Next.Sub(time.Now()) > 12*time.Hour {
@@ -159,12 +187,12 @@ func TestMissed(t *testing.T) {
 		old(t, dir, time.Now().Add(-100*time.Hour), 1)
 		s := startSchedule(t, dir, nil)
 		time.Sleep(time.Minute)
-		if got := names(t, dir); len(got) != 2 || s.saves != 1 {
-			t.Errorf("%v after %d saves", got, s.saves)
+		if got := names(t, dir); len(got) != 2 || s.saves() != 1 {
+			t.Errorf("%v after %d saves", got, s.saves())
 		}
 		time.Sleep(time.Hour)
-		if s.saves != 1 {
-			t.Errorf("%d saves after an hour", s.saves)
+		if s.saves() != 1 {
+			t.Errorf("%d saves after an hour", s.saves())
 		}
 	})
 }
@@ -178,12 +206,12 @@ func TestNothingMissed(t *testing.T) {
 		old(t, dir, time.Now(), 2)
 		s := startSchedule(t, dir, nil)
 		time.Sleep(11 * time.Hour)
-		if s.saves != 0 {
-			t.Errorf("%d saves", s.saves)
+		if s.saves() != 0 {
+			t.Errorf("%d saves", s.saves())
 		}
 		time.Sleep(2 * time.Hour)
-		if s.saves != 1 {
-			t.Errorf("%d saves after noon", s.saves)
+		if s.saves() != 1 {
+			t.Errorf("%d saves after noon", s.saves())
 		}
 	})
 }
@@ -193,23 +221,23 @@ func TestFailures(t *testing.T) {
 		dir := t.TempDir()
 		kept := old(t, dir, time.Now().Add(-20*time.Hour), 1)
 		s := startSchedule(t, dir, func(c *ScheduleConfig) { c.Retention = Retention{Keep: 1, MaxAge: time.Hour} })
-		s.broken = errors.New("disk on fire")
+		s.breakWith(errors.New("disk on fire"))
 		time.Sleep(6 * time.Hour)
 		st := s.Status()[0]
 		if st.Error == "" || st.Failures < 10 || st.Failures > 90 || st.Last == nil || st.Last.Name != kept || st.Overdue == nil {
 			t.Errorf("status %+v", st)
 		}
-		if len(s.failed) != 1 || !strings.Contains(s.failed[0], "disk on fire") {
-			t.Errorf("told %v", s.failed)
+		if len(s.failed()) != 1 || !strings.Contains(s.failed()[0], "disk on fire") {
+			t.Errorf("told %v", s.failed())
 		}
 		if got := names(t, dir); len(got) != 1 || got[0] != kept {
 			t.Errorf("there is %v", got) // its age is over, but nothing replaces it
 		}
 		time.Sleep(12 * time.Hour)
-		if len(s.failed) != 2 {
-			t.Errorf("told %v", s.failed)
+		if len(s.failed()) != 2 {
+			t.Errorf("told %v", s.failed())
 		}
-		s.broken = nil
+		s.breakWith(nil)
 		time.Sleep(time.Hour)
 		st = s.Status()[0]
 		if got := names(t, dir); len(got) != 1 || got[0] == kept || st.Error != "" || st.Failures != 0 || st.Overdue != nil || st.Last.Name != got[0] {
@@ -223,8 +251,8 @@ func TestFolderOfSchedule(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "not", "mounted")
 		s := startSchedule(t, dir, nil)
 		time.Sleep(13 * time.Hour)
-		if st := s.Status()[0]; !strings.Contains(st.Error, dir) || s.saves != 0 {
-			t.Errorf("status %+v after %d saves", st, s.saves)
+		if st := s.Status()[0]; !strings.Contains(st.Error, dir) || s.saves() != 0 {
+			t.Errorf("status %+v after %d saves", st, s.saves())
 		}
 	})
 }
@@ -233,14 +261,15 @@ func TestFolderOfSchedule(t *testing.T) {
 func TestUpload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		remote := &memoryPlace{}
-		leader := -1
+		var leader atomic.Int32
+		leader.Store(-1)
 		var all []*server
 		for i := range 3 {
 			s := startSchedule(t, t.TempDir(), func(c *ScheduleConfig) {
 				c.Spread = time.Duration(i) * 9 * time.Second
 				c.Remote, c.Retention = remote, Retention{Keep: 4}
 				c.Leading = func(context.Context) error {
-					if leader != i {
+					if leader.Load() != int32(i) {
 						return errors.New("another leads")
 					}
 					return nil
@@ -249,33 +278,33 @@ func TestUpload(t *testing.T) {
 			all = append(all, s)
 		}
 		for turn := range 6 {
-			leader = turn % 3
-			stop := run(t, all[leader].Upload)
+			leader.Store(int32(turn % 3))
+			stop := run(t, all[leader.Load()].Upload)
 			time.Sleep(30 * time.Minute)
-			if n := len(remote.names()); n != min(turn+1, 4) || remote.tries != turn+1 {
-				t.Fatalf("turn %d: %d files after %d tries: %v", turn, n, remote.tries, remote.names())
+			if n := len(remote.names()); n != min(turn+1, 4) || remote.creates() != turn+1 {
+				t.Fatalf("turn %d: %d files after %d tries: %v", turn, n, remote.creates(), remote.names())
 			}
-			st := all[leader].Status()
+			st := all[leader.Load()].Status()
 			if len(st) != 2 || st[1].Place != "memory" || st[1].Last == nil || st[1].Error != "" {
 				t.Errorf("turn %d: status %+v", turn, st)
 			}
-			own := names(t, all[leader].dir)
+			own := names(t, all[leader.Load()].dir)
 			if last := st[1].Last.Name; turn > 0 && !slices.Contains(own, last) {
 				t.Errorf("turn %d: %s is none of %v", turn, last, own) // it is a copy
 			}
 			stop()
-			if len(all[leader].Status()) != 1 {
+			if len(all[leader.Load()].Status()) != 1 {
 				t.Error("who does not lead shows a place elsewhere")
 			}
 			// The next one has nothing to do.
-			leader = (turn + 1) % 3
-			stop = run(t, all[leader].Upload)
+			leader.Store(int32((turn + 1) % 3))
+			stop = run(t, all[leader.Load()].Upload)
 			time.Sleep(time.Hour)
 			stop()
-			if remote.tries != turn+1 {
-				t.Errorf("turn %d: %d tries after the leader's change", turn, remote.tries)
+			if remote.creates() != turn+1 {
+				t.Errorf("turn %d: %d tries after the leader's change", turn, remote.creates())
 			}
-			leader = -1
+			leader.Store(-1)
 			time.Sleep(10*time.Hour + 30*time.Minute)
 		}
 	})
@@ -284,9 +313,14 @@ func TestUpload(t *testing.T) {
 func TestUploadFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		remote := &memoryPlace{fail: errors.New("connection refused")}
-		var lost error
+		var lost atomic.Bool // the lead
 		s := startSchedule(t, t.TempDir(), func(c *ScheduleConfig) {
-			c.Remote, c.Leading = remote, func(context.Context) error { return lost }
+			c.Remote, c.Leading = remote, func(context.Context) error {
+				if lost.Load() {
+					return errors.New("another leads")
+				}
+				return nil
+			}
 		})
 		run(t, s.Upload)
 		time.Sleep(6 * time.Hour)
@@ -295,7 +329,8 @@ func TestUploadFails(t *testing.T) {
 		}
 		// The folder fails too: the snapshot goes there directly.
 		remote.failWith(nil)
-		s.broken, lost = nil, errors.New("another leads")
+		s.breakWith(nil)
+		lost.Store(true)
 		if err := os.RemoveAll(s.dir); err != nil {
 			t.Fatal(err)
 		}
@@ -306,14 +341,14 @@ func TestUploadFails(t *testing.T) {
 		if st := s.Status()[1]; !strings.Contains(st.Error, "does not lead any more") || len(remote.names()) != 0 {
 			t.Errorf("who does not lead: %+v, %v", st, remote.names())
 		}
-		lost = nil
+		lost.Store(false)
 		time.Sleep(12 * time.Hour)
 		got := remote.names()
 		if st := s.Status()[1]; len(got) != 2 || st.Error != "" || st.Last.Name != got[1] {
 			t.Errorf("%v, status %+v", got, st)
 		}
-		if len(s.failed) != 2 { // there and here
-			t.Errorf("told %v", s.failed)
+		if len(s.failed()) != 2 { // there and here
+			t.Errorf("told %v", s.failed())
 		}
 	})
 }
