@@ -24,6 +24,12 @@ const MaxLevel = MinLevel + nextLevels
 // know.
 var ErrLevel = errors.New("feature level is not known to this version of skiff")
 
+// levelError is an ErrLevel that says what to do.
+type levelError string
+
+func (e levelError) Error() string        { return string(e) }
+func (e levelError) Is(target error) bool { return target == ErrLevel }
+
 // Level says which versions a cluster uses of what several programs have to
 // understand. Newer ones are read, and never written, below their level.
 type Level struct {
@@ -43,14 +49,16 @@ var levels = append([]Level{
 // (see CheckLevel), what one of the nearest known does.
 func AtLevel(level int) Level { return levels[min(max(level, MinLevel), MaxLevel)-MinLevel] }
 
-// CheckLevel says, wrapping ErrLevel, why this program does not work in a cluster
+// CheckLevel says, as an ErrLevel, why this program does not work in a cluster
 // of that level, and what does.
 func CheckLevel(level int) error {
 	switch {
+	case level == unreadable:
+		return levelError("the cluster's feature level can't be read: run the version that the other members run")
 	case level > MaxLevel:
-		return fmt.Errorf("%w: the cluster is at feature level %d, and this program works up to %d: run the version that the other members run, or a newer one", ErrLevel, level, MaxLevel)
+		return levelError(fmt.Sprintf("the cluster is at feature level %d, and this program works up to %d: run the version that the other members run, or a newer one", level, MaxLevel))
 	case level < MinLevel:
-		return fmt.Errorf("%w: the cluster is at feature level %d, and this program works from %d on: run the version before first, on every member, then skiff upgrade finalize, then this one", ErrLevel, level, MinLevel)
+		return levelError(fmt.Sprintf("the cluster is at feature level %d, and this program works from %d on: run the version before first, on every member, then skiff upgrade finalize, then this one", level, MinLevel))
 	}
 	return nil
 }

@@ -301,10 +301,10 @@ func (s *Service) rollback(ctx context.Context, q Request) (*Status, error) {
 	view := s.c.Store.View()
 	return s.edit(ctx, func(r *Rollout) error {
 		switch {
-		case r.Back() && r.Stopped == "" && !r.Paused:
-			return refuse(http.StatusConflict, "it goes back already (%s)", r.Stage)
 		case r.Stage == StageBack:
 			return over(r)
+		case r.Back() && r.Stopped == "" && !r.Paused:
+			return refuse(http.StatusConflict, "it goes back already (%s)", r.Stage)
 		case r.Stage == StageFinal:
 			return refuse(http.StatusConflict, "the roll-out to %s is finalized: the feature level is %d, below which there is no way back", r.Binary.Version, fsm.LevelOf(view))
 		}
@@ -375,6 +375,9 @@ func (s *Service) finalize(ctx context.Context, q Request) (*Status, error) {
 	if _, err := s.edit(ctx, func(r *Rollout) error {
 		if r.Stage == StageDone {
 			r.Stage, r.Since, r.Ended = StageFinal, s.c.Now().UTC(), s.c.Now().UTC()
+			for i := range r.Members {
+				r.Members[i].Changed = false // there is no way back
+			}
 			r.note(r.Since, "", fmt.Sprintf("finalized by %s: the feature level is %d", q.By, to))
 		}
 		return nil

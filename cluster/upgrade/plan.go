@@ -228,7 +228,7 @@ func (p *Plan) outline(in PlanInputs) {
 	say("bring the binary to all %d members; each verifies it and sees that it runs", len(servers)+len(agents))
 	how := "in place: containers and connections go on"
 	if in.Options.Drain {
-		how = "after their pods were evicted"
+		how = "in place, after the pods were evicted"
 	}
 	say("servers one at a time, the leader last: %s", strings.Join(servers, ", "))
 	if len(agents) > 0 {

@@ -106,7 +106,7 @@ var stageText = map[Stage]string{
 // said is a step in the history.
 func (r *Rollout) said(s step) string {
 	text := map[State]string{
-		StateFetching: "fetches the binary", StateFetched: "has the binary, and it runs here", StateDraining: "is drained",
+		StateFetching: "fetches the binary", StateFetched: "has the binary, and it runs here", StateDraining: "is being drained",
 		StateSwitching: "changes to " + r.Binary.Version, StateSettling: "runs " + r.Binary.Version, StateDone: "is well",
 		StateReturning: "goes back", StateSettlingOld: "runs the version before", StateBack: "is well with the version before",
 		StateStranded: "has not kept the program from before", StateSkipped: "is left out", StateUntouched: "has nothing to go back from",

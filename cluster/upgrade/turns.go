@@ -73,10 +73,12 @@ func (d *decision) rest(m *Member) bool {
 func (d *decision) servers() {
 	var next *Member
 	for _, m := range d.turn(true) {
-		if d.touched[m.Name] || m.State.busy() && !(d.r.Back() && m.State != StateReturning && m.State != StateSettlingOld) || m.State == StateFetching {
+		switch {
+		case d.touched[m.Name], m.State == StateFetching && !d.r.Back(), m.State.busy() && !d.interrupted(m):
 			return
-		}
-		if next == nil && !d.rest(m) {
+		case d.interrupted(m):
+			next = m // before one that is well
+		case next == nil && !d.rest(m):
 			next = m
 		}
 	}
@@ -124,6 +126,11 @@ func (d *decision) servers() {
 		}
 	}
 	d.begin(next, f)
+}
+
+// interrupted tells a member that was changing when it was decided to go back.
+func (d *decision) interrupted(m *Member) bool {
+	return d.r.Back() && m.State.busy() && m.State != StateReturning && m.State != StateSettlingOld
 }
 
 // begin gives the order to change, or drains first.
@@ -226,7 +233,7 @@ func (d *decision) agents() {
 	room, left := d.r.Options.MaxUnavailable, false
 	agents := d.turn(false)
 	for _, m := range agents {
-		if m.State.busy() && !(d.r.Back() && m.State != StateReturning && m.State != StateSettlingOld) {
+		if m.State.busy() {
 			room--
 		}
 	}
@@ -239,14 +246,14 @@ func (d *decision) agents() {
 		f, there := d.Members[m.Name]
 		switch {
 		case d.touched[m.Name]:
-		case d.r.Back() && (m.State == StateReturning || m.State == StateSettlingOld), !d.r.Back() && (m.State.busy() || m.State == StateFetching):
+		case m.State.busy() && !d.interrupted(m), m.State == StateFetching && !d.r.Back():
 		case d.r.Back() && !m.Changed:
 			d.do(step{Kind: d.release(m), Member: m.Name, State: StateUntouched})
 		case !there:
 			d.do(step{Kind: kindSet, Member: m.Name, State: StateSkipped, Text: "it is no member any more"})
 		case m.State == StateWaiting && !d.r.Back():
 			d.beginFetch(m)
-		case d.r.Paused || room <= 0:
+		case d.r.Paused || room <= 0 && !d.interrupted(m):
 		case !f.Alive && !d.late(d.lastChange(), deadPatience):
 			d.wait("agent %s: it is not heard of", m.Name)
 		case !f.Alive && (d.r.Options.IgnoreDead || d.r.Back()):
@@ -254,7 +261,9 @@ func (d *decision) agents() {
 		case !f.Alive:
 			d.stop(m.Name, "agent %s is not heard of", m.Name)
 		default:
-			room--
+			if !d.interrupted(m) {
+				room--
+			}
 			d.begin(m, f)
 		}
 	}

@@ -176,6 +176,9 @@ func upgradeRollback(c *cli.Context) error {
 		return cli.Exit("there was no roll-out yet", exitFailed)
 	}
 	out := os.Stderr // standard output may be JSON
+	if r.Stage == upgrade.StageFinal {
+		return cli.Exit(fmt.Sprintf("the roll-out to %s is finalized: the feature level is %d, below which there is no way back", r.Binary.Version, st.Level), exitFailed)
+	}
 	back := 0
 	for _, m := range r.Members {
 		if m.Changed {
