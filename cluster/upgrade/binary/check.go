@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -125,6 +126,10 @@ func ask(ctx context.Context, path string) (order.Binary, error) {
 }
 
 func runVersion(ctx context.Context, path string) ([]byte, error) {
+	path, err := filepath.Abs(path) // it runs in another folder, and PATH has no say
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, runPatience, fmt.Errorf("no answer within %s", runPatience))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "version", "-o", "json")
@@ -135,7 +140,7 @@ func runVersion(ctx context.Context, path string) ([]byte, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = time.Second
-	err := cmd.Run()
+	err = cmd.Run()
 	if cause := context.Cause(ctx); cause != nil {
 		return nil, cause
 	}
