@@ -206,7 +206,7 @@ func (f *snapshotFile) is(info *backup.Info, err error) {
 		return
 	case errors.Is(err, backup.ErrEncrypted) || errors.Is(err, backup.ErrWrongKey):
 		f.State, f.Encrypted = "encrypted", true
-	case errors.Is(err, fsm.ErrSnapshotVersion):
+	case errors.Is(err, fsm.ErrSnapshotVersion) || errors.Is(err, fsm.ErrLevel):
 		f.State = "later"
 	case backup.Refused(err):
 		f.State = "damaged"
