@@ -140,18 +140,22 @@ func TestRejoining(t *testing.T) {
 		refused string
 		target  string
 		newID   bool
+		doubt   string
 	}{
 		{name: "left behind", s: Survey{Self: view("a", first, false), Answers: []Answer{{View: view("b", restored, true)}, {View: view("c", recovered, true)}}}, target: "c"},
 		{name: "of two histories", s: Survey{Self: view("a", first, true), Answers: []Answer{{View: view("b", restored, true)}}}, target: "b"},
 		{name: "its log is damaged", s: Survey{Self: view("a", first, false), Damage: "raft.db is cut short", Answers: []Answer{{View: known}}}, target: "c", newID: true},
 		{name: "a member that works", s: Survey{Self: view("a", first, true), Answers: []Answer{{View: known}}}, target: "c", refused: "has nothing to give up"},
 		{name: "nobody leads", s: Survey{Self: view("a", first, false), Answers: []Answer{{View: view("b", restored, false)}}}, refused: "there is nothing to join"},
-		{name: "only an earlier one", s: Survey{Self: view("a", restored, false), Answers: []Answer{{View: view("b", first, true)}}}, refused: "there is nothing to join"},
+		{name: "only an earlier one", s: Survey{Self: view("a", restored, true), Answers: []Answer{{View: view("b", first, true)}}}, target: "b", doubt: "earlier than that of this server"},
 	} {
 		p := tc.s.Rejoining()
 		if (p.Refused == "") != (tc.refused == "") || !strings.Contains(p.Refused, tc.refused) || p.Target != tc.target {
 			t.Errorf("%s: %+v", tc.name, p)
 			continue
+		}
+		if (len(p.Doubts) == 0) != (tc.doubt == "") || !strings.Contains(strings.Join(p.Doubts, "\n"), tc.doubt) {
+			t.Errorf("%s: doubts %q", tc.name, p.Doubts)
 		}
 		if tc.refused == "" {
 			if i := p.Intent(raftdir.Member{}); i.Do != Rejoin || (i.NodeID != "") != tc.newID || i.Servers[0].Name != tc.target || len(p.Losses) == 0 {

@@ -160,18 +160,21 @@ func (s Survey) Recovery(now time.Time) Plan {
 func (s Survey) Rejoining() Plan {
 	p := Plan{Server: s.Self.Server.Name, Epoch: s.Self.Epoch, Index: s.Self.Index, Term: s.Self.Term, Members: s.fill()}
 	for _, v := range Views(s.Answers) {
-		if v.Led && v.Server.ID != s.Self.Server.ID && !s.Self.Epoch.After(v.Epoch) && (p.target == nil || v.Epoch.After(p.target.Epoch)) {
+		if v.Led && v.Server.ID != s.Self.Server.ID && (p.target == nil || v.Epoch.After(p.target.Epoch)) {
 			p.target = &v
 		}
 	}
 	switch {
 	case p.target == nil:
-		p.Refused = "no server of a later or the same epoch answers that has a leader: there is nothing to join; if quorum is lost, see skiff recover without --rejoin"
+		p.Refused = "no other server answers that has a leader: there is nothing to join; if quorum is lost, see skiff recover without --rejoin"
 		return p
 	case p.target.Epoch.Same(s.Self.Epoch) && s.Self.Led:
 		p.Refused = "this server belongs to the cluster that has the quorum: it has nothing to give up"
 	}
 	p.Next, p.Target = p.target.Epoch, p.target.Server.Name
+	if s.Self.Epoch.After(p.Next) {
+		p.Doubts = append(p.Doubts, fmt.Sprintf("server %s has %s, which is earlier than that of this server: members of the later one that still run would draw it back", p.Target, p.Next))
+	}
 	if s.Damage != "" {
 		p.Losses = append(p.Losses, "this server's log, which can't be read ("+s.Damage+"), is moved aside")
 	}

@@ -268,6 +268,9 @@ func (r *recovery) run(c *cli.Context, asJSON bool) error {
 		}
 	}
 	if err := r.do(c.Context, p); err != nil {
+		if c.Context.Err() != nil {
+			return fmt.Errorf("interrupted: it is not known whether the server has begun; see skiff recover --dry-run (%w)", err)
+		}
 		return err
 	}
 	return r.await(c.Context, p)
