@@ -1,8 +1,9 @@
 // Command bench measures the budgets of one node against a real server on a
 // throw-away host, what a cluster of three servers takes to get over the death of
-// its leader and of a node, what many idle nodes cost, puts through Raft
-// beside etcd with as many members on the same disk, and snapshots. It prints a table and writes
-// the figures as JSON.
+// its leader and of a node, what many idle nodes cost, puts through Raft beside
+// etcd with as many members on the same disk, snapshots, the upgrade of three
+// servers, and the way back from the loss of all of them. It prints a table and
+// writes the figures as JSON.
 //
 // Limits: a machine that does other work meanwhile shows in every figure.
 package main
@@ -40,7 +41,7 @@ type row struct {
 
 func (r row) verdict() string {
 	switch {
-	case r.Budget == 0 && r.Unit != "appends":
+	case r.Budget == 0 && r.Unit != "appends" && r.Unit != "requests": // none of these is the budget
 		return ""
 	case r.AtLeast && r.Value >= r.Budget, !r.AtLeast && r.Value <= r.Budget:
 		return "met"
@@ -53,7 +54,7 @@ func main() {
 	out := flag.String("out", "bench/results.json", "where the figures go")
 	idle := flag.Duration("idle", 30*time.Second, "how long to watch the idle node")
 	quick := flag.Bool("quick", false, "only the node: leave out the rest")
-	only := flag.String("only", "", "measure only this: node, cluster, fleet, puts or snapshots")
+	only := flag.String("only", "", "measure only this: node, cluster, fleet, puts, snapshots or operations")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -79,6 +80,7 @@ func bench(ctx context.Context, binary, out string, idle time.Duration, quick bo
 		{"fleet", func() ([]row, error) { return benchFleet(ctx, 2*idle) }},
 		{"puts", func() ([]row, error) { return benchPuts(ctx) }},
 		{"snapshots", func() ([]row, error) { return benchSnapshots(ctx, binary) }},
+		{"operations", func() ([]row, error) { return benchOperations(ctx, binary) }},
 	}
 	var rows []row
 	known := only == ""
@@ -94,7 +96,7 @@ func bench(ctx context.Context, binary, out string, idle time.Duration, quick bo
 		}
 	}
 	if !known {
-		return fmt.Errorf("-only %s: want node, cluster, fleet, puts or snapshots", only)
+		return fmt.Errorf("-only %s: want node, cluster, fleet, puts, snapshots or operations", only)
 	}
 	print(rows)
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
@@ -120,7 +122,7 @@ func print(rows []row) {
 	fmt.Fprintln(w, "WHAT\tMEASURED\tBUDGET\t\tUPSTREAM")
 	for _, r := range rows {
 		budget := ""
-		if r.Budget > 0 || r.Unit == "appends" {
+		if r.Budget > 0 || r.verdict() != "" {
 			budget = figure(r.Budget) + " " + r.Unit
 		}
 		fmt.Fprintf(w, "%s\t%s %s\t%s\t%s\t%s\n", r.What, figure(r.Value), r.Unit, budget, r.verdict(), r.Upstream)

@@ -1,0 +1,311 @@
+//go:build integration
+
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skiff-sh/skiff/cmd/dev"
+	"github.com/skiff-sh/skiff/cmd/test/page"
+	"github.com/skiff-sh/skiff/cmd/test/traffic"
+)
+
+const operationsPage = "../../../docs/operations.md"
+
+// updatePageEnv writes to the page how long commands took, and what they printed
+// where that is not what the page shows. Random text is then to be replaced by
+// hand.
+const updatePageEnv = "SKIFF_UPDATE_PAGE"
+
+// TestOperationsPage does what docs/operations.md says, command by command, on
+// clusters of this machine, and compares what they print. The page's hosts are
+// nodes; paths of a real host stand for those of the node.
+func TestOperationsPage(t *testing.T) {
+	steps, err := page.Read(operationsPage)
+	must(t, err)
+	var done []outcome
+	for len(steps) > 0 {
+		if d := steps[0].Directive; len(d) == 0 || d[0] != "cluster" {
+			t.Fatalf("%v: the first thing of a section is a cluster", steps[0])
+		}
+		end := 1
+		for end < len(steps) && (len(steps[end].Directive) == 0 || steps[end].Directive[0] != "cluster") {
+			end++
+		}
+		part := steps[:end]
+		steps = steps[end:]
+		t.Run(part[0].Section, func(t *testing.T) {
+			p := newPageRun(t, part[0].Directive[1:])
+			for _, s := range part[1:] {
+				o, err := p.do(t, s)
+				if err != nil {
+					t.Fatalf("%s, %v: %v", operationsPage, s, err)
+				}
+				done = append(done, o)
+			}
+		})
+	}
+	if os.Getenv(updatePageEnv) != "" {
+		must(t, updatePage(done))
+	}
+}
+
+// outcome of a step of the page.
+type outcome struct {
+	page.Step
+	took    time.Duration
+	printed string
+	other   bool // than the page shows
+}
+
+// updatePage writes what came of the page's commands to it.
+func updatePage(done []outcome) error {
+	b, err := os.ReadFile(operationsPage)
+	if err != nil {
+		return err
+	}
+	at := regexp.MustCompile(`# [0-9.]+ s$`)
+	lines := strings.Split(string(b), "\n")
+	for _, o := range slices.Backward(done) { // line numbers before a change stay
+		lines[o.Line-1] = at.ReplaceAllString(lines[o.Line-1], fmt.Sprintf("# %.1f s", max(0.1, o.took.Seconds())))
+		if o.other {
+			printed := strings.Split(strings.TrimSpace(o.printed), "\n")
+			if printed[0] == "" {
+				printed = nil
+			}
+			lines = slices.Replace(lines, o.Line, o.Line+len(o.Output), printed...)
+		}
+	}
+	return os.WriteFile(operationsPage, []byte(strings.Join(lines, "\n")), 0o644)
+}
+
+// pageRun is a cluster on which a part of the page is done.
+type pageRun struct {
+	*devCluster
+	homes   string // folders that stand for /root of each host, and for /backup
+	network string // what stands for 192.0.2.
+	hosts   []string
+	outside map[string]*traffic.Load
+}
+
+func newPageRun(t *testing.T, args []string) *pageRun {
+	t.Helper()
+	cfg := dev.Config{}
+	for _, a := range args {
+		key, value, _ := strings.Cut(a, "=")
+		n, err := strconv.Atoi(value)
+		switch {
+		case a == "plain-disks": // for directives that change files on them
+			cfg.PlainDisks = true
+		case key == "version":
+			cfg.Binary = build(t, value, "")
+		case err == nil && key == "servers":
+			cfg.Servers = n
+		case err == nil && key == "agents":
+			cfg.Agents = n
+		default:
+			t.Fatalf("%s: no such property of a cluster", a)
+		}
+	}
+	p := &pageRun{devCluster: newCluster(t, cfg), homes: t.TempDir(), outside: map[string]*traffic.Load{}}
+	p.network = strings.TrimSuffix(p.status(t).Subnet, "0/24")
+	must(t, os.Mkdir(filepath.Join(p.homes, "backup"), 0o700))
+	must(t, os.Mkdir(filepath.Join(p.homes, laptop), 0o700))
+	for _, n := range p.status(t).Nodes {
+		must(t, os.Mkdir(filepath.Join(p.homes, n.Name), 0o700))
+		p.hosts = append(p.hosts, n.Name)
+	}
+	t.Cleanup(func() { p.endLoad() })
+	return p
+}
+
+// laptop is the page's host that is no member.
+const laptop = "laptop"
+
+func (p *pageRun) do(t *testing.T, s page.Step) (o outcome, err error) {
+	o.Step = s
+	if len(s.Directive) > 0 {
+		return o, p.direct(t, s.Directive)
+	}
+	update := os.Getenv(updatePageEnv) != ""
+	patience := time.Minute
+	if update {
+		patience = 10 * time.Second
+	}
+	// What only looks is looked at until it is as the page shows.
+	for deadline := time.Now().Add(patience); ; time.Sleep(200 * time.Millisecond) {
+		began := time.Now()
+		o.printed, err = p.run(t, s.Host, s.Command)
+		o.took = time.Since(began)
+		var exit *exec.ExitError
+		if err != nil && !errors.As(err, &exit) {
+			return o, err
+		}
+		if failed := err != nil; failed != s.Fails && !update {
+			err = fmt.Errorf("it ended with %v and printed:\n%s", err, o.printed)
+		} else {
+			err = page.Match(s.Output, o.printed)
+		}
+		if err == nil || !looks.MatchString(s.Command) || time.Now().After(deadline) {
+			break
+		}
+	}
+	t.Logf("%s# %s: %v", s.Host, s.Command, o.took.Round(time.Millisecond))
+	if err != nil && update {
+		o.other = true
+		return o, nil
+	}
+	if limit := 10*s.Took + 10*time.Second; err == nil && s.Took > 0 && o.took > limit {
+		err = fmt.Errorf("it took %v, the page says %v", o.took, s.Took)
+	}
+	return o, err
+}
+
+var (
+	looks      = regexp.MustCompile(`^skiff (status|member list|certs status|upgrade (status|plan)|kubectl get)\b`)
+	systemctl  = regexp.MustCompile(`^systemctl (start|stop|restart) skiff$`)
+	remoteFile = regexp.MustCompile(`\b((?:server|agent)-[0-9]+|` + laptop + `):(/\S+)`)
+)
+
+// run runs a command line of the page.
+func (p *pageRun) run(t *testing.T, host, command string) (string, error) {
+	if m := systemctl.FindStringSubmatch(command); m != nil {
+		if m[1] != "start" {
+			if err := p.Kill(t.Context(), host, dev.KillOptions{Signal: unix.SIGTERM}); err != nil {
+				return "", err
+			}
+		}
+		if m[1] != "stop" {
+			return "", p.Start(t.Context(), host)
+		}
+		return "", nil
+	}
+	if strings.HasPrefix(command, "scp ") {
+		command = "cp " + remoteFile.ReplaceAllStringFunc(command[len("scp "):], func(at string) string {
+			other, path, _ := strings.Cut(at, ":")
+			return p.paths(other).Replace(path)
+		})
+	}
+	home := filepath.Join(p.homes, host)
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", "export HOME="+home+"; "+p.paths(host).Replace(command))
+	cmd.Dir = home
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	var err error
+	if host == laptop {
+		kubeconfig, kerr := p.Kubeconfig(t.Context())
+		if kerr != nil {
+			return "", kerr
+		}
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig, "PATH="+filepath.Dir(p.Program("server-1"))+":"+os.Getenv("PATH"))
+		err = cmd.Start()
+	} else {
+		err = p.Exec(host, cmd)
+	}
+	if err == nil {
+		err = cmd.Wait()
+	}
+	return p.names(host).Replace(out.String()), err
+}
+
+// paths turns what a command on a host names into what stands for it here.
+func (p *pageRun) paths(host string) *strings.Replacer {
+	pairs := []string{"192.0.2.", p.network, "/root", filepath.Join(p.homes, host), "/backup", filepath.Join(p.homes, "backup")}
+	if host != laptop {
+		pairs = append(pairs, "/var/lib/skiff", p.data(host), "/usr/local/bin/skiff", p.Program(host))
+	}
+	return strings.NewReplacer(pairs...)
+}
+
+// names turns what a command printed back.
+func (p *pageRun) names(host string) *strings.Replacer {
+	pairs := []string{p.network, "192.0.2.", filepath.Join(p.homes, host), "/root", filepath.Join(p.homes, "backup"), "/backup"}
+	for _, node := range p.hosts {
+		pairs = append(pairs, p.data(node), "/var/lib/skiff", p.Program(node), "/usr/local/bin/skiff")
+	}
+	return strings.NewReplacer(pairs...)
+}
+
+// direct is what the page does not show: what happens to hosts, and what must
+// hold.
+func (p *pageRun) direct(t *testing.T, words []string) error {
+	ctx, args := t.Context(), words[1:]
+	each := func(do func(host string) error) error {
+		for _, host := range args {
+			if err := do(host); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	switch words[0] {
+	case "power-off":
+		return each(func(host string) error { return p.Kill(ctx, host, dev.KillOptions{Host: true}) })
+	case "lose": // the machine, with its disk; another one gets its name
+		return each(func(host string) error {
+			return errors.Join(p.Kill(ctx, host, dev.KillOptions{Host: true}), p.Wipe(ctx, host))
+		})
+	case "power-on":
+		return each(func(host string) error { return p.Start(ctx, host) })
+	case "kill":
+		return each(func(host string) error { return p.Kill(ctx, host, dev.KillOptions{}) })
+	case "expire-certificates":
+		p.expireAll(t)
+	case "healthy":
+		p.devCluster.healthy(t)
+	case "undisturbed": // pods, but those on the named hosts
+		p.undisturbed(t, args...)
+	case "steady": // the pods are now those that must not change
+		return p.keepSteady(t)
+	case "program": // VERSION FILE [TAGS]: what a user has downloaded to each host
+		for _, host := range p.hosts {
+			if err := os.Link(build(t, args[0], strings.Join(args[2:], ",")), filepath.Join(p.homes, host, args[1])); err != nil {
+				return err
+			}
+		}
+	case "load": // from now on requests must be answered
+		for _, n := range p.status(t).Nodes {
+			p.outside[n.Name] = traffic.Start(traffic.Config{URL: p.url(n.Name), Every: 20 * time.Millisecond})
+		}
+	case "answered":
+		return p.endLoad()
+	default:
+		return errors.New("no such directive")
+	}
+	return nil
+}
+
+// endLoad ends the requests, all of which must have been answered.
+func (p *pageRun) endLoad() (err error) {
+	for node, l := range p.outside {
+		r := l.Stop()
+		if r.Total() == 0 {
+			err = errors.Join(err, fmt.Errorf("%s answered nothing", node))
+		}
+		for _, f := range r.Failures {
+			err = errors.Join(err, fmt.Errorf("a request at %s: %s", node, f))
+		}
+	}
+	clear(p.outside)
+	return err
+}
+
+// keepSteady waits until all pods that restart never run, and remembers them.
+func (p *pageRun) keepSteady(t *testing.T) (err error) {
+	p.kubectl(t, "rollout", "status", "daemonset/steady", "--timeout=90s")
+	p.kubectl(t, "rollout", "status", "deployment/spread", "--timeout=90s")
+	p.steady, err = p.snapshot(t.Context())
+	return err
+}
