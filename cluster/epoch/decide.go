@@ -65,11 +65,13 @@ func Decide(s Situation) Decision {
 				return Decision{Action: Stay}
 			}
 		case o.Epoch.After(s.Self.Epoch):
-			if latest == nil || o.Epoch.After(latest.Epoch) {
+			if latest == nil || o.Epoch.After(latest.Epoch) || o.Epoch.Same(latest.Epoch) && o.Server.Name < latest.Server.Name {
 				latest = o
 			}
 		default:
-			rival = o
+			if rival == nil || o.Server.Name < rival.Server.Name { // the same each time: it is said once
+				rival = o
+			}
 		}
 	}
 	switch {
