@@ -267,3 +267,39 @@ func TestSnapshotDamagedBeforeItIsSent(t *testing.T) {
 		return bytes.Equal(content(t, stateOf(t, b.config.FSM)), content(t, want))
 	})
 }
+
+// TestAdviceWhereThereAreOthers: a member of a cluster gets its log from the others,
+// and does not go on without a last write that may be missing.
+func TestAdviceWhereThereAreOthers(t *testing.T) {
+	c, _, _ := history(t)
+	c.Bootstrap, c.Join = nil, []string{"192.0.2.1:6444"}
+	meta := func(at int64) func(dir string) error {
+		return func(dir string) error {
+			f, err := os.OpenFile(raftdir.LogPath(dir), os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			_, err = f.WriteAt([]byte{0xff}, at)
+			return errors.Join(err, f.Close(), os.RemoveAll(filepath.Join(raftdir.Path(dir), "closed")))
+		}
+	}
+	for name, hurt := range map[string]func(dir string) error{
+		"log":           func(dir string) error { return os.Truncate(raftdir.LogPath(dir), 9000) },
+		"snapshot":      func(dir string) error { return os.Truncate(newestSnapshot(t, dir), 100) },
+		"admission":     func(dir string) error { return os.Truncate(admissionFile(dir), 3) },
+		"a meta page":   meta(64),
+		"the other one": meta(4096 + 64),
+	} {
+		dir := filepath.Join(t.TempDir(), "data")
+		if err := os.CopyFS(dir, os.DirFS(c.DataDir)); err != nil {
+			t.Fatal(err)
+		}
+		if err := hurt(dir); err != nil {
+			t.Fatal(err)
+		}
+		err := tryStart(t, c, dir, fsm.New(store.New(store.Config{})))
+		if !errors.Is(err, ErrDamaged) || !containsAll(err.Error(), "skiff recover --rejoin --data-dir "+dir, "skiff snapshot restore") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -82,7 +82,7 @@ func whole(file string, b []byte) []Case {
 	for _, c := range []struct {
 		name string
 		to   int
-	}{{"cut to nothing", 0}, {"cut to a byte", 1}, {"cut in the middle", len(b) / 2}, {"cut at a page", len(b) / 2 &^ 4095}, {"cut of its last page", (len(b) - 1) &^ 4095}, {"cut of its last byte", len(b) - 1}} {
+	}{{"cut to nothing", 0}, {"cut to a byte", 1}, {"cut in the middle", len(b)/2 | 1}, {"cut at a page", len(b) / 2 &^ 4095}, {"cut of its last page", (len(b) - 1) &^ 4095}, {"cut of its last byte", len(b) - 1}} {
 		if c.to < 0 || c.to >= len(b) || cuts[c.to] {
 			continue
 		}
