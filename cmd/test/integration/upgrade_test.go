@@ -44,7 +44,7 @@ func TestUpgrade(t *testing.T) {
 
 	for _, how := range []string{"exit", "hang"} {
 		began := time.Now()
-		if out, err := c.tryUpgrade("apply", "--binary", broken(t, how), "--trial", "8s", "--yes"); err == nil {
+		if out, err := c.tryUpgrade("apply", "--binary", brokenProgram(t, how), "--trial", "8s", "--yes"); err == nil {
 			t.Errorf("a program that will %s was rolled out:\n%s", how, out)
 		} else {
 			t.Logf("a program that will %s stopped the roll-out after %v: %v", how, time.Since(began).Round(100*time.Millisecond), err)
@@ -222,8 +222,8 @@ func (c *busyCluster) run(t *testing.T, version string) {
 	}
 }
 
-// broken builds a program that says it is a later skiff, and does not work.
-func broken(t *testing.T, how string) string {
+// brokenProgram builds a program that says it is a later skiff, and does not work.
+func brokenProgram(t *testing.T, how string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "skiff-"+how)
 	cmd := exec.Command("go", "build", "-ldflags", "-X main.version=0.2.1 -X main.how="+how, "-o", path, "github.com/skiff-sh/skiff/cmd/test/broken")
