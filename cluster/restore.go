@@ -152,7 +152,7 @@ func (s *Server) restoreLive(ctx context.Context, body io.Reader, dry bool, tell
 		}
 	}()
 	tell(RestoreEvent{Step: "prepared", Of: ready.TotalSize})
-	if report.Objects, err = s.restoreDiff(ctx, before, ready.Hash); err != nil {
+	if report.Objects, err = s.restoreDiff(ctx, before, ready.Hash, dry); err != nil {
 		return nil, err
 	}
 	if dry {
@@ -177,9 +177,9 @@ func sent(err error) error {
 	return err
 }
 
-// restoreDiff compares the present with what a restore brings. What it keeps is
-// in neither.
-func (s *Server) restoreDiff(ctx context.Context, before *fsm.Snapshot, file string) (*backup.Difference, error) {
+// restoreDiff compares the present with what a restore brings; details say which
+// fields differ. What a restore keeps is in neither.
+func (s *Server) restoreDiff(ctx context.Context, before *fsm.Snapshot, file string, details bool) (*backup.Difference, error) {
 	f, err := backup.Open(s.node.FilePath(file), nil)
 	if err != nil {
 		return nil, err
@@ -191,7 +191,7 @@ func (s *Server) restoreDiff(ctx context.Context, before *fsm.Snapshot, file str
 	open := func(map[string][]byte) (backup.OpenValue, error) {
 		return func(key string, value []byte) ([]byte, error) { return s.sealer.Open(ctx, key, value) }, nil
 	}
-	d, err := backup.Diff(ctx, r, f, backup.DiffOptions{Details: true, OpenA: open, OpenB: open})
+	d, err := backup.Diff(ctx, r, f, backup.DiffOptions{Details: details, OpenA: open, OpenB: open})
 	if err != nil {
 		return nil, fmt.Errorf("compare the snapshot with the present: %w", err)
 	}
