@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/skiff-sh/skiff/fsm"
 )
@@ -73,4 +74,21 @@ func (n *Node) RaiseLevel(ctx context.Context, to int) error {
 		return fmt.Errorf("raise the feature level: %w", err)
 	}
 	return nil
+}
+
+// verifyState looks at the newest snapshot. That a later version wrote it is no
+// damage.
+func (n *Node) verifyState() error {
+	var later error
+	err := n.snaps.VerifyState(func(r io.Reader) error {
+		err := fsm.Check(r)
+		if errors.Is(err, fsm.ErrSnapshotVersion) {
+			later = err
+		}
+		return err
+	})
+	if later != nil {
+		return fmt.Errorf("the log of this server (%s): %w: run the version of skiff that ran here before, or a newer one", n.snaps.Files()[0], later)
+	}
+	return err
 }

@@ -2,9 +2,11 @@ package consensus
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/skiff-sh/skiff/fsm"
+	"github.com/skiff-sh/skiff/fsm/store"
 )
 
 // TestLevelGate: what the cluster's feature level does not have is not proposed,
@@ -33,5 +35,29 @@ func TestLevelGate(t *testing.T) {
 				t.Errorf("%+v at level %d: %v", l, i+1, err)
 			}
 		}
+	}
+}
+
+// TestLaterSnapshotIsNoDamage: a log whose snapshot a later version wrote is not
+// to be restored from elsewhere.
+func TestLaterSnapshotIsNoDamage(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	l := listen(t, "127.0.0.1:0")
+	m := start(t, Config{NodeID: "a", DataDir: dir, HeartbeatTimeout: hasty, Listener: l, Bootstrap: []Server{{ID: "a", Addr: l.Addr().String()}}})
+	m.awaitReady(t)
+	if r, err := m.Propose(t.Context(), fsm.SetLevel(m.c.FSM.Store().View(), fsm.MaxLevel+1)); err != nil || r.Err != nil {
+		t.Fatal(err, r.Err)
+	}
+	if err := m.raft.Load().Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	m.stop(t)
+	c := m.config
+	c.Listener, c.FSM = listen(t, "127.0.0.1:0"), fsm.New(store.New(store.Config{}))
+	_, err := New(c)
+	c.Listener.Close()
+	if !errors.Is(err, fsm.ErrLevel) || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "or a newer one") {
+		t.Errorf("opened with %v", err)
 	}
 }

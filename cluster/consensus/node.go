@@ -104,7 +104,7 @@ func (n *Node) open() error {
 	if err := raftdir.CheckOwner(n.c.DataDir, n.c.NodeID); err != nil {
 		return n.withAdvice(err)
 	}
-	if err := n.snaps.VerifyState(fsm.Check); err != nil {
+	if err := n.verifyState(); err != nil {
 		return n.withAdvice(err)
 	}
 	all, err := n.snaps.List()
