@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skiff-sh/skiff/cluster/pki"
 	"github.com/skiff-sh/skiff/fsm"
 	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
@@ -80,4 +81,52 @@ func TestKeptOut(t *testing.T) {
 	if w := b.Status(t.Context()).Warnings; len(w) != 1 || w[0] != "the cluster goes on without it" {
 		t.Errorf("warnings %v", w)
 	}
+}
+
+// A restored state may not know the CA that signed a node's certificate, if the
+// CA was replaced after the snapshot: the older one vouches for it.
+func TestACAThatTheRestoredStateDoesNotKnow(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	n := joined(t, b, "w", "id-w")
+	before := b.pki.Keys()
+	next, err := b.pki.NewCA()
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := before.CAs[0]
+	if err := b.pki.Set(pki.Keys{CAs: []pki.CA{next, {Cert: old.Cert}}, SAKey: before.SAKey}); err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	if _, err := n.NodeConfig(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Renew(ctx, "test"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.pki.Set(before); err != nil {
+		t.Fatal(err)
+	}
+	c, err := n.NodeConfig(ctx)
+	if err != nil || !c.Renew {
+		t.Fatalf("config %+v, %v", c, err)
+	}
+	if err := n.Renew(ctx, "test"); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := n.NodeConfig(ctx); err != nil || c.Renew {
+		t.Errorf("after the renewal: %+v, %v", c, err)
+	}
+	// A CA that nobody vouches for stays out.
+	foreign := newPKI(t)
+	if err := b.pki.Set(foreign.Keys()); err != nil {
+		t.Fatal(err)
+	}
+	r, _, err := n.renewRequest(n.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.Renew(ctx, r)
+	refusedWith(t, err, "of a CA that this cluster")
 }

@@ -35,7 +35,7 @@ func (s *Service) Renew(ctx context.Context, r RenewRequest) (*RenewAnswer, erro
 	if err != nil {
 		return nil, fmt.Errorf("CA of the cluster: %w", err)
 	}
-	if !slices.ContainsFunc(trusted, func(ca *x509.Certificate) bool { return old[0].CheckSignatureFrom(ca) == nil }) {
+	if !vouchedFor(trusted, old[0], old[1:], s.c.Now()) {
 		return nil, refuse(http.StatusForbidden, "the certificate of this node is of a CA that this cluster does not trust (any more): run skiff reset --delete-data and join again")
 	}
 	name, id, err := nodeOf(old[0])
@@ -60,6 +60,17 @@ func (s *Service) Renew(ctx context.Context, r RenewRequest) (*RenewAnswer, erro
 	}
 	s.c.Logger.Info("the certificate of a node was renewed", "node", name, "expired", s.c.Now().After(old[0].NotAfter))
 	return &RenewAnswer{Cert: cert, CA: s.c.Authority.Bundle()}, nil
+}
+
+// vouchedFor says whether c, which may have expired, is of one of the CAs, or of one
+// that such a CA vouches for in between: the state may be older than the CA that c
+// is of, as after a restore.
+func vouchedFor(cas []*x509.Certificate, c *x509.Certificate, between []*x509.Certificate, now time.Time) bool {
+	of := func(ca *x509.Certificate) bool { return c.CheckSignatureFrom(ca) == nil }
+	return slices.ContainsFunc(cas, of) || slices.ContainsFunc(between, func(b *x509.Certificate) bool {
+		return of(b) && !now.Before(b.NotBefore) && !now.After(b.NotAfter) &&
+			slices.ContainsFunc(cas, func(ca *x509.Certificate) bool { return b.CheckSignatureFrom(ca) == nil })
+	})
 }
 
 // nodeOf reads name and ID of the node whose certificate c is.
