@@ -178,7 +178,7 @@ func wholeChain(certPEM []byte, cas []*x509.Certificate) error {
 		if err != nil {
 			return err
 		}
-		if err := signedBy(c, cas); err != nil {
+		if err := intactBy(c, cas); err != nil {
 			return err
 		}
 	}
@@ -188,10 +188,10 @@ func wholeChain(certPEM []byte, cas []*x509.Certificate) error {
 	return nil
 }
 
-// signedBy refuses a certificate that one of the CAs did not sign although it says
+// intactBy refuses a certificate that one of the CAs did not sign although it says
 // so. One of a CA that is not known is of one that is no longer trusted: it is
 // replaced when a server answers.
-func signedBy(c *x509.Certificate, cas []*x509.Certificate) error {
+func intactBy(c *x509.Certificate, cas []*x509.Certificate) error {
 	for _, ca := range cas {
 		if bytes.Equal(ca.SubjectKeyId, c.AuthorityKeyId) && bytes.Equal(ca.RawSubject, c.RawIssuer) {
 			return ca.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature)

@@ -67,10 +67,10 @@ func TestCases(t *testing.T) {
 		if after, err := os.ReadFile(path); err == nil && bytes.Equal(after, before) && len(before) > 0 {
 			t.Errorf("%s: it is as it was", c)
 		}
-		if err := os.RemoveAll(path); err == nil {
-			err = os.WriteFile(path, before, 0o600)
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
 		}
-		if err != nil {
+		if err := os.WriteFile(path, before, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
