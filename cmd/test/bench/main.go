@@ -54,7 +54,7 @@ func main() {
 	out := flag.String("out", "bench/results.json", "where the figures go")
 	idle := flag.Duration("idle", 30*time.Second, "how long to watch the idle node")
 	quick := flag.Bool("quick", false, "only the node: leave out the rest")
-	only := flag.String("only", "", "measure only this: node, cluster, fleet, puts, snapshots or operations")
+	only := flag.String("only", "", "measure only this: node, cluster, fleet, puts, snapshots, saves or operations")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -80,6 +80,7 @@ func bench(ctx context.Context, binary, out string, idle time.Duration, quick bo
 		{"fleet", func() ([]row, error) { return benchFleet(ctx, 2*idle) }},
 		{"puts", func() ([]row, error) { return benchPuts(ctx) }},
 		{"snapshots", func() ([]row, error) { return benchSnapshots(ctx, binary) }},
+		{"saves", func() ([]row, error) { return benchSaves(ctx, binary) }},
 		{"operations", func() ([]row, error) { return benchOperations(ctx, binary) }},
 	}
 	var rows []row
@@ -96,7 +97,7 @@ func bench(ctx context.Context, binary, out string, idle time.Duration, quick bo
 		}
 	}
 	if !known {
-		return fmt.Errorf("-only %s: want node, cluster, fleet, puts, snapshots or operations", only)
+		return fmt.Errorf("-only %s: want node, cluster, fleet, puts, snapshots, saves or operations", only)
 	}
 	print(rows)
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
