@@ -111,6 +111,8 @@ func newPageRun(t *testing.T, args []string) *pageRun {
 			cfg.PlainDisks = true
 		case key == "version":
 			cfg.Binary = build(t, value, "")
+		case key == "schedule": // of snapshots, with _ for spaces
+			cfg.ServerArgs = []string{"--snapshot-schedule", strings.ReplaceAll(value, "_", " ")}
 		case err == nil && key == "servers":
 			cfg.Servers = n
 		case err == nil && key == "agents":
@@ -140,7 +142,7 @@ func (p *pageRun) do(t *testing.T, s page.Step) (o outcome, err error) {
 		return o, p.direct(t, s.Directive)
 	}
 	update := os.Getenv(updatePageEnv) != ""
-	patience := time.Minute
+	patience := 90 * time.Second
 	if update {
 		patience = 10 * time.Second
 	}
@@ -174,7 +176,7 @@ func (p *pageRun) do(t *testing.T, s page.Step) (o outcome, err error) {
 }
 
 var (
-	looks      = regexp.MustCompile(`^skiff (status|member list|certs status|upgrade (status|plan)|kubectl get)\b`)
+	looks      = regexp.MustCompile(`^skiff (status|member list|snapshot ls|certs status|upgrade (status|plan)|kubectl get)\b`)
 	systemctl  = regexp.MustCompile(`^systemctl (start|stop|restart) skiff$`)
 	remoteFile = regexp.MustCompile(`\b((?:server|agent)-[0-9]+|` + laptop + `):(/\S+)`)
 )

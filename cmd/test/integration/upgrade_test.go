@@ -193,19 +193,27 @@ func (c *busyCluster) rollout(t *testing.T) *upgrade.Rollout {
 	return st.Rollout
 }
 
-// serversTook is the time from the first change of a server to the end of the
-// last one's.
+// serversTook is the time from the first change of a server, in the direction in
+// which the roll-out went last, to the end of the last one's.
 func (c *busyCluster) serversTook(t *testing.T) time.Duration {
 	t.Helper()
 	r := c.rollout(t)
+	begins := "changes to"
+	if r.Back() {
+		begins = "goes back"
+	}
 	var first, last time.Time
 	for _, e := range r.History {
-		if i := slices.IndexFunc(r.Members, func(m upgrade.Member) bool { return m.Name == e.Member && m.Server }); i >= 0 {
-			if first.IsZero() {
-				first = e.At
-			}
+		server := slices.ContainsFunc(r.Members, func(m upgrade.Member) bool { return m.Name == e.Member && m.Server })
+		if first.IsZero() && server && strings.HasPrefix(e.Text, begins) {
+			first = e.At
+		}
+		if server && strings.Contains(e.Text, "is well") {
 			last = e.At
 		}
+	}
+	if first.IsZero() || last.Before(first) {
+		t.Errorf("no server changed: %+v", r.History)
 	}
 	took := last.Sub(first)
 	if took > 3*serversGoal {
