@@ -72,7 +72,7 @@ func ParseS3(s string) (bucket, path string, err error) {
 	case strings.ContainsAny(bucket, ":@?# ") || len(bucket) < 3 || len(bucket) > 63:
 		return "", "", fmt.Errorf("%q: %q is no name of a bucket", s, bucket)
 	case strings.Contains(path, "//") || strings.Contains("/"+path+"/", "/../") || strings.Contains("/"+path+"/", "/./"):
-		return "", "", fmt.Errorf("%q: the path has an empty part, or one that is . or ..", s)
+		return "", "", fmt.Errorf("%q: no part of the path may be empty, a dot or two dots", s)
 	}
 	return bucket, path, nil
 }

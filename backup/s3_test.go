@@ -58,8 +58,8 @@ func TestNewS3(t *testing.T) {
 		"no bucket":         {"s3:///a", keys, "want s3://BUCKET/PREFIX"},
 		"short bucket":      {"s3://ab/a", keys, "no name of a bucket"},
 		"other scheme":      {"gs://bucket/a", keys, "want s3://BUCKET/PREFIX"},
-		"dots":              {"s3://bucket/a/../b", keys, ". or .."},
-		"empty part":        {"s3://bucket/a//b", keys, "empty part"},
+		"dots":              {"s3://bucket/a/../b", keys, "two dots"},
+		"empty part":        {"s3://bucket/a//b", keys, "may be empty"},
 	} {
 		s, err := NewS3(c.place, c.c)
 		if c.want == "" && (err != nil || s.String() != strings.TrimSuffix(c.place, "/")) {

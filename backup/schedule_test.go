@@ -168,7 +168,7 @@ func TestSchedule(t *testing.T) {
 			t.Errorf("%d saves, failures %v", s.saves(), s.failed())
 		}
 		st := s.Status()
-		if len(st) != 1 || st[0].Place != dir || st[0].Last == nil || st[0].Error != "" || st[0].Overdue != nil || st[0].Next.Sub(time.Now()) > 12*time.Hour {
+		if len(st) != 1 || st[0].Place != dir || st[0].Last == nil || st[0].Error != "" || st[0].Overdue != nil || time.Until(st[0].Next) > 12*time.Hour {
 			t.Errorf("status %+v", st)
 		}
 		if at := st[0].Last.At; at.Second() != 20 || at.Hour()%12 != 0 || st[0].Last.Revision == 0 || st[0].Last.Size == 0 {
