@@ -263,3 +263,44 @@ func TestRestoreRefusesBesideALivingServer(t *testing.T) {
 		t.Errorf("recover of a cluster that works: %+v", plan)
 	}
 }
+
+// The files of a stopped server are worked on under its lock, and it starts in the
+// new epoch.
+func TestRecoveryOfAStoppedServer(t *testing.T) {
+	a := newHost("a", t.TempDir())
+	a.boot(t)
+	a.ready(t)
+	a.write(t, "before")
+	within(t, 10*time.Second, "it knows its cluster", func() bool {
+		known, err := membership.LoadCluster(a.config.DataDir)
+		return err == nil && known != nil
+	})
+	a.halt(t)
+	s, err := OpenStopped(t.Context(), a.config.DataDir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := s.Plan(true); p.Refused == "" || s.Do(t.Context(), p, true) == nil {
+		t.Errorf("rejoin of the only server: %+v", p)
+	}
+	p := s.Plan(false)
+	if p.Server != "a" || p.Refused != "" || len(p.Doubts) != 1 || len(p.Members) != 1 || p.Index == 0 {
+		t.Fatalf("plan %+v", p)
+	}
+	if err := s.Do(t.Context(), p, false); err == nil || !strings.Contains(err.Error(), "--force") {
+		t.Errorf("in spite of doubts: %v", err)
+	}
+	if err := s.Do(t.Context(), p, true); err != nil {
+		t.Fatal(err)
+	}
+	a.boot(t)
+	a.inEpoch(t, 2)
+	if !a.has(t, "before") {
+		t.Error("what it had is lost")
+	}
+	for dir, want := range map[string]string{t.TempDir(): "is not the data directory of a server", filepath.Join(t.TempDir(), "none"): "is not the data directory of a server"} {
+		if _, err := OpenStopped(t.Context(), dir, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v", err)
+		}
+	}
+}
