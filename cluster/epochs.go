@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skiff-sh/skiff/cluster/epoch"
 	"github.com/skiff-sh/skiff/cluster/membership"
 	"github.com/skiff-sh/skiff/fsm/raftdir"
@@ -68,7 +70,7 @@ func (s *Server) openEpoch() (err error) {
 	told := s.known.cluster.Epoch
 	s.epoch, err = raftdir.LoadEpoch(s.cfg.DataDir)
 	damaged := errors.Is(err, raftdir.ErrDamaged)
-	if s.known.cluster.ClusterID != "" && raftdir.Exists(s.cfg.DataDir) && (damaged || err == nil && s.epoch.ID == "" && told.ID != "") {
+	if !errors.Is(err, unix.EISDIR) && s.known.cluster.ClusterID != "" && raftdir.Exists(s.cfg.DataDir) && (damaged || err == nil && s.epoch.ID == "" && told.ID != "") {
 		// cluster.json never tells of a later one than the log is of.
 		s.cfg.Logger.Warn("the file with the epoch of the log is lost or damaged; it is written anew", "epoch", told.String(), "error", err)
 		s.epoch = told
@@ -76,7 +78,7 @@ func (s *Server) openEpoch() (err error) {
 		return raftdir.SaveEpoch(s.cfg.DataDir, s.epoch)
 	}
 	if damaged {
-		return fmt.Errorf("%w; put it back, or get the log from the other servers: skiff recover --rejoin --data-dir %s", err, s.cfg.DataDir)
+		return fmt.Errorf("%w; move it away where %s is whole, which tells the epoch too; or get the log from the other servers: skiff recover --rejoin --data-dir %s", err, membership.ClusterFile, s.cfg.DataDir)
 	}
 	if err != nil {
 		return err

@@ -25,6 +25,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/skiff-sh/skiff/backup"
 	"github.com/skiff-sh/skiff/cluster"
 	"github.com/skiff-sh/skiff/fsm"
 	"github.com/skiff-sh/skiff/fsm/damage"
@@ -114,9 +115,8 @@ func (h host) client(t *testing.T) *rest.Config {
 	return c
 }
 
-// objects are the users' part of the state, as a snapshot of the running server
-// has it.
-func (h host) objects(t *testing.T) string {
+// saved is a snapshot of the running server.
+func (h host) saved(t *testing.T) []byte {
 	t.Helper()
 	c := h.client(t)
 	client, err := rest.HTTPClientFor(c)
@@ -132,6 +132,14 @@ func (h host) objects(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return b
+}
+
+// objects are the users' part of the state, as a snapshot of the running server
+// has it.
+func (h host) objects(t *testing.T) string {
+	t.Helper()
+	b := h.saved(t)
 	r, err := fsm.NewReader(bytes.NewReader(b))
 	if err != nil {
 		t.Fatalf("%v: %.200s", err, b)
@@ -237,7 +245,9 @@ var directories = []damage.Case{
 // damageServer starts a server on copies of a data directory with each of the
 // damages that pick wants: it refuses, with the name of the file and a command that
 // exists, and leaves everything as it is; or it has everything.
-func damageServer(t *testing.T, pick func(i int, c damage.Case) bool) {
+//
+// restored: the data directory was made from a snapshot, so it is in a later epoch.
+func damageServer(t *testing.T, restored bool, pick func(i int, c damage.Case) bool) {
 	h := newHost(t)
 	if err := h.run(t, h.dir, func() { h.write(t, 0, 3) }); err != nil {
 		t.Fatal(err)
@@ -250,6 +260,9 @@ func damageServer(t *testing.T, pick func(i int, c damage.Case) bool) {
 	}
 	if n := strings.Count(want, "\n"); n != 13 {
 		t.Fatalf("the state has %d lines:\n%s", n, want)
+	}
+	if restored {
+		want = h.restore(t)
 	}
 	if err := os.Remove(filepath.Join(h.dir, "raft", "reserve")); err != nil {
 		t.Fatal(err)
@@ -305,7 +318,32 @@ func damageServer(t *testing.T, pick func(i int, c damage.Case) bool) {
 	}
 }
 
+// restore goes on with a data directory that was made from a snapshot.
+func (h *host) restore(t *testing.T) (want string) {
+	t.Helper()
+	file, dir := filepath.Join(t.TempDir(), "file.snap"), filepath.Join(t.TempDir(), "restored")
+	keys, err := restoreKeys(filepath.Join(h.dir, "pki", "cluster.key"), "")
+	if err == nil {
+		err = h.run(t, h.dir, func() {
+			if err := os.WriteFile(file, h.saved(t), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	if err == nil {
+		_, err = backup.Restore(t.Context(), file, dir, backup.RestoreOptions{Keys: keys})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.dir = dir
+	if err := h.run(t, dir, func() { want = h.objects(t) }); err != nil {
+		t.Fatal(err)
+	}
+	return want
+}
+
 // TestDamagedDataDir loses each of the files; the integration tests do more.
 func TestDamagedDataDir(t *testing.T) {
-	damageServer(t, func(_ int, c damage.Case) bool { return strings.HasPrefix(c.What, "deleted") })
+	damageServer(t, false, func(_ int, c damage.Case) bool { return strings.HasPrefix(c.What, "deleted") })
 }
