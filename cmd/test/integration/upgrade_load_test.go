@@ -115,13 +115,14 @@ spec:
 type busyCluster struct {
 	*devCluster
 	outside map[string]*traffic.Load // by the node whose port is asked
+	told    map[string]int           // failures that unharmed has seen, by where they were and the node
 	writes  *writeLoad
 }
 
 // newBusyCluster starts it, with the load.
 func newBusyCluster(t *testing.T, binary string) *busyCluster {
 	t.Helper()
-	c := &busyCluster{devCluster: newCluster(t, dev.Config{Servers: 3, Agents: 2, Binary: binary}), outside: map[string]*traffic.Load{}}
+	c := &busyCluster{devCluster: newCluster(t, dev.Config{Servers: 3, Agents: 2, Binary: binary}), outside: map[string]*traffic.Load{}, told: map[string]int{}}
 	c.apply(t, busyApp)
 	for _, what := range []string{"deployment/web", "statefulset/kept", "daemonset/prober"} {
 		c.kubectl(t, "rollout", "status", what, "--timeout=60s")
@@ -180,9 +181,11 @@ func (c *busyCluster) inside(ctx context.Context) (map[string]traffic.Report, er
 // node need seconds to have an effect.
 const settle = 5 * time.Second
 
-// unharmed fails the test if a request has failed since the start, a pod is not
-// the one that it was, or its containers do not obey.
-func (c *busyCluster) unharmed(t *testing.T, after string) {
+// unharmed fails the test if a request has failed since the last call, a pod is
+// not the one that it was, or its containers do not obey. On the nodes that were
+// without skiff for long, names may not have been found, nor those of their pods
+// elsewhere.
+func (c *busyCluster) unharmed(t *testing.T, after string, nameless ...string) {
 	t.Helper()
 	time.Sleep(settle)
 	c.undisturbed(t)
@@ -212,8 +215,17 @@ func (c *busyCluster) unharmed(t *testing.T, after string) {
 				answered[kind] += n
 				slowest[kind] = max(slowest[kind], r.Slowest[kind].Round(time.Millisecond))
 			}
-			for _, f := range r.Failures[:min(5, len(r.Failures))] {
-				t.Errorf("%s: a request from %s, node %s: %s", after, where, node, f)
+			fresh := r.Failures[min(c.told[where+node], len(r.Failures)):]
+			c.told[where+node] = len(r.Failures)
+			for _, f := range fresh {
+				text := fmt.Sprintf("%s: a request from %s, node %s: %s", after, where, node, f)
+				here := slices.Contains(nameless, node) && f.Kind != traffic.KeptConnection
+				theirs := len(nameless) > 0 && f.Kind == traffic.Lookup && strings.Contains(f.Error, "kept-")
+				if where == "pods" && (here || theirs) {
+					t.Log(text)
+				} else {
+					t.Error(text)
+				}
 			}
 			if r.Total() == 0 {
 				t.Errorf("%s: nothing was answered to %s, node %s", after, where, node)
