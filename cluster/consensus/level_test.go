@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -59,5 +60,14 @@ func TestLaterSnapshotIsNoDamage(t *testing.T) {
 	c.Listener.Close()
 	if !errors.Is(err, fsm.ErrLevel) || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "or a newer one") {
 		t.Errorf("opened with %v", err)
+	}
+}
+
+// TestProtocolsAreOfTheLevel: what the Raft port speaks is what the highest
+// feature level says.
+func TestProtocolsAreOfTheLevel(t *testing.T) {
+	v := fsm.AtLevel(fsm.MaxLevel).RPC
+	if protoRaft != fmt.Sprintf("skiff-raft/%d", v) || protoRPC != fmt.Sprintf("skiff-rpc/%d", v) {
+		t.Errorf("%s and %s at a level with version %d", protoRaft, protoRPC, v)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"math"
 	"strings"
 	"testing"
+
+	"github.com/skiff-sh/skiff/fsm"
 )
 
 func TestTagsRoundTrip(t *testing.T) {
@@ -63,4 +65,13 @@ func FuzzDecodeTags(f *testing.F) {
 			t.Errorf("%+v became %+v, %v", tags, got, err)
 		}
 	})
+}
+
+// TestTagsAreOfTheLevel: what members say of themselves is in the version that
+// the highest feature level says.
+func TestTagsAreOfTheLevel(t *testing.T) {
+	t.Parallel()
+	if v := fsm.AtLevel(fsm.MaxLevel).Gossip; v != tagsVersion {
+		t.Errorf("tags are of version %d, the level has %d", tagsVersion, v)
+	}
 }
