@@ -59,6 +59,7 @@ test: deps verify unit integration
 # unit tests
 unit: shim
 	go test $(GOTESTFLAGS) -timeout 10m $(UNIT)
+	go test $(GOTESTFLAGS) -timeout 10m -tags nextlevel -run 'Level|Golden|Snapshot|Gate' ./fsm ./cluster/consensus
 
 # unit tests under the race detector
 race: shim
