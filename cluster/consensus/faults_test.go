@@ -368,7 +368,7 @@ func TestBackupOfAServer(t *testing.T) {
 	}
 	n := start(t, Config{NodeID: r.NodeID, DataDir: data, ElectionWait: time.Second})
 	n.awaitReady(t)
-	if s := n.Stats(); s.Revision <= last || s.ClusterID != m.Stats().ClusterID || n.config.FSM.Store().View().Len() != 201 {
+	if s := n.Stats(); s.Revision <= last || s.ClusterID != m.Stats().ClusterID || n.config.FSM.Store().View().Len() != 202 { // and the epoch
 		t.Errorf("restored: %+v", s)
 	}
 	if s := n.Stats(); len(s.Voters) != 1 || s.Voters[0].ID != r.NodeID {
