@@ -11,6 +11,11 @@
 //	                             with meta.json, state.bin and a seal of the former
 //	<data-dir>/raft/restore/     files that restores in the log name
 //	<data-dir>/raft/admitted     of a new server that has not caught up, see cluster/consensus
+//	<data-dir>/raft/epoch        which history this is; without it the first
+//	<data-dir>/raft/unasked      of a restored server that has not asked the others yet
+//	<data-dir>/raft/rejoined     of a server that has given up its log, names what told it to
+//	<data-dir>/raft.epoch-N/     the log that was given up last
+//	<data-dir>/restoring         while a snapshot is restored into the data dir
 //
 // What a crash leaves: an append is there or not, never half; a snapshot that
 // was not finished ends in .tmp and is removed by the next start.
