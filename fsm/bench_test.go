@@ -62,3 +62,14 @@ func BenchmarkRestore(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkCheck is what the verification of a snapshot costs at a start.
+func BenchmarkCheck(b *testing.B) {
+	s := snapshot(b, filled(b))
+	b.SetBytes(int64(len(s)))
+	for b.Loop() {
+		if err := Check(bytes.NewReader(s)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
