@@ -26,9 +26,11 @@ const (
 	list
 	localGet // what is here, however old
 	listAt   // the state at revision expect
+	restore  // of a snapshot into the running cluster: value is its ID
+	jump     // what a restore made of one key
 )
 
-var kindNames = [...]string{"create", "update", "delete", "get", "list", "get rv=0", "list at"}
+var kindNames = [...]string{"create", "update", "delete", "get", "list", "get rv=0", "list at", "restore", "restored"}
 
 // outcome of an operation.
 type outcome byte

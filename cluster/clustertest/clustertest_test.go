@@ -98,6 +98,7 @@ var mustMeet = []string{
 	"write to a slow disk", "write to a hanging disk", "certificate judged by a wrong clock",
 	"crash of a process", "crash of a host", "crash of a leader while it writes", "crash of a follower while it writes", "stop in good order",
 	"snapshot taken", "snapshot installed", "leadership handed over", "member removed", "server became a voter",
+	"snapshot restored into the running cluster",
 }
 
 var mustMeetSeldom = []string{

@@ -13,7 +13,8 @@
 // all keys with lists at one revision), no acknowledged write is missing, nothing
 // that was refused took effect, all members go through the same states at the
 // same log index, a revision means the same on all, a term has one leader, each
-// watcher saw every revision of its prefix once and in order, and after the last
+// watcher saw every revision of its prefix once and in order, a restored snapshot is
+// there as a whole at one revision or not at all, and after the last
 // fault the cluster writes again and its members become equal.
 //
 // What goes wrong is counted where it has an effect, such as a segment that a cut

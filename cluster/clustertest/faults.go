@@ -34,6 +34,8 @@ var faults = []fault{
 	{"member added", 4, (*world).addMember},
 	{"member removed", 3, (*world).removeMember},
 	{"member replaced", 3, (*world).replaceMember},
+	{"snapshot saved", 6, (*world).saveSnapshot},
+	{"snapshot restored", 6, (*world).restoreSnapshot},
 }
 
 // wreak lets one fault after the other happen until ctx ends.
@@ -228,7 +230,7 @@ var steps = func() (all []string) {
 		"snapshot:close"} {
 		all = append(all, s+":before", s+":after")
 	}
-	return append(all, installSteps...)
+	return append(append(all, "restore-file:before"), installSteps...)
 }()
 
 // installSteps are those of a server that others send a snapshot.

@@ -13,20 +13,30 @@ type history struct {
 	events []seen
 	byKey  map[string][]int // indexes into events
 	head   int64            // newest revision of the store
+	jumps  map[string]int64 // revisions of restores, by ID
 }
 
 // newHistory puts the events that members told in order. What members told is
 // complete if no revision is missing.
 func (w *world) newHistory() *history {
-	h := &history{byKey: map[string][]int{}}
+	h := &history{byKey: map[string][]int{}, jumps: map[string]int64{}}
 	w.mu.Lock()
 	all := maps.Clone(w.history)
 	w.mu.Unlock()
-	for i, rev := range slices.Sorted(maps.Keys(all)) {
-		if next := w.empty + int64(i) + 1; rev != next && !w.sparse {
+	next := w.empty + 1
+	for _, rev := range slices.Sorted(maps.Keys(all)) {
+		if e := all[rev]; rev > next && e.key == restoredKey {
+			for ; next < rev-1; next++ {
+				w.wiped(h, next)
+			}
+			w.jump(h, next, e) // which nobody is told of
+			next++
+		}
+		if rev != next && !w.sparse {
 			w.anomaly("no member has told what revision %d was", next)
 			break
 		}
+		next++
 		h.head = rev
 		e := all[rev]
 		if key, ok := strings.CutPrefix(e.key, storeKeys); ok {
@@ -85,6 +95,9 @@ func (w *world) settle(h *history, ops []op) []op {
 	byValue := map[string]seen{}
 	deletes := map[int64]seen{}
 	for _, e := range h.events {
+		if e.jump {
+			continue
+		}
 		if e.value == "" {
 			deletes[e.rev] = e
 		} else if old, ok := byValue[e.value]; ok {
@@ -96,6 +109,8 @@ func (w *world) settle(h *history, ops []op) []op {
 	var out, lost []op
 	for _, o := range ops {
 		switch {
+		case o.kind == restore:
+			out = w.settleRestore(h, o, out)
 		case o.kind > remove || o.outcome == exists || o.outcome == missing || o.outcome == conflict:
 			if o.outcome != failed {
 				out = append(out, o)
@@ -144,6 +159,9 @@ func (w *world) settle(h *history, ops []op) []op {
 		o := *was
 		o.rev, o.expect = rev, 0
 		out = append(out, o)
+	}
+	for id, rev := range h.jumps {
+		w.anomaly("nobody restored %s, at revision %d", id, rev)
 	}
 	for _, e := range byValue {
 		w.anomaly("nobody wrote %v, or it was taken back", e)

@@ -35,6 +35,11 @@ func (w *world) checkOps(h *history) {
 		case listAt:
 			w.checkList(h, o, o.expect)
 			continue
+		case restore:
+			for _, e := range h.events[h.position(o.rev-1):h.position(o.rev)] {
+				single = append(single, operation(op{client: o.client, kind: jump, key: e.key, value: e.value, rev: e.rev,
+					outcome: o.outcome, call: o.call, ret: o.ret, host: o.host}))
+			}
 		case list:
 			w.checkList(h, o, o.rev)
 			for _, k := range w.keys { // for the model of one key it is a get of each
@@ -134,6 +139,11 @@ func keyModel() porcupine.Model {
 // write is what a write that took effect makes of a key, and whether it could.
 func (o op) write(now version) (version, bool) {
 	switch o.kind {
+	case jump:
+		if o.value == "" {
+			return version{}, true
+		}
+		return version{o.value, o.rev}, true
 	case create:
 		return version{o.value, o.rev}, now.value == ""
 	case update:
@@ -168,6 +178,8 @@ func storeModel(h *history) porcupine.Model {
 			switch {
 			case o.kind == list:
 				return now == h.position(o.rev), now
+			case o.kind == restore:
+				return now == h.position(o.rev-1), h.position(o.rev)
 			case o.outcome != done && o.outcome != unknown:
 				return o.refused(h.at(o.key, now)), now
 			case o.kind == get:

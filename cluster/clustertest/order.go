@@ -53,6 +53,8 @@ func (r *order) add(o *op) {
 	case o.outcome != done && o.outcome != unknown, o.kind == localGet, o.kind == listAt:
 	case o.kind == list:
 		r.saw(o, at, at)
+	case o.kind == restore:
+		r.saw(o, at, r.h.position(o.rev-1))
 	case o.kind == get:
 		next := len(r.h.events)
 		for _, e := range r.h.byKey[o.key] {

@@ -34,6 +34,7 @@ type seen struct {
 	rev        int64
 	key, value string // value is empty on delete
 	host       string
+	jump       bool // by a restore
 }
 
 func (w *world) newWatch(n int) *watch {

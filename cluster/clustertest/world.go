@@ -55,6 +55,8 @@ type world struct {
 	ops       []op
 	watches   []*watch
 	stats     Stats
+	saved     []saved
+	restores  map[string]saved // by ID
 }
 
 // slot is a place for a member: a host with its disk.
@@ -114,6 +116,7 @@ func newWorld(seed uint64, o options, root string, logger *slog.Logger) *world {
 		o: o, seed: seed, root: root, net: NewNetwork(rand.New(rand.NewPCG(seed, 1))), codec: codec(), ca: newAuthority(),
 		logger: logger, begin: time.Now(), slots: map[string]*slot{}, met: map[string]int{}, crashes: map[string]int{},
 		keys: keys, empty: store.New(store.Config{}).Revision(), history: map[int64]event{}, prints: map[uint64]print{}, leaders: map[uint64]string{},
+		restores: map[string]saved{},
 	}
 }
 
@@ -246,8 +249,8 @@ func (w *world) record(ctx context.Context, m *member, c *store.Watcher) {
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil { // a snapshot was restored: go on behind it
-			c = m.fsm.Store().Watch("/", m.fsm.Store().Revision())
+		if err != nil { // a snapshot was installed or restored: go on behind it
+			c = m.fsm.Store().Watch("/", m.fsm.Store().CompactRevision())
 			continue
 		}
 		_ = upto
@@ -259,6 +262,9 @@ func (w *world) record(ctx context.Context, m *member, c *store.Watcher) {
 			now := event{key: e.Key, from: m.host}
 			if e.KV != nil {
 				now.value = valueOf(w.codec, e.KV.Value)
+				if e.Key == restoredKey {
+					now.value = string(e.KV.Value)
+				}
 			}
 			old, ok := w.history[e.Revision]
 			switch {
