@@ -47,7 +47,12 @@ func Fork(ctx context.Context, dataDir string, o ForkOptions) (*Forked, error) {
 		return nil, err
 	}
 	// The new epoch is in the state, so that a snapshot of it says which it is of.
-	data, err := fsm.EncodeEntry(fsm.One(fsm.Op{Type: fsm.Put, Key: raftdir.EpochKey, Value: o.Epoch.Encode(), Expect: fsm.Any}))
+	commands := []fsm.Command{fsm.One(fsm.Op{Type: fsm.Put, Key: raftdir.EpochKey, Value: o.Epoch.Encode(), Expect: fsm.Any})}
+	f.Store().View().Ascend(upgradePrefix, "", func(kv *store.KeyValue) bool {
+		commands = append(commands, fsm.One(fsm.Op{Type: fsm.Delete, Key: kv.Key, Expect: fsm.Any}))
+		return true
+	})
+	data, err := fsm.EncodeEntry(commands...)
 	if err != nil {
 		return nil, err
 	}

@@ -16,7 +16,13 @@ import (
 // The state after a fork holds what is in snapshot and log, and the former log is
 // kept.
 func TestFork(t *testing.T) {
-	path, _ := save(t, sample(t, 20))
+	m := sample(t, 20)
+	rollout, err := fsm.EncodeEntry(fsm.One(fsm.Op{Type: fsm.Put, Key: "/skiff/upgrade/rollout", Value: []byte("{}"), Expect: fsm.Any}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Apply(&raft.Log{Index: 8, Term: 3, Data: rollout})
+	path, _ := save(t, m)
 	dir := filepath.Join(t.TempDir(), "data")
 	restored, err := Restore(t.Context(), path, dir, RestoreOptions{NodeID: "a", By: "host-a", Files: func(_ *Info, own map[string][]byte) (map[string][]byte, error) {
 		return map[string][]byte{"more": own["/skiff/pki/ca.crt"]}, nil
@@ -46,7 +52,7 @@ func TestFork(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := restored.Snapshot.Index
-	for i, e := range []*raft.Log{{Type: raft.LogNoop}, {Type: raft.LogCommand, Data: entry}, {Type: raft.LogBarrier}} {
+	for i, e := range []*raft.Log{{Type: raft.LogCommand, Data: rollout}, {Type: raft.LogCommand, Data: entry}, {Type: raft.LogBarrier}} {
 		e.Index, e.Term = at+1+uint64(i), 9
 		if err := log.StoreLog(e); err != nil {
 			t.Fatal(err)
@@ -60,12 +66,15 @@ func TestFork(t *testing.T) {
 		t.Errorf("log %+v, %v", info, err)
 	}
 
+	if before, _, err := replay(t.Context(), dir); err != nil || before.Store().Revision() != restored.Revision+2 {
+		t.Errorf("before: %v", err)
+	}
 	epoch := first.Next(raftdir.Recovered, "a", time.Now(), "b")
 	out, err := Fork(t.Context(), dir, ForkOptions{Member: raftdir.Member{ID: "a", Addr: "127.0.0.1:1"}, Epoch: epoch})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out.Index != at+3 || out.Term != 9 || out.Revision != restored.Revision+2+DefaultRevisionStep {
+	if out.Index != at+3 || out.Term != 9 || out.Revision != restored.Revision+4+DefaultRevisionStep {
 		t.Errorf("%+v after revision %d", out, restored.Revision)
 	}
 	if got, err := raftdir.LoadEpoch(dir); err != nil || !got.Same(epoch) || !got.Follows("b") {
@@ -90,6 +99,9 @@ func TestFork(t *testing.T) {
 	}
 	if get(f, "/registry/late") != "late" || !strings.Contains(get(f, raftdir.EpochKey), epoch.ID) || f.ClusterID() != "test-cluster" {
 		t.Error("the state is not whole")
+	}
+	if get(f, "/skiff/upgrade/rollout") != "" {
+		t.Error("a roll-out goes on")
 	}
 	if f.Store().Revision() != out.Revision {
 		t.Errorf("revision %d", f.Store().Revision())

@@ -37,6 +37,13 @@ const (
 	sealedPrefix = OwnPrefix + "keys/"
 )
 
+// upgradePrefix is where the state has a roll-out that is under way.
+const upgradePrefix = OwnPrefix + "upgrade/"
+
+// ended tells the keys of what does not go on in a new epoch: a roll-out would
+// change programs of members that have moved on since.
+func ended(key string) bool { return strings.HasPrefix(key, upgradePrefix) }
+
 // ErrSealed says that a snapshot can't be restored without its cluster's key.
 var ErrSealed = errors.New("its secrets are sealed with the cluster key")
 
@@ -157,7 +164,7 @@ func Restore(ctx context.Context, path, dataDir string, o RestoreOptions) (_ *Re
 	member := raftdir.Member{ID: o.NodeID, Addr: o.AdvertiseAddr}
 	err = raftdir.Create(tmp, member, info.Index, info.Term, func(w io.Writer) error {
 		h := fsm.Header{ClusterID: info.ClusterID, Revision: out.Revision, Index: info.Index, Term: info.Term}
-		return rewrite(ctx, f, f.Size, w, changes{hash: info.Hash, header: h, put: map[string][]byte{raftdir.EpochKey: out.Epoch.Encode()}}, f.progress(o.Progress))
+		return rewrite(ctx, f, f.Size, w, changes{hash: info.Hash, header: h, drop: ended, put: map[string][]byte{raftdir.EpochKey: out.Epoch.Encode()}}, f.progress(o.Progress))
 	})
 	if err != nil {
 		return nil, err
