@@ -49,19 +49,28 @@ func (c *devCluster) expireAll(t *testing.T) {
 	for _, n := range c.status(t).Nodes {
 		c.kill(t, n.Name)
 	}
-	ca := loadCA(t, filepath.Join(c.data("server-1"), "pki"))
-	agent := filepath.Join(c.data("agent-1"), "agent", "node.crt")
-	old, err := os.ReadFile(agent)
-	must(t, err)
-	must(t, os.WriteFile(agent, ca.expire(t, old), 0o644))
+	read := func(node string, path ...string) []byte { // a node's disk is mounted in the node only
+		out, err := c.Output(t.Context(), node, "cat", filepath.Join(append([]string{c.data(node)}, path...)...))
+		must(t, err)
+		return []byte(out)
+	}
+	replace := func(b []byte, node string, path ...string) {
+		tmp := filepath.Join(t.TempDir(), "new")
+		must(t, os.WriteFile(tmp, b, 0o600))
+		_, err := c.Output(t.Context(), node, "sh", "-c", `cat "$0" > "$1"`, tmp, filepath.Join(append([]string{c.data(node)}, path...)...))
+		must(t, err)
+	}
+	ca := parseCA(t, read("server-1", "pki", "ca.crt"), read("server-1", "pki", "ca.key"))
+	replace(ca.expire(t, read("agent-1", "agent", "node.crt")), "agent-1", "agent", "node.crt")
 	for server := range c.clients {
-		path := filepath.Join(c.data(server), "admin.kubeconfig")
-		kc, err := clientcmd.LoadFromFile(path)
+		kc, err := clientcmd.Load(read(server, "admin.kubeconfig"))
 		must(t, err)
 		for _, user := range kc.AuthInfos {
 			user.ClientCertificateData = ca.expire(t, user.ClientCertificateData)
 		}
-		must(t, clientcmd.WriteToFile(*kc, path))
+		b, err := clientcmd.Write(*kc)
+		must(t, err)
+		replace(b, server, "admin.kubeconfig")
 	}
 }
 
@@ -71,14 +80,12 @@ type clusterCA struct {
 	key  any
 }
 
-func loadCA(t *testing.T, dir string) clusterCA {
+func parseCA(t *testing.T, certPEM, keyPEM []byte) clusterCA {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
-	must(t, err)
-	block, _ := pem.Decode(b)
+	block, _ := pem.Decode(certPEM)
 	cert, err := x509.ParseCertificate(block.Bytes)
 	must(t, err)
-	key, err := keyutil.PrivateKeyFromFile(filepath.Join(dir, "ca.key"))
+	key, err := keyutil.ParsePrivateKeyPEM(keyPEM)
 	must(t, err)
 	return clusterCA{cert, key}
 }

@@ -107,8 +107,6 @@ func newPageRun(t *testing.T, args []string) *pageRun {
 		key, value, _ := strings.Cut(a, "=")
 		n, err := strconv.Atoi(value)
 		switch {
-		case a == "plain-disks": // for directives that change files on them
-			cfg.PlainDisks = true
 		case key == "version":
 			cfg.Binary = build(t, value, "")
 		case key == "schedule": // of snapshots, with _ for spaces
