@@ -63,14 +63,12 @@ func New(c Config) (*Executor, error) {
 		return nil, fmt.Errorf("the file this program is in: %w", err)
 	}
 	e := &Executor{c: c, log: c.Logger, store: c.Store, journal: journal{c.Store.dir}, place: place{path}}
-	if moved, err := e.journal.heal(); err != nil {
-		return nil, fmt.Errorf("state of upgrades: %w", err)
-	} else if moved != "" {
-		e.log.Error("the state of upgrades cannot be read: it is begun anew", "kept", moved)
-	}
 	s, err := e.journal.read()
 	if err != nil {
-		return nil, err
+		e.log.Error("the state of upgrades cannot be read: it is begun anew", "error", err)
+		if s, err = e.journal.heal(); err != nil {
+			return nil, fmt.Errorf("state of upgrades: %w", err)
+		}
 	}
 	if s.Trial == nil && s.Order.ID == "" {
 		return e, nil

@@ -118,15 +118,15 @@ func (j journal) locked(do func() error) error {
 
 // heal moves a file aside that cannot be read: what it said of orders is lost,
 // and whatever program is in place stays.
-func (j journal) heal() (moved string, err error) {
+func (j journal) heal() (s state, err error) {
 	err = j.locked(func() error {
-		if _, err := j.read(); err == nil {
+		if s, err = j.read(); err == nil {
 			return nil
 		}
-		moved = j.path() + ".bad"
-		return os.Rename(j.path(), moved)
+		s = state{}
+		return os.Rename(j.path(), j.path()+".bad")
 	})
-	return moved, err
+	return s, err
 }
 
 // goBack decides a trial against the new program and puts the old one back. While

@@ -57,9 +57,10 @@ type StoreConfig struct {
 	Margin int64 // default DefaultMargin
 }
 
-// OpenStore makes the folder if there is none.
+// OpenStore makes the folder if there is none. On a disk that takes nothing more
+// the store is empty, and takes nothing.
 func OpenStore(c StoreConfig) (*Store, error) {
-	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EROFS) {
 		return nil, fmt.Errorf("folder of programs: %w", err)
 	}
 	if c.Margin == 0 {

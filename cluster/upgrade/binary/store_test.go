@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -286,6 +287,31 @@ func TestNoRoom(t *testing.T) {
 	}
 	if left, err := os.ReadDir(s.dir); err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// A server starts on a disk that takes nothing more, also when it never had a
+// store.
+func TestFullFromTheBeginning(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("a small disk needs root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("small", dir, "tmpfs", 0, "nr_inodes=1"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	s, err := OpenStore(StoreConfig{Dir: filepath.Join(dir, "upgrade")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(Config{Store: s, Logger: slog.New(slog.DiscardHandler)}); err != nil {
+		t.Error(err)
+	}
+	content, b := aProgram(t, character{Version: "2.0.0"})
+	if err := s.Add(t.Context(), b, bytes.NewReader(content)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
 	}
 }
 
