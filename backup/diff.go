@@ -75,20 +75,20 @@ func Diff(ctx context.Context, a, b io.Reader, o DiffOptions) (*Difference, erro
 	d := &differ{o: o, out: &Difference{Own: map[string]string{}}, ownA: map[string][]byte{}, ownB: map[string][]byte{}}
 	ra, err := fsm.NewReader(a)
 	if err != nil {
-		return nil, fmt.Errorf("A: %w", err)
+		return nil, fmt.Errorf("snapshot A: %w", err)
 	}
 	rb, err := fsm.NewReader(b)
 	if err != nil {
-		return nil, fmt.Errorf("B: %w", err)
+		return nil, fmt.Errorf("snapshot B: %w", err)
 	}
 	ka, errA := next(ra)
 	kb, errB := next(rb)
 	for n := 0; ; n++ {
 		switch {
 		case errA != nil:
-			return nil, fmt.Errorf("A: %w", errA)
+			return nil, fmt.Errorf("snapshot A: %w", errA)
 		case errB != nil:
-			return nil, fmt.Errorf("B: %w", errB)
+			return nil, fmt.Errorf("snapshot B: %w", errB)
 		case ka == nil && kb == nil:
 			return d.finish(ra.Summary(), rb.Summary())
 		case kb == nil || ka != nil && ka.Key < kb.Key:
@@ -178,10 +178,10 @@ func (d *differ) own(p pair, same bool) {
 
 func (d *differ) finish(a, b *fsm.Summary) (_ *Difference, err error) {
 	if d.out.A, err = infoOf(a, d.ownA); err != nil {
-		return nil, fmt.Errorf("A: %w", err)
+		return nil, fmt.Errorf("snapshot A: %w", err)
 	}
 	if d.out.B, err = infoOf(b, d.ownB); err != nil {
-		return nil, fmt.Errorf("B: %w", err)
+		return nil, fmt.Errorf("snapshot B: %w", err)
 	}
 	if err := d.open(); err != nil {
 		return nil, err
@@ -193,20 +193,20 @@ func (d *differ) finish(a, b *fsm.Summary) (_ *Difference, err error) {
 func (d *differ) open() error {
 	openA, err := openerOf(d.o.OpenA, d.ownA)
 	if err != nil {
-		return fmt.Errorf("A: %w", err)
+		return fmt.Errorf("snapshot A: %w", err)
 	}
 	openB, err := openerOf(d.o.OpenB, d.ownB)
 	if err != nil {
-		return fmt.Errorf("B: %w", err)
+		return fmt.Errorf("snapshot B: %w", err)
 	}
 	for _, p := range d.later {
 		a, okA, err := openKey(openA, p.a)
 		if err != nil {
-			return fmt.Errorf("A: %w", err)
+			return fmt.Errorf("snapshot A: %w", err)
 		}
 		b, okB, err := openKey(openB, p.b)
 		if err != nil {
-			return fmt.Errorf("B: %w", err)
+			return fmt.Errorf("snapshot B: %w", err)
 		}
 		if a != nil && b != nil && bytes.Equal(a.Value, b.Value) {
 			d.out.Same++
