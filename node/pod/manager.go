@@ -67,7 +67,8 @@ type Manager struct {
 
 	mu      sync.Mutex
 	workers map[types.UID]*worker
-	again   map[types.UID]*v1.Pod // came back while their worker still ends them
+	again   map[types.UID]*v1.Pod     // came back while their worker still ends them
+	missing map[types.UID]*time.Timer // not in the last list, see Keep
 	wg      sync.WaitGroup
 	// adopted sandboxes wait here for their pod's worker.
 	adopted map[string]Sandbox
@@ -79,7 +80,7 @@ func NewManager(cfg Config) *Manager {
 		cfg.now = time.Now
 	}
 	return &Manager{cfg: cfg, writes: make(chan struct{}, 16), pulls: newPulls(cfg.Images),
-		workers: map[types.UID]*worker{}, again: map[types.UID]*v1.Pod{}, adopted: map[string]Sandbox{}}
+		workers: map[types.UID]*worker{}, again: map[types.UID]*v1.Pod{}, missing: map[types.UID]*time.Timer{}, adopted: map[string]Sandbox{}}
 }
 
 // Start adopts what an earlier agent left running and then begins to run the
@@ -105,6 +106,7 @@ func (m *Manager) Wait() { m.wg.Wait() }
 func (m *Manager) Update(p *v1.Pod) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.found(p.UID)
 	w := m.workers[p.UID]
 	if w == nil {
 		m.run(p)
@@ -125,6 +127,7 @@ func (m *Manager) run(p *v1.Pod) {
 // Remove tells that a pod is gone from the API.
 func (m *Manager) Remove(uid types.UID) {
 	m.mu.Lock()
+	m.found(uid)
 	w := m.workers[uid]
 	delete(m.again, uid)
 	m.mu.Unlock()
@@ -133,19 +136,48 @@ func (m *Manager) Remove(uid types.UID) {
 	}
 }
 
-// Keep tells which pods there are after a relist; all others are gone.
+// lateNews is how long pods run on that were not deleted but are missing: others
+// have to list again, too, before they send them no more traffic. Shared informers
+// wait for 0.8 to 1.6 s until they do.
+const lateNews = 2 * time.Second
+
+// Keep tells which pods there are after a relist; all others are gone. That is so
+// for many at once when a snapshot was restored. Those of StatefulSets end at once,
+// since another of their name may run.
 func (m *Manager) Keep(uids map[types.UID]bool) {
 	m.mu.Lock()
-	var gone []*worker
+	var gone []types.UID
 	for uid, w := range m.workers {
-		if !uids[uid] {
-			gone = append(gone, w)
+		switch {
+		case uids[uid]:
+			m.found(uid)
+		case w.single():
+			gone = append(gone, uid)
+		case m.missing[uid] == nil:
+			var t *time.Timer
+			t = time.AfterFunc(lateNews, func() {
+				m.mu.Lock()
+				defer m.mu.Unlock()
+				if m.missing[uid] == t {
+					delete(m.missing, uid)
+					w.remove()
+				}
+			})
+			m.missing[uid] = t
 			delete(m.again, uid)
 		}
 	}
 	m.mu.Unlock()
-	for _, w := range gone {
-		w.remove()
+	for _, uid := range gone {
+		m.Remove(uid)
+	}
+}
+
+// found forgets that a pod is missing; m.mu is held.
+func (m *Manager) found(uid types.UID) {
+	if t := m.missing[uid]; t != nil {
+		t.Stop()
+		delete(m.missing, uid)
 	}
 }
 

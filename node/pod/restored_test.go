@@ -3,8 +3,10 @@ package pod
 import (
 	"strconv"
 	"testing"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -26,11 +28,11 @@ func TestPodComesBackWhileItEnds(t *testing.T) {
 		w.add(w.pod("a"))
 		p := w.await("a", "runs", isRunning)
 		first := w.rt.box("uid-a")
-		w.m.Keep(nil)
+		w.m.Remove(p.UID)
 		w.m.Update(p) // an old event, which says nothing
 		w.m.Update(w.later(p, p.Status))
 		if forGood {
-			w.m.Keep(map[types.UID]bool{})
+			w.m.Remove(p.UID)
 		}
 		w.eventually("the first sandbox ends", func() bool { return !first.Alive() })
 		if forGood {
@@ -46,6 +48,34 @@ func TestPodComesBackWhileItEnds(t *testing.T) {
 		}); got.UID != p.UID {
 			t.Error("another pod:", got.UID)
 		}
+	}
+}
+
+// TestMissingPodsRunOnForAWhile: what a new list does not have ends a little later,
+// or not at all if it is found again; pods that must not run twice end at once.
+func TestMissingPodsRunOnForAWhile(t *testing.T) {
+	w := newWorld(t)
+	yes := true
+	for _, name := range []string{"stays", "goes", "back", "once"} {
+		w.add(w.pod(name, func(p *v1.Pod) {
+			if name == "once" {
+				p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "StatefulSet", Name: "s", Controller: &yes}}
+			}
+		}))
+		w.await(name, "runs", isRunning)
+	}
+	ended := func(name string) bool { s := w.rt.box("uid-" + name); return s == nil || !s.Alive() }
+	w.m.Keep(map[types.UID]bool{"uid-stays": true})
+	begin := time.Now()
+	w.eventually("the single one ends", func() bool { return ended("once") })
+	if time.Since(begin) < lateNews && (ended("goes") || ended("back")) {
+		t.Error("a pod that others still send requests to ended at once")
+	}
+	w.m.Keep(map[types.UID]bool{"uid-stays": true, "uid-back": true})
+	w.eventually("it ends in the end", func() bool { return ended("goes") })
+	time.Sleep(lateNews / 4)
+	if ended("back") || ended("stays") {
+		t.Error("a pod that is there was ended")
 	}
 }
 

@@ -124,6 +124,13 @@ func (w *worker) update(p *v1.Pod) bool {
 	return true
 }
 
+// single says whether the pod must not run beside another of its name.
+func (w *worker) single() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return once(w.latest)
+}
+
 func (w *worker) remove() {
 	w.mu.Lock()
 	w.gone = true

@@ -46,6 +46,21 @@ spec:
   ports: [{port: 80, targetPort: 8080, nodePort: 30091}]
 `
 
+// newerApp joins the pods that the load goes to, after the snapshot.
+const newerApp = `apiVersion: apps/v1
+kind: Deployment
+metadata: {name: newer}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: steady, newer: "yes"}}
+  template:
+    metadata: {labels: {app: steady, newer: "yes"}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - {name: hello, image: "skiff.local/hello:v1"}
+`
+
 // skiff runs the program against one server of the cluster.
 func (c *devCluster) skiff(ctx context.Context, server string, args ...string) (string, error) {
 	path, err := c.Kubeconfig(ctx)
@@ -127,6 +142,8 @@ func TestRestoreLive(t *testing.T) {
 	c.kubectl(t, "delete", "deployment,service", "gone")
 	c.kubectl(t, "delete", "secret", "s")
 	c.kubectl(t, "patch", "configmap", "c", "-p", `{"data":{"word":"after"}}`)
+	c.apply(t, newerApp)
+	c.kubectl(t, "rollout", "status", "deployment/newer", "--timeout=60s")
 	c.kubectl(t, "create", "deployment", "extra", "--image=skiff.local/hello:v1", "--replicas=4")
 	c.kubectl(t, "create", "service", "clusterip", "extra", "--clusterip="+address, "--tcp=80") // an address that is taken again
 	c.kubectl(t, "rollout", "status", "deployment/extra", "--timeout=60s")
@@ -136,7 +153,7 @@ func TestRestoreLive(t *testing.T) {
 
 	var plan, done cluster.RestoreReport
 	must(t, json.Unmarshal([]byte(run("restore", "--live", file, "--dry-run", "-o", "json")), &plan))
-	if !plan.DryRun || podNames(plan.Pods.Stop, "extra-") != 4 || podNames(plan.Pods.Start, "gone-") != 3 || len(plan.Pods.Stay) != len(c.steady) || len(plan.Pods.Stop) != 4 {
+	if !plan.DryRun || podNames(plan.Pods.Stop, "extra-") != 4 || podNames(plan.Pods.Start, "gone-") != 3 || len(plan.Pods.Stay) != len(c.steady) || len(plan.Pods.Stop) != 4+3 {
 		t.Errorf("dry run: %+v", plan.Pods)
 	}
 	if got := c.kubectl(t, "get", "configmap", "c", "-o", "jsonpath={.data.word}"); got != "after" {
