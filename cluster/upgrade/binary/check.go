@@ -105,6 +105,10 @@ func checkELF(r io.ReaderAt, size int64) (string, error) {
 // started as anything else.
 func ask(ctx context.Context, path string) (order.Binary, error) {
 	var b order.Binary
+	path, err := filepath.Abs(path) // it runs elsewhere
+	if err != nil {
+		return b, err
+	}
 	out, err := runVersion(ctx, path)
 	// Some other goroutine may just have started a process, which holds the file
 	// open for writing until it has executed.
