@@ -60,6 +60,7 @@ test: deps verify unit integration
 unit: shim
 	go test $(GOTESTFLAGS) -timeout 10m $(UNIT)
 	go test $(GOTESTFLAGS) -timeout 10m -tags nextlevel -run 'Level|Golden|Snapshot|Gate' ./fsm ./cluster/consensus
+	go test $(GOTESTFLAGS) -timeout 10m -tags nextlevel -run Golden ./fsm/raftdir ./backup ./cluster ./cluster/gossip ./cluster/membership
 
 # unit tests under the race detector
 race: shim
