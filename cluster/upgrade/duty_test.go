@@ -21,12 +21,14 @@ func TestForwardBackForward(t *testing.T) {
 			f.must(ActApply, upTo(o))
 			f.refused(ActApply, upTo(o), "is going on")
 			f.refused(ActFinalize, Request{}, "is not over")
-			if r := f.await("done", until(StageDone)); r.Stopped != "" || r.Snapshot == nil || f.saved != 1 || f.versions()["0.2.0"] != 8 {
+			if r := f.await("done", until(StageDone)); r.Stopped != "" || r.Snapshot == nil || f.versions()["0.2.0"] != 8 {
 				t.Fatalf("%+v, %v", r, f.versions())
 			}
-			if f.leader == "s0" {
-				t.Error("the leader did not hand over")
-			}
+			f.with(func() {
+				if f.leader == "s0" {
+					t.Error("the leader did not hand over")
+				}
+			})
 			f.must(ActRollback, Request{})
 			if r := f.await("back", until(StageBack)); r.Stopped != "" || f.versions()["0.1.0"] != 8 {
 				t.Fatalf("%+v, %v", r, f.versions())
@@ -39,14 +41,16 @@ func TestForwardBackForward(t *testing.T) {
 			}
 			f.must(ActFinalize, Request{})
 			f.refused(ActRollback, Request{}, "is finalized")
-			if f.mostServers > 1 || f.mostAgents > max(o.MaxUnavailable, 1) {
-				t.Errorf("%d servers and %d agents were changing at a time", f.mostServers, f.mostAgents)
-			}
-			for name, m := range f.members {
-				if m.cordoned {
-					t.Errorf("%s is still cordoned", name)
+			f.with(func() {
+				if f.saved != 2 || f.mostServers > 1 || f.mostAgents > max(o.MaxUnavailable, 1) {
+					t.Errorf("%d snapshots; %d servers and %d agents were changing at a time", f.saved, f.mostServers, f.mostAgents)
 				}
-			}
+				for name, m := range f.members {
+					if m.cordoned {
+						t.Errorf("%s is still cordoned", name)
+					}
+				}
+			})
 			if n := f.fsm.Store().View().Count(OrderPrefix) + f.fsm.Store().View().Count(ReportPrefix); n > 0 {
 				t.Errorf("%d orders and reports are left", n)
 			}
@@ -61,7 +65,7 @@ func TestLeadersChangeAllTheTime(t *testing.T) {
 		inFleet(t, seed, 3, 4, func(f *fleet) {
 			f.must(ActApply, upTo(Options{MaxUnavailable: 2, Drain: seed%2 == 0}))
 			var back bool
-			f.churn = true
+			f.with(func() { f.churn = true })
 			for i := 0; ; i++ {
 				time.Sleep(time.Duration(f.rnd.IntN(3000)) * time.Millisecond)
 				if heir := f.other(); heir != "" {
@@ -83,9 +87,12 @@ func TestLeadersChangeAllTheTime(t *testing.T) {
 				}
 			}
 			want := map[bool]string{false: "0.2.0", true: "0.1.0"}[back]
-			if f.versions()[want] != 7 || f.mostServers > 1 || f.mostAgents > 2 {
-				t.Errorf("seed %d: %v, %d servers and %d agents at a time", seed, f.versions(), f.mostServers, f.mostAgents)
-			}
+			versions := f.versions()
+			f.with(func() {
+				if versions[want] != 7 || f.mostServers > 1 || f.mostAgents > 2 {
+					t.Errorf("seed %d: %v, %d servers and %d agents at a time", seed, versions, f.mostServers, f.mostAgents)
+				}
+			})
 		})
 	}
 }
@@ -93,20 +100,20 @@ func TestLeadersChangeAllTheTime(t *testing.T) {
 // TestAMemberThatGoesBackStopsIt: nobody else changes until somebody has looked.
 func TestAMemberThatGoesBackStopsIt(t *testing.T) {
 	inFleet(t, 1, 3, 2, func(f *fleet) {
-		f.members["s2"].bad = true
+		f.with(func() { f.members["s2"].bad = true })
 		f.must(ActApply, upTo(Options{Trial: 10 * time.Second}))
 		r := f.await("stop", func(r *Rollout) bool { return r.Stopped != "" })
 		if !strings.Contains(r.Stopped, "s2 has gone back to 0.1.0 by itself: it was not healthy") || f.versions()["0.2.0"] != 1 {
 			t.Fatalf("%s, %v", r.Stopped, f.versions())
 		}
-		before := f.writes
+		before := f.written()
 		time.Sleep(time.Hour)
-		if f.writes != before {
-			t.Errorf("%d writes while it was stopped", f.writes-before)
+		if f.written() != before {
+			t.Errorf("%d writes while it was stopped", f.written()-before)
 		}
 		f.must(ActResume, Request{})
 		f.await("stop again", func(r *Rollout) bool { return r.Stopped != "" })
-		f.members["s2"].bad = false
+		f.with(func() { f.members["s2"].bad = false })
 		f.must(ActResume, Request{})
 		if r := f.await("done", until(StageDone)); r.Stopped != "" || f.versions()["0.2.0"] != 5 {
 			t.Errorf("%+v, %v", r, f.versions())
@@ -117,15 +124,14 @@ func TestAMemberThatGoesBackStopsIt(t *testing.T) {
 func TestPause(t *testing.T) {
 	inFleet(t, 1, 3, 3, func(f *fleet) {
 		f.must(ActApply, upTo(Options{}))
-		f.await("a server", func(r *Rollout) bool { return r.member("s1").State == StateSwitching })
+		f.await("the servers", func(r *Rollout) bool { return r.Stage == StageServers })
 		f.must(ActPause, Request{})
 		f.refused(ActPause, Request{}, "paused already")
-		f.await("the end of what was begun", func(r *Rollout) bool { return r.member("s1").State == StateDone })
-		time.Sleep(time.Second)
-		before := f.writes
+		time.Sleep(time.Minute) // what was begun ends
+		before, changed := f.written(), f.versions()["0.2.0"]
 		time.Sleep(time.Hour)
-		if f.writes != before || f.versions()["0.2.0"] != 1 {
-			t.Errorf("%d writes while it was paused, %v", f.writes-before, f.versions())
+		if f.written() != before || f.versions()["0.2.0"] != changed || changed > 1 {
+			t.Errorf("%d writes while it was paused, %d members had changed, now %v", f.written()-before, changed, f.versions())
 		}
 		f.must(ActResume, Request{})
 		f.refused(ActResume, Request{}, "it is going on")
@@ -135,10 +141,10 @@ func TestPause(t *testing.T) {
 
 func TestFailingSnapshotStopsIt(t *testing.T) {
 	inFleet(t, 1, 1, 0, func(f *fleet) {
-		f.saveErr = errors.New("no space")
+		f.with(func() { f.saveErr = errors.New("no space") })
 		f.must(ActApply, upTo(Options{}))
 		f.await("stop", func(r *Rollout) bool { return strings.Contains(r.Stopped, "the snapshot: no space") })
-		f.saveErr = nil
+		f.with(func() { f.saveErr = nil })
 		f.must(ActResume, Request{})
 		f.await("done", until(StageDone)) // there is nobody to hand over to
 	})
@@ -151,9 +157,7 @@ func TestAgentDies(t *testing.T) {
 		inFleet(t, 1, 3, 2, func(f *fleet) {
 			f.must(ActApply, upTo(Options{IgnoreDead: leave}))
 			f.await("servers", func(r *Rollout) bool { return r.Stage == StageServers })
-			f.mu.Lock()
-			f.members["n0"].alive = false
-			f.mu.Unlock()
+			f.with(func() { f.members["n0"].alive = false })
 			if !leave {
 				r := f.await("stop", func(r *Rollout) bool { return r.Stopped != "" })
 				if !strings.Contains(r.Stopped, "n0 is not heard of") || f.versions()["0.2.0"] != 4 {
@@ -163,9 +167,7 @@ func TestAgentDies(t *testing.T) {
 			}
 			f.await("done", until(StageDone))
 			f.refused(ActFinalize, Request{}, "n0 is not heard of")
-			f.mu.Lock()
-			f.members["n0"].alive = true
-			f.mu.Unlock()
+			f.with(func() { f.members["n0"].alive = true })
 			f.refused(ActFinalize, Request{}, "members run different versions")
 			f.must(ActApply, upTo(Options{}))
 			f.await("done again", until(StageDone))
@@ -181,9 +183,7 @@ func TestRollbackOfWhoHasNotTheOldProgram(t *testing.T) {
 	inFleet(t, 1, 3, 2, func(f *fleet) {
 		f.must(ActApply, upTo(Options{}))
 		f.await("done", until(StageDone))
-		f.mu.Lock()
-		f.members["n1"].previous = ""
-		f.mu.Unlock()
+		f.with(func() { f.members["n1"].previous = "" })
 		f.must(ActRollback, Request{})
 		r := f.await("back", until(StageBack))
 		if m := r.member("n1"); m.State != StateStranded || !strings.Contains(m.Error, "install skiff 0.1.0") || f.versions()["0.1.0"] != 4 {
@@ -197,9 +197,9 @@ func TestNewcomer(t *testing.T) {
 	inFleet(t, 1, 3, 1, func(f *fleet) {
 		f.must(ActApply, upTo(Options{}))
 		f.await("agents", func(r *Rollout) bool { return r.Stage == StageServers })
-		f.mu.Lock()
-		f.members["late"] = &fakeMember{name: "late", version: "0.1.0", alive: true, done: map[string]bool{}}
-		f.mu.Unlock()
+		f.with(func() {
+			f.members["late"] = &fakeMember{name: "late", version: "0.1.0", alive: true, done: map[string]bool{}}
+		})
 		f.await("done", until(StageDone))
 		if f.versions()["0.2.0"] != 5 {
 			t.Errorf("%v", f.versions())

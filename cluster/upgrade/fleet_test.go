@@ -135,10 +135,12 @@ func (f *fleet) other() string {
 func (m *fakeMember) well() bool { return m.alive && !time.Now().Before(m.settled) }
 
 // live lets every member do its orders until ctx ends.
-func (f *fleet) live(ctx context.Context) {
+func (f *fleet) live(ctx context.Context, rnd *rand.Rand) {
 	for ctx.Err() == nil {
-		time.Sleep(time.Duration(50+f.rnd.IntN(200)) * time.Millisecond)
-		for _, name := range slices.Sorted(maps.Keys(f.members)) {
+		time.Sleep(time.Duration(50+rnd.IntN(200)) * time.Millisecond)
+		var names []string
+		f.with(func() { names = slices.Sorted(maps.Keys(f.members)) })
+		for _, name := range names {
 			f.act(ctx, name)
 		}
 		f.count()
@@ -199,6 +201,19 @@ func (f *fleet) count() {
 		}
 	}
 	f.mostServers, f.mostAgents = max(f.mostServers, servers), max(f.mostAgents, agents)
+}
+
+// with calls do while nothing else moves.
+func (f *fleet) with(do func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do()
+}
+
+// written is how much was written so far.
+func (f *fleet) written() (n int) {
+	f.with(func() { n = f.writes })
+	return n
 }
 
 // rollout is the present one.
@@ -297,6 +312,8 @@ func (c *fakeCluster) Pods(_ context.Context, name string, before []string, fact
 }
 
 func (c *fakeCluster) Save(context.Context) (*Saved, error) {
+	c.f.mu.Lock()
+	defer c.f.mu.Unlock()
 	c.f.saved++
 	return &Saved{Server: c.name, File: "x", At: time.Now()}, c.f.saveErr
 }
@@ -327,7 +344,7 @@ func (c *fakeCluster) HandOver(_ context.Context, to string) error {
 }
 
 func (c *fakeCluster) RaiseLevel(ctx context.Context, level int) error {
-	c.f.raised = level
+	c.f.with(func() { c.f.raised = level })
 	r, err := c.f.Propose(ctx, fsm.SetLevel(c.f.fsm.Store().View(), 1)) // what this program knows
 	return errors.Join(err, r.Err)
 }
@@ -343,10 +360,12 @@ func inFleet(t *testing.T, seed uint64, servers, agents int, do func(f *fleet)) 
 		ctx, cancel := context.WithCancel(t.Context())
 		f.lead("s0")
 		var wg sync.WaitGroup
-		wg.Go(func() { f.live(ctx) })
+		wg.Go(func() { f.live(ctx, rand.New(rand.NewPCG(seed, 2))) })
+		defer func() {
+			cancel()
+			wg.Wait()
+			f.duty()
+		}()
 		do(f)
-		cancel()
-		wg.Wait()
-		f.duty()
 	})
 }
