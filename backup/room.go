@@ -61,3 +61,13 @@ func (r *room) limit(w io.Writer) io.Writer {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// Room is w, a file in dir, that fails before the disk is so full that others
+// have no room.
+func Room(dir string, w io.Writer) (io.Writer, error) {
+	r, err := newRoom(Dir(dir), 0)
+	if err != nil {
+		return nil, err
+	}
+	return r.limit(w), nil
+}

@@ -210,6 +210,10 @@ func (f *files) fetch(ctx context.Context, q filePlace, tell func(have int64)) (
 			os.Remove(part)
 		}
 	}()
+	room, err := backup.Room(f.dir, dst)
+	if err != nil {
+		return err
+	}
 	for at := int64(0); ; {
 		b, err := f.piece(ctx, q, at)
 		if err != nil {
@@ -221,7 +225,7 @@ func (f *files) fetch(ctx context.Context, q filePlace, tell func(have int64)) (
 			}
 			break
 		}
-		if _, err := dst.Write(b); err != nil {
+		if _, err := room.Write(b); err != nil {
 			return err
 		}
 		at += int64(len(b))
@@ -396,7 +400,11 @@ func (n *Node) Upload(write func(io.Writer) error) (path string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if err = write(f); err == nil {
+	room, err := backup.Room(n.files.dir, f)
+	if err == nil {
+		err = write(room)
+	}
+	if err == nil {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {

@@ -292,3 +292,25 @@ func TestFilesOfRestoresGo(t *testing.T) {
 		t.Error("a file that the log names:", err)
 	}
 }
+
+func TestUploadLeavesRoomForTheLog(t *testing.T) {
+	dir := filepath.Join(smallDisk(t, 64<<20), "data")
+	l := listen(t, "127.0.0.1:0")
+	m := start(t, Config{NodeID: "a", DataDir: dir, Listener: l, Reserve: 1 << 20, Bootstrap: []Server{{ID: "a", Addr: l.Addr().String()}}})
+	m.awaitReady(t)
+	_, err := m.Upload(func(w io.Writer) error {
+		for range 64 {
+			if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil || !strings.Contains(err.Error(), "no room") {
+		t.Errorf("an upload as large as the disk: %v", err)
+	}
+	if left, _ := os.ReadDir(m.files.dir); len(left) != 0 {
+		t.Error("left behind:", left)
+	}
+	m.put(t, "/a", "1", fsm.Any)
+}
