@@ -34,8 +34,8 @@ var faults = []fault{
 	{"member added", 4, (*world).addMember},
 	{"member removed", 3, (*world).removeMember},
 	{"member replaced", 3, (*world).replaceMember},
-	{"snapshot saved", 6, (*world).saveSnapshot},
-	{"snapshot restored", 6, (*world).restoreSnapshot},
+	{"snapshot saved", 8, (*world).saveSnapshot},
+	{"snapshot restored", 12, (*world).restoreSnapshot},
 }
 
 // wreak lets one fault after the other happen until ctx ends.
