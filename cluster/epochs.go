@@ -238,7 +238,12 @@ func (s *Server) followEpochs(ctx context.Context) error {
 		d := epoch.Decide(epoch.Situation{Self: s.view(""), Leaderless: time.Since(led), Others: views})
 		switch d.Action {
 		case epoch.Follow:
-			return s.follow(ctx, d)
+			err := s.follow(ctx, d)
+			if errors.Is(err, ErrRestart) {
+				return err
+			}
+			s.cfg.Logger.Error("this server cannot join the cluster's present epoch, will try again", "error", err) // as on a full disk
+			continue
 		case epoch.KeepOut:
 			s.members.KeepOut(ctx, d.Why)
 			continue
