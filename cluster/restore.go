@@ -15,7 +15,6 @@ import (
 	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/cluster/live"
 	"github.com/skiff-sh/skiff/fsm"
-	"github.com/skiff-sh/skiff/fsm/store"
 )
 
 const (
@@ -236,22 +235,49 @@ func (s *Server) lastRestore() (r RestoreRecord, revision int64) {
 	return r, kv.ModRevision
 }
 
+// beginRestore writes the record of a restore, whose revision it returns, unless
+// another is under way.
+func (s *Server) beginRestore(ctx context.Context, now RestoreRecord) (int64, error) {
+	for begin := time.Now(); ; {
+		last, rev := s.lastRestore()
+		age := time.Since(last.At)
+		switch {
+		case last.ID == now.ID: // its answer was lost
+			return rev, nil
+		case last.Phase == "begun" && age < restoreBusy:
+			return 0, fmt.Errorf("%w, on server %s since %v; it can be tried again in %v", errRestoring, last.Server, age.Round(time.Second), (restoreBusy - age).Round(time.Second))
+		}
+		r, err := s.record(ctx, now, rev)
+		switch {
+		case err == nil && r.Err == nil:
+			return r.Revision, nil
+		case err == nil:
+			err = errRestoring // or this server lags
+		case !errors.Is(err, consensus.ErrUnknownOutcome) && !errors.Is(err, consensus.ErrNoLeader):
+			return 0, err
+		}
+		if time.Since(begin) > restoreBusy/4 {
+			return 0, err
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return 0, err
+		}
+		if rerr := s.node.ReadIndex(ctx); rerr != nil {
+			return 0, errors.Join(err, rerr)
+		}
+	}
+}
+
 // proposeRestore spreads the file and has it restored. restored is false only if
 // that is certain.
 func (s *Server) proposeRestore(ctx context.Context, r *fsm.Restore, info *backup.Info, tell func(RestoreEvent)) (revision int64, restored bool, err error) {
-	last, rev := s.lastRestore()
-	if age := time.Since(last.At); last.Phase == "begun" && age < restoreBusy {
-		return 0, false, fmt.Errorf("%w, on server %s since %v; it can be tried again in %v", errRestoring, last.Server, age.Round(time.Second), (restoreBusy - age).Round(time.Second))
-	}
 	now := RestoreRecord{ID: rand.Text(), Phase: "begun", At: time.Now().UTC(), Server: s.cfg.Name, Snapshot: info.Hash, Revision: info.Revision}
-	begun, err := s.record(ctx, now, rev)
-	if err = errors.Join(err, begun.Err); err != nil {
-		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
-			err = errRestoring
-		}
-		return 0, false, err
+	rev, err := s.beginRestore(ctx, now)
+	if err != nil {
+		return 0, false, fmt.Errorf("%w; nothing was changed", err)
 	}
-	rev = begun.Revision
 	fail := func(err error) (int64, bool, error) {
 		now.Phase = "failed"
 		revision, restored, rerr := s.settleRestore(context.WithoutCancel(ctx), now, rev)
