@@ -118,11 +118,28 @@ func (p *Proxy) Run(ctx context.Context) error {
 		return nil
 	})
 	err = g.Wait()
-	p.caches.factory.Shutdown()
+	p.endCaches()
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	return err
+}
+
+// cachesPatience is how long the end of the caches is waited for. One that pauses
+// before it asks for a watch again, as while no server answers, does not hear that
+// it is to end (client-go 0.37, up to 30 s), and does nothing more afterwards.
+const cachesPatience = time.Second
+
+func (p *Proxy) endCaches() {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		p.caches.factory.Shutdown()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(cachesPatience):
+	}
 }
 
 // dnsPatience is how long DNS waits for the first Services before it answers
