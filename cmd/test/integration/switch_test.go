@@ -48,7 +48,8 @@ func TestSwitchInPlace(t *testing.T) {
 	s.Binary = filepath.Join(t.TempDir(), "skiff") // its own: it is replaced
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("the server's last words:\n%s", s.log.tail(60))
+			pods, _ := s.try("", "describe", "pod", "web")
+			t.Logf("%s\nthe server's last words:\n%s", pods, s.log.tail(60))
 		}
 		m.stop(t)
 		if err := s.remove(); err != nil {
