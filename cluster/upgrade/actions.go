@@ -134,8 +134,12 @@ func (s *Service) status(ctx context.Context, _ Request) (*Status, error) {
 	s.mu.Lock()
 	st.Waits = slices.Clone(s.waits)
 	s.mu.Unlock()
-	if to := levelAfter(infos); to > st.Level {
-		st.Finalize, st.Unready = to, unready(r, infos)
+	to := levelAfter(infos)
+	if to > st.Level {
+		st.Finalize = to
+	}
+	if to > st.Level || r != nil && r.Stage == StageDone {
+		st.Unready = unready(r, infos)
 	}
 	return st, nil
 }

@@ -167,6 +167,9 @@ func TestAgentDies(t *testing.T) {
 			}
 			f.await("done", until(StageDone))
 			f.refused(ActFinalize, Request{}, "n0 is not heard of")
+			if st := f.must(ActStatus, Request{}); len(st.Unready) != 1 || !strings.Contains(st.Unready[0], "n0") {
+				t.Errorf("in the way of finalize: %q", st.Unready)
+			}
 			f.with(func() { f.members["n0"].alive = true })
 			f.refused(ActFinalize, Request{}, "members run different versions")
 			f.must(ActApply, upTo(Options{}))

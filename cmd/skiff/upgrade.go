@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -123,8 +124,8 @@ func upgradeApply(c *cli.Context, only bool) error {
 	if err := showPlan(c.App.Writer, st, asJSON); err != nil {
 		return err
 	}
-	if n := len(st.Plan.Blockers); n > 0 {
-		return cli.Exit(fmt.Sprintf("%d things stand against this upgrade", n), exitFailed)
+	if len(st.Plan.Blockers) > 0 {
+		return cli.Exit("this stands against the upgrade: "+strings.Join(st.Plan.Blockers, "; "), exitFailed)
 	}
 	if only {
 		return nil
