@@ -257,7 +257,7 @@ func (s *Server) followEpochs(ctx context.Context) error {
 func (s *Server) foreignPeers() bool {
 	hash := EpochHash(s.epoch)
 	return slices.ContainsFunc(s.peers(), func(p membership.Peer) bool {
-		return p.Role.Votes() && p.State == membership.Alive && p.ID != s.id && (p.Epoch != s.epoch.Number || p.EpochHash != hash)
+		return p.Role.Votes() && p.State == membership.Alive && p.ID != s.id && (max(p.Epoch, 1) != s.epoch.Number || p.EpochHash != hash)
 	})
 }
 
@@ -265,7 +265,7 @@ func (s *Server) foreignPeers() bool {
 func (s *Server) missing() bool {
 	present, hash := map[string]bool{}, EpochHash(s.epoch)
 	for _, p := range s.peers() {
-		present[p.ID] = p.State == membership.Alive && p.Epoch == s.epoch.Number && p.EpochHash == hash
+		present[p.ID] = p.State == membership.Alive && max(p.Epoch, 1) == s.epoch.Number && p.EpochHash == hash
 	}
 	return slices.ContainsFunc(s.otherServers(), func(o membership.Server) bool { return !present[o.ID] })
 }
