@@ -36,7 +36,7 @@ func CheckOwner(dataDir, id string) error {
 	}
 	if have := Owner(dataDir); have != "" && have != id {
 		path := filepath.Join(dataDir, "node-id")
-		return fmt.Errorf("%w: %s says %s, but the log in %s is that of %s: put that ID back into %s", ErrDamaged, path, id, Path(dataDir), have, path)
+		return fmt.Errorf("%w: %s says %s, but the log is that of %s, says %s: put that ID back into %s", ErrDamaged, path, id, have, ownerPath(dataDir), path)
 	}
 	return nil
 }
