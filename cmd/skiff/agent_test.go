@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/skiff-sh/skiff/cluster/membership"
+	"github.com/skiff-sh/skiff/fsm/raftdir"
 )
 
 // TestAgentBehind: an agent asks for keys when a server has newer ones, and when
@@ -18,6 +19,7 @@ func TestAgentBehind(t *testing.T) {
 		return membership.Peer{Role: r, State: s, Trust: trust}
 	}
 	self := peer(membership.RoleAgent, membership.Alive, 7)
+	in := func(epoch uint64, p membership.Peer) membership.Peer { p.Epoch = epoch; return p }
 	for _, c := range []struct {
 		what   string
 		peers  []membership.Peer
@@ -27,6 +29,8 @@ func TestAgentBehind(t *testing.T) {
 		{"a witness has newer keys", []membership.Peer{self, peer(membership.RoleServer, membership.Alive, 7), peer(membership.RoleWitness, membership.Alive, 8)}, true},
 		{"an agent says nothing of that", []membership.Peer{self, peer(membership.RoleAgent, membership.Alive, 8), peer(membership.RoleServer, membership.Alive, 7)}, false},
 		{"alone", []membership.Peer{self}, true},
+		{"a later epoch, whose keys are older", []membership.Peer{self, in(1, peer(membership.RoleServer, membership.Alive, 7)), in(2, peer(membership.RoleServer, membership.Alive, 3))}, true},
+		{"a later epoch, of a server that is gone", []membership.Peer{self, in(1, peer(membership.RoleServer, membership.Alive, 7)), in(2, peer(membership.RoleServer, membership.Dead, 3))}, false},
 		{"cut off together with another agent", []membership.Peer{self, peer(membership.RoleAgent, membership.Alive, 7), peer(membership.RoleServer, membership.Dead, 7)}, true},
 	} {
 		if got := a.behind(c.peers); got != c.behind {
@@ -93,5 +97,20 @@ func TestStoppedIsNotRemoved(t *testing.T) {
 		}
 		stop()
 		a.leave(nil)
+	}
+}
+
+// In a new epoch newer keys of those that were left behind mean nothing.
+func TestAgentInALaterEpoch(t *testing.T) {
+	t.Parallel()
+	a := &agent{known: membership.Cluster{Generation: 3, Epoch: raftdir.Epoch{Number: 2, ID: "x"}}}
+	server := func(epoch, trust uint64) membership.Peer {
+		return membership.Peer{Role: membership.RoleServer, State: membership.Alive, Epoch: epoch, Trust: trust}
+	}
+	if a.behind([]membership.Peer{server(2, 3), server(1, 7)}) {
+		t.Error("it asks for the keys of a server that was left behind")
+	}
+	if !a.behind([]membership.Peer{server(2, 4), server(1, 7)}) {
+		t.Error("it does not ask for newer keys")
 	}
 }
