@@ -26,8 +26,8 @@ func (w *world) newHistory() *history {
 	next := w.empty + 1
 	for _, rev := range slices.Sorted(maps.Keys(all)) {
 		if e := all[rev]; rev > next && e.key == restoredKey {
-			for ; next < rev-1; next++ {
-				w.wiped(h, next)
+			for next < rev-1 {
+				next += w.wiped(h, next)
 			}
 			w.jump(h, next, e) // which nobody is told of
 			next++

@@ -66,23 +66,23 @@ func (w *world) saveSnapshot(r *rand.Rand) {
 func (w *world) restoreSnapshot(r *rand.Rand) {
 	m := pick(r, w.alive())
 	w.mu.Lock()
-	all := slices.Clone(w.saved)
+	all, busy := slices.Clone(w.saved), w.restoring
 	w.mu.Unlock()
-	if m == nil || len(all) == 0 {
+	if m == nil || len(all) == 0 || busy { // servers take one at a time, too
 		return
 	}
 	s := pick(r, all)
 	o := op{client: 1002, kind: restore, host: m.host, call: w.clock.Add(1)}
 	w.mu.Lock()
 	o.value = fmt.Sprintf("restore.%d", len(w.restores))
-	w.restores[o.value] = s
+	w.restores[o.value], w.restoring = s, true
 	w.mu.Unlock()
 	w.logf("%s through %s", o.value, m.host)
 	w.wg.Go(func() {
 		err := w.carryOutRestore(m, s, &o)
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		o.ret = w.clock.Add(1)
+		o.ret, w.restoring = w.clock.Add(1), false
 		switch {
 		case err == nil && !m.dead.Load():
 			w.met["snapshot restored into the running cluster"]++
@@ -117,23 +117,43 @@ func (w *world) carryOutRestore(m *member, s saved, o *op) error {
 	return err
 }
 
-// wiped adds to the history a write that a restore followed at once: watchers may
-// not have been told of it any more, only the writer. Of one without an answer
-// nobody knows what it was.
-func (w *world) wiped(h *history, rev int64) {
+// recordRestore tells of the last restore, whose events may be lost as well.
+func (w *world) recordRestore(m *member) {
+	kv, ok := m.fsm.Store().View().Get(restoredKey)
+	if !ok {
+		return
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, o := range w.ops {
-		if o.kind > remove || o.outcome != done || o.rev != rev {
-			continue
-		}
-		e := seen{rev: rev, key: o.key, value: o.value, host: o.host}
-		if o.kind == remove {
-			e.value = ""
-		}
-		h.byKey[e.key] = append(h.byKey[e.key], len(h.events))
-		h.events = append(h.events, e)
+	if _, told := w.history[kv.ModRevision]; !told && !m.dead.Load() {
+		w.history[kv.ModRevision] = event{key: restoredKey, value: string(kv.Value), from: m.host}
 	}
+}
+
+// wiped adds to the history a write, or a restore, that a restore followed at once:
+// watchers may not have been told of it any more, only who did it. Of one without
+// an answer nobody knows what it was. It returns how many revisions it took.
+func (w *world) wiped(h *history, rev int64) int64 {
+	w.mu.Lock()
+	ops := slices.Clone(w.ops)
+	w.mu.Unlock()
+	for _, o := range ops {
+		switch {
+		case o.outcome != done || o.rev != rev:
+		case o.kind == restore:
+			w.jump(h, rev, event{key: restoredKey, value: o.value, from: o.host})
+			return 2
+		case o.kind <= remove:
+			e := seen{rev: rev, key: o.key, value: o.value, host: o.host}
+			if o.kind == remove {
+				e.value = ""
+			}
+			h.byKey[e.key] = append(h.byKey[e.key], len(h.events))
+			h.events = append(h.events, e)
+			return 1
+		}
+	}
+	return 1
 }
 
 // jump adds to the history what a restore has changed. e is what it wrote then.

@@ -57,6 +57,7 @@ type world struct {
 	stats     Stats
 	saved     []saved
 	restores  map[string]saved // by ID
+	restoring bool             // one is under way
 }
 
 // slot is a place for a member: a host with its disk.
@@ -251,6 +252,7 @@ func (w *world) record(ctx context.Context, m *member, c *store.Watcher) {
 		}
 		if err != nil { // a snapshot was installed or restored: go on behind it
 			c = m.fsm.Store().Watch("/", m.fsm.Store().CompactRevision())
+			w.recordRestore(m)
 			continue
 		}
 		_ = upto
