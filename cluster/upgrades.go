@@ -27,7 +27,7 @@ import (
 func (s *Server) openUpgrades() (err error) {
 	s.upgrades, err = upgrade.New(upgrade.Config{
 		Name: s.cfg.Name, Version: s.cfg.Version, Store: s.state, Log: s.node, Cluster: upgradeCluster{s}, Binaries: s.cfg.Programs,
-		From: s.programFrom, Logger: s.cfg.Logger.With("component", "upgrade"),
+		From: s.programFrom, Epoch: func() string { return fmt.Sprintf("%d %s", s.epoch.Number, s.epoch.ID) }, Logger: s.cfg.Logger.With("component", "upgrade"),
 	})
 	return err
 }

@@ -208,7 +208,7 @@ func (s *Service) begin(ctx context.Context, q Request) (*Status, error) {
 		return nil, refuse(http.StatusBadRequest, "no server %q has the binary", q.Holder)
 	}
 	now := s.c.Now().UTC()
-	r := &Rollout{ID: strings.ToLower(rand.Text()[:10]), Binary: q.Binary, Holder: q.Holder, Options: p.Options, By: q.By,
+	r := &Rollout{ID: strings.ToLower(rand.Text()[:10]), Binary: q.Binary, Holder: q.Holder, Options: p.Options, By: q.By, Epoch: s.c.Epoch(),
 		Stage: StageSave, Since: now, Started: now}
 	for _, m := range p.Members {
 		member := Member{Name: m.Name, Server: m.Role != "agent", From: m.Version, State: StateWaiting, Since: now}
@@ -273,7 +273,7 @@ func (s *Service) resume(ctx context.Context, q Request) (*Status, error) {
 			return refuse(http.StatusConflict, "it is going on: see skiff upgrade status")
 		}
 		now := s.c.Now().UTC()
-		r.Paused, r.Stopped, r.Since = false, "", now
+		r.Paused, r.Stopped, r.Since, r.Epoch = false, "", now, s.c.Epoch()
 		for i := range r.Members {
 			m := &r.Members[i]
 			switch {
@@ -313,7 +313,7 @@ func (s *Service) rollback(ctx context.Context, q Request) (*Status, error) {
 			return refuse(http.StatusConflict, "the roll-out to %s is finalized: the feature level is %d, below which there is no way back", r.Binary.Version, fsm.LevelOf(view))
 		}
 		now := s.c.Now().UTC()
-		r.Paused, r.Stopped, r.Ended = false, "", time.Time{}
+		r.Paused, r.Stopped, r.Ended, r.Epoch = false, "", time.Time{}, s.c.Epoch()
 		for i := range r.Members {
 			if m := &r.Members[i]; m.State == StateFailed && r.Back() {
 				m.again(now)

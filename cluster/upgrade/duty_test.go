@@ -209,3 +209,22 @@ func TestNewcomer(t *testing.T) {
 		}
 	})
 }
+
+// TestRestoredStateStopsIt: a snapshot holds the roll-out that it was taken for,
+// which must not go on by itself where it is restored.
+func TestRestoredStateStopsIt(t *testing.T) {
+	inFleet(t, 1, 3, 1, func(f *fleet) {
+		f.must(ActApply, upTo(Options{}))
+		f.await("servers", func(r *Rollout) bool { return r.Stage == StageServers })
+		f.with(func() { f.epoch, f.churn = "2 restored", true })
+		f.lead(f.other())
+		r := f.await("stop", func(r *Rollout) bool { return r.Stopped != "" })
+		if !strings.Contains(r.Stopped, "restored or recovered") {
+			t.Error(r.Stopped)
+		}
+		f.must(ActResume, Request{})
+		if r := f.await("done", until(StageDone)); r.Stopped != "" || f.versions()["0.2.0"] != 4 {
+			t.Errorf("%+v", r)
+		}
+	})
+}

@@ -36,6 +36,7 @@ type fleet struct {
 	raised   int
 	saved    int
 	saveErr  error
+	epoch    string
 	churn    bool // others lead now and then
 
 	mostServers, mostAgents int // that were not well at a time
@@ -64,7 +65,7 @@ func newFleet(t *testing.T, seed uint64, servers, agents int) *fleet {
 		}
 		f.members[name] = &fakeMember{name: name, server: i < servers, version: "0.1.0", alive: true, pods: 3, done: map[string]bool{}}
 		if i < servers {
-			s, err := New(Config{Name: name, Version: "0.1.0", Store: f.fsm.Store(), Log: f, Cluster: &fakeCluster{f, name}})
+			s, err := New(Config{Name: name, Version: "0.1.0", Store: f.fsm.Store(), Log: f, Cluster: &fakeCluster{f, name}, Epoch: f.currentEpoch})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -72,6 +73,11 @@ func newFleet(t *testing.T, seed uint64, servers, agents int) *fleet {
 		}
 	}
 	return f
+}
+
+func (f *fleet) currentEpoch() (e string) {
+	f.with(func() { e = f.epoch })
+	return e
 }
 
 // Propose implements Log.

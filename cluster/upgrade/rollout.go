@@ -80,14 +80,17 @@ func (o *Options) complete() {
 
 // Rollout is a change of the version of a whole cluster, as the state has it.
 type Rollout struct {
-	ID      string    `json:"id"`
-	Binary  Binary    `json:"binary"`
-	Holder  string    `json:"holder"` // server that was given the binary
-	Options Options   `json:"options"`
-	By      string    `json:"by"` // who asked
-	Stage   Stage     `json:"stage"`
-	Since   time.Time `json:"since"` // of the stage
-	Paused  bool      `json:"paused,omitempty"`
+	ID      string  `json:"id"`
+	Binary  Binary  `json:"binary"`
+	Holder  string  `json:"holder"` // server that was given the binary
+	Options Options `json:"options"`
+	By      string  `json:"by"` // who asked
+	// Epoch of the log in which it was begun or resumed. In another one it stops:
+	// the state was restored, perhaps because of this roll-out.
+	Epoch  string    `json:"epoch,omitempty"`
+	Stage  Stage     `json:"stage"`
+	Since  time.Time `json:"since"` // of the stage
+	Paused bool      `json:"paused,omitempty"`
 	// Stopped says why nothing goes on until resume or rollback.
 	Stopped  string    `json:"stopped,omitempty"`
 	Snapshot *Saved    `json:"snapshot,omitempty"`

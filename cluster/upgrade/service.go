@@ -76,6 +76,8 @@ type Config struct {
 	// From asks another server for a binary, with the caller's headers; what it
 	// answers is passed on.
 	From func(ctx context.Context, server, sum string, h http.Header) (*http.Response, error)
+	// Epoch names the history of the log; default "".
+	Epoch func() string
 	// Poll is how often the leader looks at the members while something goes on;
 	// default 500ms.
 	Poll   time.Duration
@@ -100,6 +102,9 @@ func New(c Config) (*Service, error) {
 	}
 	if c.Poll <= 0 {
 		c.Poll = 500 * time.Millisecond
+	}
+	if c.Epoch == nil {
+		c.Epoch = func() string { return "" }
 	}
 	if c.Now == nil {
 		c.Now = time.Now
