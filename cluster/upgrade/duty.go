@@ -54,7 +54,7 @@ func (s *Service) look(ctx context.Context) (going bool, err error) {
 		s.setWaits(nil)
 		return false, err
 	}
-	if r.Epoch != s.c.Epoch() {
+	if r.Epoch != "" && r.Epoch != s.c.Epoch() {
 		next := r.clone()
 		next.apply([]step{{Kind: kindStop, Text: "the cluster was restored or recovered since it began: look at what runs, then resume it or roll it back"}}, nil, s.c.Now())
 		return true, s.write(ctx, next, revision, nil)

@@ -57,7 +57,7 @@ type fakeMember struct {
 }
 
 func newFleet(t *testing.T, seed uint64, servers, agents int) *fleet {
-	f := &fleet{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), fsm: fsm.New(store.New(store.Config{})), services: map[string]*Service{}, members: map[string]*fakeMember{}}
+	f := &fleet{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), fsm: fsm.New(store.New(store.Config{})), epoch: "1", services: map[string]*Service{}, members: map[string]*fakeMember{}}
 	for i := range servers + agents {
 		name := fmt.Sprintf("s%d", i)
 		if i >= servers {
