@@ -81,7 +81,11 @@ func TestBadPrograms(t *testing.T) {
 			t.Parallel()
 			m := newMember(t, c.mode)
 			m.start()
-			m.order("1", order.Switch, m.new, time.Second)
+			trial := time.Second
+			if !strings.Contains(c.why, "1s") {
+				trial = time.Minute
+			}
+			m.order("1", order.Switch, m.new, trial)
 			r := m.outcome("1")
 			if r.Phase != order.Returned || r.Version != "1.0.0" || !strings.Contains(r.Error, c.why) {
 				t.Errorf("%+v", r)
@@ -212,7 +216,7 @@ func TestGuardKilled(t *testing.T) {
 	t.Parallel()
 	m := newMember(t, "ill")
 	m.start()
-	m.order("1", order.Switch, m.new, 3*time.Second)
+	m.order("1", order.Switch, m.new, time.Hour)
 	var first process
 	m.eventually("guard", func() error {
 		s, err := (journal{Dir(m.dir)}).read()
@@ -232,6 +236,9 @@ func TestGuardKilled(t *testing.T) {
 		}
 		return nil
 	})
+	if err := unix.Kill(m.server(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
 	r := m.outcome("1")
 	if r.Phase != order.Returned || r.Version != "1.0.0" {
 		t.Errorf("%+v", r)
@@ -244,11 +251,11 @@ func TestStoppedInTrial(t *testing.T) {
 	t.Parallel()
 	m := newMember(t, "ill")
 	m.start()
-	m.order("1", order.Switch, m.new, time.Second)
+	m.order("1", order.Switch, m.new, time.Hour)
 	m.eventually("trial", func() error {
-		s, err := (journal{Dir(m.dir)}).read()
-		if err != nil || s.Trial == nil || s.Trial.Attempts == 0 {
-			return fmt.Errorf("%+v, %v", s, err)
+		b, err := os.ReadFile(filepath.Join(m.dir, "starts"))
+		if err != nil || !strings.Contains(string(b), "2.0.0") {
+			return fmt.Errorf("%q, %v", b, err)
 		}
 		return nil
 	})
@@ -265,11 +272,13 @@ func TestStoppedInTrial(t *testing.T) {
 		t.Errorf("in place is %s", sum)
 	}
 	m.start()
-	r := m.outcome("1")
-	if r.Phase != order.Returned {
-		t.Errorf("%+v", r)
-	}
-	m.check(r)
+	m.eventually("trial goes on", func() error {
+		s, err := (journal{Dir(m.dir)}).read()
+		if err != nil || s.Trial == nil || s.Trial.Attempts != 2 || s.Trial.Stopped || !s.Trial.Guard.lives() {
+			return fmt.Errorf("%+v, %v", s, err)
+		}
+		return nil
+	})
 }
 
 // Refused switches change nothing.
