@@ -87,8 +87,8 @@ func TestSwitchInPlace(t *testing.T) {
 	m.upgrade(t, "apply", "--binary", next, "--yes", "--allow-interruption")
 	m.runs(t, next)
 
-	for how, why := range map[string]string{"exit": "ended before it was healthy", "hang": "was not healthy after 3s"} {
-		out, err := m.try("apply", "--binary", broken(t, how), "--yes", "--allow-interruption", "--trial", "3s")
+	for how, why := range map[string]string{"exit": "ended before it was healthy", "hang": "was not healthy after 5s"} {
+		out, err := m.try("apply", "--binary", broken(t, how), "--yes", "--allow-interruption", "--trial", "5s")
 		if err == nil || !strings.Contains(out+err.Error(), why) {
 			t.Errorf("%s: %v\n%s", how, err, out)
 		}
