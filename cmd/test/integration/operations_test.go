@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -97,6 +99,9 @@ type pageRun struct {
 	homes   string // folders that stand for /root of each host, and for /backup
 	network string // what stands for 192.0.2.
 	hosts   []string
+
+	mu      sync.Mutex      // guards what follows, and is held while skiff is started or stopped
+	units   map[string]bool // hosts on which systemctl has started skiff
 	outside map[string]*traffic.Load
 }
 
@@ -119,7 +124,7 @@ func newPageRun(t *testing.T, args []string) *pageRun {
 			t.Fatalf("%s: no such property of a cluster", a)
 		}
 	}
-	p := &pageRun{devCluster: newCluster(t, cfg), homes: t.TempDir(), outside: map[string]*traffic.Load{}}
+	p := &pageRun{devCluster: newCluster(t, cfg), homes: t.TempDir(), outside: map[string]*traffic.Load{}, units: map[string]bool{}}
 	p.network = strings.TrimSuffix(p.status(t).Subnet, "0/24")
 	must(t, os.Mkdir(filepath.Join(p.homes, "backup"), 0o700))
 	must(t, os.Mkdir(filepath.Join(p.homes, laptop), 0o700))
@@ -127,7 +132,12 @@ func newPageRun(t *testing.T, args []string) *pageRun {
 		must(t, os.Mkdir(filepath.Join(p.homes, n.Name), 0o700))
 		p.hosts = append(p.hosts, n.Name)
 	}
-	t.Cleanup(func() { p.endLoad() })
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		p.restart(stop)
+	}()
+	t.Cleanup(func() { close(stop); <-done; p.endLoad() })
 	return p
 }
 
@@ -182,6 +192,9 @@ var (
 // run runs a command line of the page.
 func (p *pageRun) run(t *testing.T, host, command string) (string, error) {
 	if m := systemctl.FindStringSubmatch(command); m != nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.units[host] = m[1] != "stop"
 		if m[1] != "start" {
 			if err := p.Kill(t.Context(), host, dev.KillOptions{Signal: unix.SIGTERM}); err != nil {
 				return "", err
@@ -220,6 +233,27 @@ func (p *pageRun) run(t *testing.T, host, command string) (string, error) {
 	return p.names(host).Replace(out.String()), err
 }
 
+// restart starts skiff again where it has ended after systemctl started it, as the
+// unit says: a host that joins may be refused at first.
+func (p *pageRun) restart(stop <-chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		case <-time.After(time.Second):
+		}
+		p.mu.Lock()
+		if st, err := p.Status(); err == nil {
+			for _, n := range st.Nodes {
+				if p.units[n.Name] && n.State == "stopped" {
+					_ = p.Start(context.Background(), n.Name) // in a second again
+				}
+			}
+		}
+		p.mu.Unlock()
+	}
+}
+
 // paths turns what a command on a host names into what stands for it here.
 func (p *pageRun) paths(host string) *strings.Replacer {
 	pairs := []string{"192.0.2.", p.network, "/root", filepath.Join(p.homes, host), "/backup", filepath.Join(p.homes, "backup")}
@@ -242,6 +276,9 @@ func (p *pageRun) names(host string) *strings.Replacer {
 // hold.
 func (p *pageRun) direct(t *testing.T, words []string) error {
 	ctx, args := t.Context(), words[1:]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.units) // what happens now, no unit is to undo
 	each := func(do func(host string) error) error {
 		for _, host := range args {
 			if err := do(host); err != nil {
