@@ -184,7 +184,7 @@ func (p *pageRun) do(t *testing.T, s page.Step) (o outcome, err error) {
 }
 
 var (
-	looks      = regexp.MustCompile(`^skiff (status|member list|snapshot ls|certs status|upgrade (status|plan)|kubectl get)\b`)
+	looks      = regexp.MustCompile(`^skiff (status|member list|snapshot ls|recover (--rejoin )?--dry-run|certs status|upgrade (status|plan)|kubectl get)\b`)
 	systemctl  = regexp.MustCompile(`^systemctl (start|stop|restart) skiff$`)
 	remoteFile = regexp.MustCompile(`\b((?:server|agent)-[0-9]+|` + laptop + `):(/\S+)`)
 )
