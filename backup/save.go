@@ -87,7 +87,7 @@ func saveBeside(ctx context.Context, source Source, dir, name string, o SaveOpti
 	defer tmp.Close()           // unlocks it
 	defer os.Remove(tmp.Name()) // fails once it has been renamed
 
-	unlock, err := write(ctx, source, &steady{f: tmp}, o)
+	unlock, err := write(ctx, source, newSteady(tmp), o)
 	if err != nil {
 		return nil, err
 	}

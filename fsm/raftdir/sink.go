@@ -4,9 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/skiff-sh/skiff/fsm/durable"
 )
 
 // begin makes a snapshot that is sealed, leaves nothing behind when it fails, and,
@@ -17,6 +20,11 @@ func (s *Snapshots) begin(v raft.SnapshotVersion, index, term uint64, c raft.Con
 		return nil, errors.Join(err, s.sweep())
 	}
 	k := &sink{SnapshotSink: inner, s: s, name: inner.ID() + tmpSuffix, from: taken}
+	if k.file, err = os.OpenFile(filepath.Join(s.dir, k.name, stateFile), os.O_RDWR, 0); err != nil {
+		_ = inner.Cancel() // what it does not remove, sweep does
+		return nil, errors.Join(err, s.sweep())
+	}
+	k.pace = durable.NewPace(k.file)
 	if sent {
 		k.from = received
 	}
@@ -46,6 +54,11 @@ type sink struct {
 	size int64
 	over bool
 
+	// All servers take a snapshot at about the same entry. Without pace, logs on the
+	// same disk would wait for all of it at once.
+	file *os.File
+	pace *durable.Pace
+
 	pipe    *io.PipeWriter // to Check; nil if there is none
 	checked chan error
 }
@@ -58,6 +71,9 @@ func (k *sink) Write(b []byte) (int, error) {
 	}
 	n, err := k.SnapshotSink.Write(b)
 	k.size += int64(n)
+	if err == nil {
+		err = k.pace.Wrote(n)
+	}
 	return n, err
 }
 
@@ -103,6 +119,7 @@ func (k *sink) Cancel() error {
 // end removes what is left if the snapshot was not completed.
 func (k *sink) end(err error) error {
 	k.over = true
+	k.file.Close()
 	k.s.mu.Lock()
 	delete(k.s.open, k.name)
 	k.s.mu.Unlock()

@@ -119,9 +119,9 @@ func (s *Snapshots) verifyMeta(id string) error {
 		return damaged(metaFile, "it does not match %s beside it", sealFile)
 	}
 	if st, err := os.Stat(s.File(id)); err != nil {
-		return damaged("state.bin", "%w", reason(err))
+		return damaged(stateFile, "%w", reason(err))
 	} else if st.Size() != m.Size {
-		return damaged("state.bin", "it has %d bytes, should be %d", st.Size(), m.Size)
+		return damaged(stateFile, "it has %d bytes, should be %d", st.Size(), m.Size)
 	}
 	return nil
 }
@@ -173,3 +173,6 @@ func (s *Snapshots) sweep() error {
 }
 
 const tmpSuffix = ".tmp"
+
+// stateFile of a snapshot holds the state machine.
+const stateFile = "state.bin"

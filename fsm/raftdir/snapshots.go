@@ -128,7 +128,7 @@ func (s *Snapshots) openVerified(id string) (*raft.SnapshotMeta, io.ReadCloser, 
 
 // File is the file that holds the state of a snapshot. It has the format of
 // skiff's snapshot files.
-func (s *Snapshots) File(id string) string { return filepath.Join(s.dir, id, "state.bin") }
+func (s *Snapshots) File(id string) string { return filepath.Join(s.dir, id, stateFile) }
 
 // Files are the files of all snapshots, the newest first.
 func (s *Snapshots) Files() (files []string) {
