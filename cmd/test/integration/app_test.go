@@ -178,7 +178,18 @@ func TestCounterApplication(t *testing.T) {
 		}
 	})
 
+	settled := func(t *testing.T) {
+		eventually(t, 30*time.Second, func() error { // terminating pods are gone
+			out := s.kubectl(t, "get", "pods", "-l", "app=counter", "--no-headers")
+			if strings.Count(out, "Running") != 4 || strings.Count(out, "\n") != 4 {
+				return fmt.Errorf("pods:\n%s", out)
+			}
+			return nil
+		})
+	}
+
 	t.Run("a deleted pod is replaced", func(t *testing.T) {
+		settled(t)
 		victim := s.kubectl(t, "get", "pods", "-l", "app=counter", "-o", "jsonpath={.items[0].metadata.name}")
 		s.kubectl(t, "delete", "pod", victim)
 		s.kubectl(t, "rollout", "status", "deployment/counter", "--timeout=60s")
@@ -189,13 +200,7 @@ func TestCounterApplication(t *testing.T) {
 
 	t.Run("restored from a snapshot", func(t *testing.T) {
 		const what = "deployments,services,configmaps,secrets,serviceaccounts,clusterroles"
-		eventually(t, 30*time.Second, func() error { // terminating pods are gone
-			out := s.kubectl(t, "get", "pods", "-l", "app=counter", "--no-headers")
-			if strings.Count(out, "Running") != 4 || strings.Count(out, "\n") != 4 {
-				return fmt.Errorf("pods:\n%s", out)
-			}
-			return nil
-		})
+		settled(t)
 		names := func() string {
 			return s.kubectl(t, "get", what, "-A", "-o", `jsonpath={range .items[*]}{.kind}/{.metadata.namespace}/{.metadata.name}/{.metadata.uid}{"\n"}{end}`)
 		}
