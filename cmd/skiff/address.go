@@ -74,6 +74,22 @@ func (o *hostOptions) watchAddress(ctx context.Context) error {
 	}
 }
 
+// unlessMoved gives err, with which a part has ended, unless it has ended because
+// the address that was found at the start is gone, as when that changes before
+// watchAddress has looked: then it waits a moment for the next one, and gives
+// errAddressGone.
+func (o *hostOptions) unlessMoved(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() != nil || !o.detected || hasAddress(o.advertise) {
+		return err
+	}
+	o.logger.Warn("the address of this host is gone: skiff starts again; pods go on", "was", o.advertise, "error", err)
+	select {
+	case <-ctx.Done():
+	case <-time.After(addressGrace):
+	}
+	return fmt.Errorf("%w: %w", errAddressGone, err)
+}
+
 func hasAddress(a netip.Addr) bool {
 	list, err := net.InterfaceAddrs()
 	if err != nil {

@@ -189,7 +189,7 @@ func (a *nodePart) run(ctx context.Context, apiReady <-chan struct{}) (err error
 	case <-ctx.Done():
 		return g.Wait()
 	}
-	g.Go(func() error { return a.proxy.Run(ctx) })
+	g.Go(func() error { return a.o.unlessMoved(ctx, a.proxy.Run(ctx)) })
 	g.Go(func() error { return a.node.Run(ctx) })
 	return g.Wait()
 }
