@@ -76,7 +76,10 @@ func NewReader(src io.Reader) (*Reader, error) {
 	r.sum.Write(start)
 	r.at = int64(n)
 	r.version = binary.LittleEndian.Uint32(start[len(snapshotMagic):])
-	if r.version == 0 || r.version > FormatVersion {
+	if r.version == 0 {
+		return nil, r.damaged("format version 0, which there never was")
+	}
+	if r.version > FormatVersion {
 		return nil, fmt.Errorf("%w: version %d, this one reads up to %d", ErrSnapshotVersion, r.version, FormatVersion)
 	}
 	kind, body, err := r.next()
