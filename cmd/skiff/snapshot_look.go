@@ -23,18 +23,7 @@ func snapshotStatusCommand() *cli.Command {
 		Description: "Of an encrypted file without its key, what can be known is shown, and the exit code is 1.",
 		Flags:       unlockFlags(writeOutFlag()),
 		Action: func(c *cli.Context) error {
-			path, err := oneFile(c)
-			if err != nil {
-				return err
-			}
-			if err := checkWriteOut(c); err != nil {
-				return err
-			}
-			keys, err := unlock(c)
-			if err != nil {
-				return err
-			}
-			path, done, err := fetch(c, path)
+			_, path, keys, done, err := namedSnapshot(c)
 			if err != nil {
 				return err
 			}
@@ -49,6 +38,22 @@ func snapshotStatusCommand() *cli.Command {
 			return printSnapshot(c, "", info)
 		},
 	}
+}
+
+// namedSnapshot is the file that status and verify are about, as it was named and
+// where it can be read until done is called, and the keys for it.
+func namedSnapshot(c *cli.Context) (named, local string, keys backup.Unlock, done func(), err error) {
+	if named, err = oneFile(c); err != nil {
+		return "", "", nil, nil, err
+	}
+	if err = checkWriteOut(c); err != nil {
+		return "", "", nil, nil, err
+	}
+	if keys, err = unlock(c); err != nil {
+		return "", "", nil, nil, err
+	}
+	local, done, err = fetch(c, named)
+	return named, local, keys, done, err
 }
 
 // lockedInfo is what is known of an encrypted file without its key.
@@ -91,18 +96,7 @@ func snapshotVerifyCommand() *cli.Command {
 		Name: "verify", Usage: "verify every byte of FILE", ArgsUsage: "FILE",
 		Flags: unlockFlags(writeOutFlag()),
 		Action: func(c *cli.Context) error {
-			path, err := oneFile(c)
-			if err != nil {
-				return err
-			}
-			if err := checkWriteOut(c); err != nil {
-				return err
-			}
-			keys, err := unlock(c)
-			if err != nil {
-				return err
-			}
-			local, done, err := fetch(c, path)
+			path, local, keys, done, err := namedSnapshot(c)
 			if err != nil {
 				return err
 			}

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -95,7 +94,7 @@ func findProgram(c *cli.Context) (*program, error) {
 
 func (p *program) describe(ctx context.Context, sum string) (err error) {
 	if sum != "" && !p.temporary { // before it runs
-		have, err := sumOfFile(p.path)
+		have, err := binary.Sum(p.path)
 		if err == nil && have != sum {
 			err = fmt.Errorf("%s has the SHA-256 %s, not that of --sha256", p.path, have)
 		}
@@ -168,24 +167,11 @@ func downloadProgram(ctx context.Context, version, template, sum string) (_ *pro
 	if err != nil {
 		return nil, err
 	}
-	have, err := sumOfFile(p.path)
+	have, err := binary.Sum(p.path)
 	if err == nil && have != sum {
 		err = fmt.Errorf("%s has the SHA-256 %s, and should have %s: it is not used", u, have, sum)
 	}
 	return p, err
-}
-
-func sumOfFile(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", fmt.Errorf("read %s: %w", path, err)
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 // publishedSum reads the sum beside the program: SHA256SUMS, or its name with

@@ -76,7 +76,7 @@ func New(c Config) (*Executor, error) {
 	if s.Trial == nil {
 		return e, e.tidy()
 	}
-	if e.self.SHA256, err = sumOf("/proc/self/exe"); err != nil {
+	if e.self.SHA256, err = Sum("/proc/self/exe"); err != nil {
 		return nil, fmt.Errorf("read the own program: %w", err)
 	}
 	e.self.Version = c.Version

@@ -194,7 +194,7 @@ func (e *Executor) own() (err error) {
 		return nil
 	}
 	e.self.Version = e.c.Version
-	if e.self.SHA256, err = sumOf("/proc/self/exe"); err != nil {
+	if e.self.SHA256, err = Sum("/proc/self/exe"); err != nil {
 		return fmt.Errorf("read the own program: %w", err)
 	}
 	return nil

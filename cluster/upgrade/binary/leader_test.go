@@ -145,11 +145,11 @@ func TestPut(t *testing.T) {
 	if changed, err := Put(path); err != nil || !changed {
 		t.Errorf("%v, %v", changed, err)
 	}
-	own, err := sumOf("/proc/self/exe")
+	own, err := Sum("/proc/self/exe")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if sum, err := sumOf(path); err != nil || sum != own {
+	if sum, err := Sum(path); err != nil || sum != own {
 		t.Errorf("%s, %v", sum, err)
 	}
 	if st, err := os.Stat(path); err != nil || st.Mode() != 0o750 {

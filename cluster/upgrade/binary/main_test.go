@@ -80,7 +80,7 @@ func (c character) write(t *testing.T, path string) order.Binary {
 	if err := os.WriteFile(path, all, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	sum, err := sumOf(path)
+	sum, err := Sum(path)
 	if err != nil {
 		t.Fatal(err)
 	}

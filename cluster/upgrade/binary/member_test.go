@@ -185,12 +185,12 @@ func (m *member) check(r order.Report) {
 		case len(pids) != 1 || m.server() != pids[0]:
 			return fmt.Errorf("processes %v, the data directory is that of %d", pids, m.server())
 		}
-		if sum, err := sumOf(fmt.Sprintf("/proc/%d/exe", m.server())); err != nil || sum != want.SHA256 {
+		if sum, err := Sum(fmt.Sprintf("/proc/%d/exe", m.server())); err != nil || sum != want.SHA256 {
 			return fmt.Errorf("%s runs (%v), reported was version %s", sum, err, r.Version)
 		}
 		return nil
 	})
-	if sum, err := sumOf(m.path); err != nil || sum != want.SHA256 {
+	if sum, err := Sum(m.path); err != nil || sum != want.SHA256 {
 		m.t.Errorf("in place is %s (%v), reported was version %s", sum, err, r.Version)
 	}
 	m.eventually("the end of the trial", func() error {

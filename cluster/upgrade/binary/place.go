@@ -31,9 +31,10 @@ func (p place) next() string     { return p.beside("next") }
 func (p place) previous() string { return p.beside("previous") }
 
 // sum is the SHA-256 of the file.
-func (p place) sum() (string, error) { return sumOf(p.path) }
+func (p place) sum() (string, error) { return Sum(p.path) }
 
-func sumOf(path string) (string, error) {
+// Sum is the SHA-256 of a file, in hex.
+func Sum(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
@@ -168,7 +169,7 @@ func (p place) back(s *Store, sum string) error {
 	if got, err := p.sum(); err == nil && got == sum {
 		return nil
 	}
-	if got, err := sumOf(p.previous()); err == nil && got == sum {
+	if got, err := Sum(p.previous()); err == nil && got == sum {
 		return p.rename(p.previous())
 	}
 	if err := p.stage(s.Path(sum), sum); err != nil {
@@ -204,7 +205,7 @@ func ownPath() (string, error) {
 // Put makes path hold the program of this process, with the mode and owner of what
 // is there, if anything is. It tells whether there was anything to do.
 func Put(path string) (bool, error) {
-	sum, err := sumOf("/proc/self/exe")
+	sum, err := Sum("/proc/self/exe")
 	if err != nil {
 		return false, fmt.Errorf("read the own program: %w", err)
 	}

@@ -123,7 +123,7 @@ func TestStoreRefuses(t *testing.T) {
 		if err := os.WriteFile(path, content, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if b.SHA256, err = sumOf(path); err != nil {
+		if b.SHA256, err = Sum(path); err != nil {
 			t.Fatal(err)
 		}
 		b.Size = int64(len(content))

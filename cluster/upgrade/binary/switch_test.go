@@ -182,7 +182,7 @@ func TestThirdStart(t *testing.T) {
 						t.Fatalf("%v: %s", err, out)
 					}
 				}
-				if sum, _ := sumOf(m.path); sum == m.old.SHA256 {
+				if sum, _ := Sum(m.path); sum == m.old.SHA256 {
 					if i != maxAttempts+1 {
 						t.Errorf("back at start %d", i)
 					}
@@ -268,7 +268,7 @@ func TestStoppedInTrial(t *testing.T) {
 		}
 		return nil
 	})
-	if sum, _ := sumOf(m.path); sum != m.new.SHA256 {
+	if sum, _ := Sum(m.path); sum != m.new.SHA256 {
 		t.Errorf("in place is %s", sum)
 	}
 	m.start()
