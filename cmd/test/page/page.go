@@ -4,9 +4,10 @@
 // In a block fenced as console, a line HOST# COMMAND or HOST$ COMMAND runs a
 // command on a host; the lines up to the next one are what it prints. A command
 // may end in "# 1.2 s", which says how long it takes. It must succeed, unless the
-// page shows a line that begins with "skiff: ". Comments <!-- test: WORDS -->
+// page shows a line that begins as errors of skiff and kubectl do. Comments <!-- test: WORDS -->
 // outside of blocks are directives to the test: what happens to hosts, what must
-// hold.
+// hold. A block fenced as "yaml NAME" is a file of that name, which lies in the
+// folder of the host that runs the next command.
 //
 // Output matches if it is the same but for numbers, times, sizes, random names
 // and the width of gaps; names of hosts (server-1, agent-1), versions and
@@ -38,9 +39,15 @@ type Step struct {
 
 	// A directive:
 	Directive []string
+
+	// A file, for Host:
+	File, Content string
 }
 
 func (s Step) String() string {
+	if s.File != "" {
+		return fmt.Sprintf("line %d: file %s", s.Line, s.File)
+	}
 	if s.Command == "" {
 		return fmt.Sprintf("line %d: test: %s", s.Line, strings.Join(s.Directive, " "))
 	}
@@ -51,6 +58,8 @@ var (
 	prompt    = regexp.MustCompile(`^([a-z][a-z0-9-]*)[#$] (.+)$`)
 	took      = regexp.MustCompile(`\s+# ([0-9.]+) s$`)
 	directive = regexp.MustCompile(`^<!-- test: (.+) -->$`)
+	failure   = regexp.MustCompile(`^(skiff: |error: |Error from server|The \w+ "[^"]*" is invalid|command terminated with exit code)`)
+	fileName  = regexp.MustCompile(`^yaml ([a-z0-9][a-z0-9.-]*)$`)
 )
 
 // Read reads the page in a file.
@@ -74,6 +83,9 @@ func Read(path string) ([]Step, error) {
 			if strings.HasPrefix(info, "console") && info != "console" {
 				return wrong("a console block has nothing else beside its name")
 			}
+			if m := fileName.FindStringSubmatch(info); m != nil {
+				steps = append(steps, Step{Line: n, Section: section, File: m[1]})
+			}
 		case isFence:
 			fence = ""
 		case fence == "console":
@@ -84,7 +96,7 @@ func Read(path string) ([]Step, error) {
 				}
 				last := &steps[len(steps)-1]
 				last.Output = append(last.Output, line)
-				last.Fails = last.Fails || strings.HasPrefix(line, "skiff: ")
+				last.Fails = last.Fails || failure.MatchString(line)
 				continue
 			}
 			s := Step{Line: n, Section: section, Host: m[1], Command: m[2]}
@@ -95,7 +107,12 @@ func Read(path string) ([]Step, error) {
 				}
 				s.Took, s.Command = time.Duration(seconds*float64(time.Second)), s.Command[:t[0]]
 			}
+			for i := len(steps) - 1; i >= 0 && steps[i].File != "" && steps[i].Host == ""; i-- {
+				steps[i].Host = s.Host
+			}
 			steps = append(steps, s)
+		case fileName.MatchString(fence):
+			steps[len(steps)-1].Content += line + "\n"
 		case fence != "":
 		case strings.HasPrefix(line, "## "):
 			section = strings.TrimPrefix(line, "## ")
@@ -112,6 +129,11 @@ func Read(path string) ([]Step, error) {
 	}
 	if fence != "" {
 		return nil, fmt.Errorf("%s: a block is not closed", path)
+	}
+	for _, s := range steps {
+		if s.File != "" && s.Host == "" {
+			return nil, fmt.Errorf("%s:%d: no command follows file %s", path, s.Line, s.File)
+		}
 	}
 	return steps, nil
 }

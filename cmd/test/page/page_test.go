@@ -12,7 +12,7 @@ import (
 func TestRead(t *testing.T) {
 	t.Parallel()
 	text := "# Title\n\n## First\n<!-- test: cluster servers=3 -->\nText `$ no`.\n```console\nserver-1# skiff a --b # 1.5 s\nout\n\nmore\nlaptop$ false\nskiff: no\n```\n" +
-		"```yaml\nserver-1# not a command\n```\n<!-- a remark -->\n## Second\n```console\nagent-1# c\n```\n"
+		"```yaml\nserver-1# not a command\n```\n<!-- a remark -->\n## Second\n```yaml a.yaml\nkind: Pod\n```\n```console\nagent-1# c\n```\n"
 	path := filepath.Join(t.TempDir(), "page.md")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -25,7 +25,8 @@ func TestRead(t *testing.T) {
 		{Line: 4, Section: "First", Directive: []string{"cluster", "servers=3"}},
 		{Line: 7, Section: "First", Host: "server-1", Command: "skiff a --b", Took: 1500 * time.Millisecond, Output: []string{"out", "", "more"}},
 		{Line: 11, Section: "First", Host: "laptop", Command: "false", Output: []string{"skiff: no"}, Fails: true},
-		{Line: 20, Section: "Second", Host: "agent-1", Command: "c"},
+		{Line: 19, Section: "Second", Host: "agent-1", File: "a.yaml", Content: "kind: Pod\n"},
+		{Line: 23, Section: "Second", Host: "agent-1", Command: "c"},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -33,6 +34,7 @@ func TestRead(t *testing.T) {
 	for what, text := range map[string]string{
 		"output without a command": "```console\nout\n```\n", "not closed": "```console\na# b\n",
 		"stands alone": "text <!-- test: x -->\n", "nothing else": "```console x\n```\n",
+		"no command follows": "```yaml a.yaml\n```\n",
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -24,8 +24,6 @@ import (
 	"github.com/skiff-sh/skiff/cmd/test/traffic"
 )
 
-const operationsPage = "../../../docs/operations.md"
-
 // updatePageEnv writes to the page how long commands took, and what they printed
 // where that is not what the page shows. Random text is then to be replaced by
 // hand.
@@ -34,8 +32,13 @@ const updatePageEnv = "SKIFF_UPDATE_PAGE"
 // TestOperationsPage does what docs/operations.md says, command by command, on
 // clusters of this machine, and compares what they print. The page's hosts are
 // nodes; paths of a real host stand for those of the node.
-func TestOperationsPage(t *testing.T) {
-	steps, err := page.Read(operationsPage)
+func TestOperationsPage(t *testing.T) { runPage(t, "../../../docs/operations.md") }
+
+// TestPodsPage does the same with docs/pods.md.
+func TestPodsPage(t *testing.T) { runPage(t, "../../../docs/pods.md") }
+
+func runPage(t *testing.T, path string) {
+	steps, err := page.Read(path)
 	must(t, err)
 	var done []outcome
 	for len(steps) > 0 {
@@ -53,14 +56,14 @@ func TestOperationsPage(t *testing.T) {
 			for _, s := range part[1:] {
 				o, err := p.do(t, s)
 				if err != nil {
-					t.Fatalf("%s, %v: %v", operationsPage, s, err)
+					t.Fatalf("%s, %v: %v", path, s, err)
 				}
 				done = append(done, o)
 			}
 		})
 	}
 	if os.Getenv(updatePageEnv) != "" {
-		must(t, updatePage(done))
+		must(t, updatePage(path, done))
 	}
 }
 
@@ -73,8 +76,8 @@ type outcome struct {
 }
 
 // updatePage writes what came of the page's commands to it.
-func updatePage(done []outcome) error {
-	b, err := os.ReadFile(operationsPage)
+func updatePage(path string, done []outcome) error {
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
@@ -90,7 +93,7 @@ func updatePage(done []outcome) error {
 			lines = slices.Replace(lines, o.Line, o.Line+len(o.Output), printed...)
 		}
 	}
-	return os.WriteFile(operationsPage, []byte(strings.Join(lines, "\n")), 0o644)
+	return os.WriteFile(path, []byte(strings.Join(lines, "\n")), 0o644)
 }
 
 // pageRun is a cluster on which a part of the page is done.
@@ -128,6 +131,10 @@ func newPageRun(t *testing.T, args []string) *pageRun {
 	p.network = strings.TrimSuffix(p.status(t).Subnet, "0/24")
 	must(t, os.Mkdir(filepath.Join(p.homes, "backup"), 0o700))
 	must(t, os.Mkdir(filepath.Join(p.homes, laptop), 0o700))
+	must(t, os.Mkdir(filepath.Join(p.homes, "bin"), 0o700))
+	for _, name := range []string{"skiff", "kubectl"} {
+		must(t, os.Symlink(p.Program("server-1"), filepath.Join(p.homes, "bin", name)))
+	}
 	for _, n := range p.status(t).Nodes {
 		must(t, os.Mkdir(filepath.Join(p.homes, n.Name), 0o700))
 		p.hosts = append(p.hosts, n.Name)
@@ -148,6 +155,9 @@ func (p *pageRun) do(t *testing.T, s page.Step) (o outcome, err error) {
 	o.Step = s
 	if len(s.Directive) > 0 {
 		return o, p.direct(t, s.Directive)
+	}
+	if s.File != "" {
+		return o, os.WriteFile(filepath.Join(p.homes, s.Host, s.File), []byte(s.Content), 0o600)
 	}
 	update := os.Getenv(updatePageEnv) != ""
 	patience := 90 * time.Second
@@ -184,7 +194,7 @@ func (p *pageRun) do(t *testing.T, s page.Step) (o outcome, err error) {
 }
 
 var (
-	looks      = regexp.MustCompile(`^skiff (status|member list|snapshot ls|recover (--rejoin )?--dry-run|certs status|upgrade (status|plan)|kubectl get)\b`)
+	looks      = regexp.MustCompile(`^skiff (status|member list|snapshot ls|recover (--rejoin )?--dry-run|certs status|upgrade (status|plan)|kubectl get)\b|^kubectl (.* )?(get|describe|logs|top) `)
 	systemctl  = regexp.MustCompile(`^systemctl (start|stop|restart) skiff$`)
 	remoteFile = regexp.MustCompile(`\b((?:server|agent)-[0-9]+|` + laptop + `):(/\S+)`)
 )
@@ -222,7 +232,7 @@ func (p *pageRun) run(t *testing.T, host, command string) (string, error) {
 		if kerr != nil {
 			return "", kerr
 		}
-		cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig, "PATH="+filepath.Dir(p.Program("server-1"))+":"+os.Getenv("PATH"))
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig, "PATH="+filepath.Join(p.homes, "bin")+":"+os.Getenv("PATH"))
 		err = cmd.Start()
 	} else {
 		err = p.Exec(host, cmd)
