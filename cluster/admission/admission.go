@@ -1,6 +1,6 @@
 // Package admission is the chain of checks and defaults between authorization
 // and validation: namespace lifecycle, service accounts, node restriction,
-// default tolerations, priorities, limit ranges and Pod Security.
+// default tolerations, priorities, runtime classes, limit ranges and Pod Security.
 //
 // Limits: no webhooks and no admission policies; their API group is not
 // served. ResourceQuotas are refused, since nothing enforces them.
@@ -12,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -23,6 +24,7 @@ import (
 // Objects is what the checks look up.
 type Objects interface {
 	auth.Objects
+	RuntimeClass(ctx context.Context, name string) (*nodev1.RuntimeClass, error)
 	LimitRanges(ctx context.Context, namespace string) ([]corev1.LimitRange, error)
 }
 
@@ -54,6 +56,7 @@ func New(objects Objects, c Config) (admission.Interface, error) {
 		&nodeRestriction{admission.NewHandler(admission.Create, admission.Update, admission.Delete), objects},
 		&serviceAccount{create, objects},
 		&priority{change},
+		&runtimeClass{create, objects},
 		&limitRanger{create, objects},
 		&tolerations{change, int64((timeout + time.Second - 1) / time.Second)},
 		&unsupported{create},

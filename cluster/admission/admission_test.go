@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,6 +24,7 @@ type fakeObjects struct {
 	namespaces map[string]*corev1.Namespace
 	pods       []corev1.Pod
 	limits     []corev1.LimitRange
+	classes    []nodev1.RuntimeClass
 }
 
 func notFound(resource, name string) error {
@@ -58,6 +60,15 @@ func (f *fakeObjects) Namespace(_ context.Context, name string) (*corev1.Namespa
 		return n, nil
 	}
 	return nil, notFound("namespaces", name)
+}
+
+func (f *fakeObjects) RuntimeClass(_ context.Context, name string) (*nodev1.RuntimeClass, error) {
+	for i := range f.classes {
+		if f.classes[i].Name == name {
+			return &f.classes[i], nil
+		}
+	}
+	return nil, notFound("runtimeclasses", name)
 }
 
 func (f *fakeObjects) Pods(context.Context, string) ([]corev1.Pod, error) { return f.pods, nil }
@@ -257,5 +268,51 @@ func TestSystemPriority(t *testing.T) {
 	p := pod(func(p *corev1.Pod) { p.Spec.PriorityClassName = "system-node-critical" })
 	if err := createPod(t, usual(), p); err != nil || *p.Spec.Priority != 2000001000 {
 		t.Errorf("%v, %v", err, p.Spec.Priority)
+	}
+}
+
+func TestRuntimeClass(t *testing.T) {
+	exists := func(key string) corev1.Toleration {
+		return corev1.Toleration{Key: key, Operator: corev1.TolerationOpExists}
+	}
+	o := usual()
+	o.classes = []nodev1.RuntimeClass{
+		{ObjectMeta: metav1.ObjectMeta{Name: "plain"}, Handler: "runc"},
+		{ObjectMeta: metav1.ObjectMeta{Name: "heavy"}, Handler: "vm", Overhead: &nodev1.Overhead{PodFixed: corev1.ResourceList{"cpu": resource.MustParse("10m")}},
+			Scheduling: &nodev1.Scheduling{NodeSelector: map[string]string{"vm": "yes"}, Tolerations: []corev1.Toleration{exists("vm"), exists("both")}}},
+	}
+	named := func(class string, change ...func(*corev1.Pod)) *corev1.Pod {
+		return pod(append(change, func(p *corev1.Pod) { p.Spec.RuntimeClassName = ptr.To(class) })...)
+	}
+	ten, eleven := corev1.ResourceList{"cpu": resource.MustParse("10m")}, corev1.ResourceList{"cpu": resource.MustParse("11m")}
+	for want, p := range map[string]*corev1.Pod{
+		`RuntimeClass "" not found`:                                                      named(""),
+		"Pod's Overhead doesn't match RuntimeClass's defined Overhead":                   named("heavy", func(p *corev1.Pod) { p.Spec.Overhead = eleven }),
+		"Pod Overhead set without corresponding RuntimeClass":                            named("plain", func(p *corev1.Pod) { p.Spec.Overhead = ten }),
+		"Pod Overhead set without corresponding RuntimeClass defined Over":               pod(func(p *corev1.Pod) { p.Spec.Overhead = ten }),
+		"runtimeClass.scheduling.nodeSelector[vm] = yes; pod.spec.nodeSelector[vm] = no": named("heavy", func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{"vm": "no"} }),
+	} {
+		if err := createPod(t, o, p); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %q", err, want)
+		}
+	}
+	p := named("plain")
+	if err := createPod(t, o, p); err != nil || p.Spec.Overhead != nil || p.Spec.NodeSelector != nil {
+		t.Errorf("%v, %+v", err, p.Spec)
+	}
+	p = named("heavy", func(p *corev1.Pod) {
+		p.Spec.NodeSelector = map[string]string{"disk": "fast"}
+		p.Spec.Tolerations = []corev1.Toleration{{Key: "both", Operator: corev1.TolerationOpEqual, Value: "x"}}
+	})
+	for range 2 { // what came out may be sent again
+		if err := createPod(t, o, p); err != nil {
+			t.Fatal(err)
+		}
+		if s := p.Spec; s.Overhead.Cpu().String() != "10m" || len(s.NodeSelector) != 2 || len(s.Tolerations) != 4 || s.Tolerations[1].Value != "" {
+			t.Errorf("spec %+v", s)
+		}
+	}
+	if len(o.classes[1].Scheduling.NodeSelector) != 1 {
+		t.Error("the class was changed")
 	}
 }

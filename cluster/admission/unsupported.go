@@ -3,14 +3,13 @@ package admission
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
 )
 
 // unsupported refuses new objects of kinds that nothing acts on yet (a quota
-// that limits nothing is worse than none), and pods that name such objects.
+// that limits nothing is worse than none).
 type unsupported struct{ *admission.Handler }
 
 var unsupportedKinds = map[schema.GroupResource]string{
@@ -21,14 +20,6 @@ var unsupportedKinds = map[schema.GroupResource]string{
 func (u *unsupported) Validate(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	if reason, ok := unsupportedKinds[a.GetResource().GroupResource()]; ok && a.GetSubresource() == "" {
 		return admission.NewForbidden(a, errors.New(reason))
-	}
-	pod, err := newPod(a)
-	if pod == nil || err != nil {
-		return err
-	}
-	// RuntimeClass objects are not served yet, so none exists.
-	if name := pod.Spec.RuntimeClassName; name != nil && *name != "" {
-		return admission.NewForbidden(a, fmt.Errorf("pod rejected: RuntimeClass %q not found", *name))
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	nodev1 "k8s.io/api/node/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -22,6 +23,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/registry/core"
 	"github.com/skiff-sh/skiff/cluster/registry/discovery"
 	"github.com/skiff-sh/skiff/cluster/registry/events"
+	"github.com/skiff-sh/skiff/cluster/registry/node"
 	"github.com/skiff-sh/skiff/cluster/registry/policy"
 	"github.com/skiff-sh/skiff/cluster/registry/rbac"
 )
@@ -30,7 +32,7 @@ import (
 func addDefaults(s *runtime.Scheme) error {
 	for _, add := range []func(*runtime.Scheme) error{
 		core.AddDefaults, apps.AddDefaults, coordination.AddDefaults, discovery.AddDefaults,
-		events.AddDefaults, policy.AddDefaults, rbac.AddDefaults,
+		events.AddDefaults, node.AddDefaults, policy.AddDefaults, rbac.AddDefaults,
 	} {
 		if err := add(s); err != nil {
 			return fmt.Errorf("register defaults: %w", err)
@@ -69,6 +71,7 @@ func groups(o registry.Options, c core.Config, leases coordination.Config, a acc
 			return discovery.NewStorage(o, discovery.Config{})
 		}},
 		{Group{GroupVersion: eventsv1.SchemeGroupVersion}, func() (map[string]rest.Storage, error) { return events.NewStorage(o, events.Config{}) }},
+		{Group{GroupVersion: nodev1.SchemeGroupVersion}, func() (map[string]rest.Storage, error) { return node.NewStorage(o, node.Config{}) }},
 		{Group{GroupVersion: policyv1.SchemeGroupVersion}, func() (map[string]rest.Storage, error) { return policy.NewStorage(o, policy.Config{}) }},
 		{Group{GroupVersion: rbacv1.SchemeGroupVersion}, func() (map[string]rest.Storage, error) {
 			return rbac.NewStorage(o, rbac.Config{Holdings: a.holdings, Authorizer: a.authorizer})

@@ -128,9 +128,9 @@ func (s *Server) installGroups(o registry.Options, codecs serializer.CodecFactor
 	s.models = &lazyTypes{config: g.OpenAPIV3Config}
 	in := installer{server: s.generic, scheme: o.Scheme, codecs: codecs, admit: g.AdmissionControl, models: s.models, limit: maxBodyBytes}
 	for _, group := range served {
-		if group.Group == "" {
-			objects.Bind(group.Storage)
-		}
+		objects.Bind(group.Storage)
+	}
+	for _, group := range served {
 		if err := in.install(group); err != nil {
 			return err
 		}

@@ -56,6 +56,7 @@ var nodeRules = []rbacv1.PolicyRule{
 	rule("create delete", "", "pods"),
 	rule("update patch", "", "pods/status"),
 	rule("create", "", "pods/eviction"),
+	rule("get list watch", "node.k8s.io", "runtimeclasses"),
 	rule("get list watch", "discovery.k8s.io", "endpointslices"),
 	urls("put", "/skiff/v1/lease"),
 	urls("post", "/skiff/v1/leave"),

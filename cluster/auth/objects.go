@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,7 +30,7 @@ type Objects interface {
 	Pods(ctx context.Context, namespace string) ([]corev1.Pod, error)
 }
 
-// StorageObjects is Objects on the REST storage of core/v1. Authentication is
+// StorageObjects is Objects on the REST storage of kinds. Authentication is
 // configured before that storage exists, so it is bound later; until then
 // every read fails.
 //
@@ -57,8 +59,15 @@ func (o *StorageObjects) Refresh(ctx context.Context) bool {
 
 var errNotBound = errors.New("the API is still starting")
 
-// Bind sets the storage map of core/v1. Call once.
-func (o *StorageObjects) Bind(m map[string]rest.Storage) { o.storage.Store(&m) }
+// Bind adds the storage of a group, by resource; core/v1 has to be the first: where
+// two groups have a resource of one name, it is the earlier one's. One call at a time.
+func (o *StorageObjects) Bind(m map[string]rest.Storage) {
+	all := maps.Clone(m)
+	if before := o.storage.Load(); before != nil {
+		maps.Copy(all, *before)
+	}
+	o.storage.Store(&all)
+}
 
 func (o *StorageObjects) get(ctx context.Context, resource, namespace, name string) (runtime.Object, error) {
 	m := o.storage.Load()
@@ -111,6 +120,11 @@ func (o *StorageObjects) Node(ctx context.Context, name string) (*corev1.Node, e
 // Namespace implements Objects.
 func (o *StorageObjects) Namespace(ctx context.Context, name string) (*corev1.Namespace, error) {
 	return get[*corev1.Namespace](ctx, o, "namespaces", "", name)
+}
+
+// RuntimeClass reads a class by its name.
+func (o *StorageObjects) RuntimeClass(ctx context.Context, name string) (*nodev1.RuntimeClass, error) {
+	return get[*nodev1.RuntimeClass](ctx, o, "runtimeclasses", "", name)
 }
 
 // Pods implements Objects.

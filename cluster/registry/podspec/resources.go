@@ -171,5 +171,11 @@ func (v *validator) podResources(spec *field.Path) field.ErrorList {
 }
 
 func (v *validator) overhead(fld *field.Path) field.ErrorList {
-	return validateResources(&corev1.ResourceRequirements{Limits: v.spec.Overhead}, fld)
+	return ValidateOverhead(v.spec.Overhead, fld)
+}
+
+// ValidateOverhead checks what a pod, or each pod of a runtime class, needs beside
+// its containers. Errors name it as the limits that it counts as.
+func ValidateOverhead(list corev1.ResourceList, fld *field.Path) field.ErrorList {
+	return validateResources(&corev1.ResourceRequirements{Limits: list}, fld)
 }
