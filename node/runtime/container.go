@@ -41,6 +41,11 @@ type ContainerConfig struct {
 	ReadonlyPaths []string
 	Devices       []Device // host devices to make available
 
+	// TargetID is a running container of the sandbox whose processes this one
+	// shall see: it joins their PID namespace. Without meaning where the pod
+	// shares one anyway. ErrNotFound or ErrNotRunning when it does not run.
+	TargetID string
+
 	Resources Resources
 
 	TTY       bool

@@ -147,7 +147,12 @@ func (s *Sandbox) StartContainer(ctx context.Context, c ContainerConfig) error {
 			s.r.log.Error("release a container's mount sources", "container", c.Name, "err", err)
 		}
 	}()
-	spec, err := s.spec(&c)
+	pid, closePID, err := s.pidNamespace(&c)
+	if err != nil {
+		return fmt.Errorf("start container %q: %w", c.Name, err)
+	}
+	defer closePID()
+	spec, err := s.spec(&c, pid)
 	if err != nil {
 		return fmt.Errorf("start container %q: %w", c.Name, err)
 	}

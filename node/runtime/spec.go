@@ -32,7 +32,7 @@ func DefaultReadonlyPaths() []string {
 }
 
 // spec describes a container for the shim, which adds the pod's namespaces.
-func (s *Sandbox) spec(c *ContainerConfig) (*specs.Spec, error) {
+func (s *Sandbox) spec(c *ContainerConfig, pid []specs.LinuxNamespace) (*specs.Spec, error) {
 	if len(c.Args) == 0 || c.Args[0] == "" {
 		return nil, errors.New("no command specified: neither the pod nor the image has one")
 	}
@@ -81,11 +81,8 @@ func (s *Sandbox) spec(c *ContainerConfig) (*specs.Spec, error) {
 			CgroupsPath: filepath.Join(s.cgroup, c.ID),
 			Resources:   res, Devices: nodes,
 			MaskedPaths: c.MaskedPaths, ReadonlyPaths: c.ReadonlyPaths,
-			Namespaces: []specs.LinuxNamespace{{Type: specs.MountNamespace}},
+			Namespaces: append([]specs.LinuxNamespace{{Type: specs.MountNamespace}}, pid...),
 		},
-	}
-	if !s.cfg.HostPID && !s.cfg.ShareProcessNamespace {
-		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
 	}
 	if s.r.cgroups.v2 && !c.Privileged {
 		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
