@@ -19,21 +19,8 @@ import (
 // write makes a one-layer image of root and saves it to file under ref, as
 // docker save would.
 func write(root string, config v1.Config, ref, file string) error {
-	layer, err := layerOf(root)
+	img, err := imageOf(root, config)
 	if err != nil {
-		return err
-	}
-	img, err := mutate.AppendLayers(empty.Image, layer)
-	if err != nil {
-		return err
-	}
-	cf, err := img.ConfigFile()
-	if err != nil {
-		return err
-	}
-	cf = cf.DeepCopy()
-	cf.Config, cf.OS, cf.Architecture = config, "linux", "amd64"
-	if img, err = mutate.ConfigFile(img, cf); err != nil {
 		return err
 	}
 	tag, err := name.NewTag(ref)
@@ -41,6 +28,25 @@ func write(root string, config v1.Config, ref, file string) error {
 		return err
 	}
 	return tarball.WriteToFile(file, tag, img)
+}
+
+// imageOf makes a one-layer image of root.
+func imageOf(root string, config v1.Config) (v1.Image, error) {
+	layer, err := layerOf(root)
+	if err != nil {
+		return nil, err
+	}
+	img, err := mutate.AppendLayers(empty.Image, layer)
+	if err != nil {
+		return nil, err
+	}
+	cf, err := img.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	cf = cf.DeepCopy()
+	cf.Config, cf.OS, cf.Architecture = config, "linux", "amd64"
+	return mutate.ConfigFile(img, cf)
 }
 
 func layerOf(root string) (v1.Layer, error) {

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -82,10 +84,10 @@ func keep(s spec, from, root string) error {
 // libraries asks the packages' own loader what program links to; the paths are
 // relative to the unpacked root. A static program has none.
 func libraries(from, program string) ([]string, error) {
-	ld := filepath.Join(from, loader)
-	if _, err := os.Stat(ld); err != nil {
-		return nil, nil // nothing here is linked dynamically
+	if dynamic, err := hasInterpreter(filepath.Join(from, program)); err != nil || !dynamic {
+		return nil, err
 	}
+	ld := filepath.Join(from, loader)
 	var dirs []string
 	for _, d := range []string{"lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"} {
 		dirs = append(dirs, filepath.Join(from, d))
@@ -108,6 +110,15 @@ func libraries(from, program string) ([]string, error) {
 		libs = append(libs, rel)
 	}
 	return libs, nil
+}
+
+func hasInterpreter(program string) (bool, error) {
+	f, err := elf.Open(program)
+	if err != nil {
+		return false, fmt.Errorf("libraries of %s: %w", program, err)
+	}
+	defer f.Close()
+	return slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }), nil
 }
 
 // copyFile copies what rel names, following links, to the same path in root.

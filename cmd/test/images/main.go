@@ -1,15 +1,18 @@
 // Command images builds the container images of the tests as one OCI layout
 // archive each: busybox, nginx and redis from Debian's packages, the counter
 // application and the prober from source. It needs apt, dpkg-deb and Go, and no
-// registry.
+// registry. With -refs it builds what stands in for the images of upstream's
+// e2e tests (e2e.go).
 //
 // Only the programs, what they link to and their configuration go into an
 // image, so the images are small and start fast.
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"log"
 	"os"
 	"os/exec"
@@ -43,7 +46,7 @@ type spec struct {
 const passwd = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
 const group = "root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\n"
 
-const path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 const nginxConf = `user www-data;
 daemon off;
@@ -67,14 +70,14 @@ func specs(release string) []spec {
 			name: "busybox", tags: []string{"1.36"}, packages: []string{"busybox-static"},
 			programs: []string{"bin/busybox"}, files: etc, dirs: []string{"tmp", "root", "proc", "sys", "dev", "bin"},
 			build:  installApplets,
-			config: v1.Config{Cmd: []string{"sh"}, Env: []string{path}},
+			config: v1.Config{Cmd: []string{"sh"}, Env: []string{searchPath}},
 		},
 		{
 			name: "nginx", tags: []string{"1.22"}, packages: []string{"nginx-light"},
 			programs: []string{"usr/sbin/nginx"}, trees: []string{"etc/nginx/mime.types"},
 			files: merge(etc, map[string]string{"etc/nginx/nginx.conf": nginxConf}),
 			dirs:  []string{"tmp", "run", "var/log/nginx", "var/lib/nginx", "proc", "sys", "dev"},
-			config: v1.Config{Entrypoint: []string{"/usr/sbin/nginx"}, Env: []string{path}, StopSignal: "SIGQUIT",
+			config: v1.Config{Entrypoint: []string{"/usr/sbin/nginx"}, Env: []string{searchPath}, StopSignal: "SIGQUIT",
 				ExposedPorts: map[string]struct{}{"80/tcp": {}}},
 		},
 		{
@@ -83,18 +86,18 @@ func specs(release string) []spec {
 			links:    map[string]string{"usr/bin/redis-server": "redis-check-rdb"},
 			files:    etc, dirs: []string{"tmp", "data", "proc", "sys", "dev"},
 			config: v1.Config{Entrypoint: []string{"/usr/bin/redis-server"}, Cmd: []string{"--protected-mode", "no", "--save", "", "--dir", "/data"},
-				Env: []string{path}, WorkingDir: "/data", ExposedPorts: map[string]struct{}{"6379/tcp": {}}},
+				Env: []string{searchPath}, WorkingDir: "/data", ExposedPorts: map[string]struct{}{"6379/tcp": {}}},
 		},
 		{
 			name: "counter", tags: []string{release}, files: etc, dirs: []string{"tmp", "proc", "sys", "dev"},
 			build: goProgram("counter", "github.com/skiff-sh/skiff/cmd/test/counter"),
-			config: v1.Config{Entrypoint: []string{"/counter"}, Env: []string{path, "RELEASE=" + release},
+			config: v1.Config{Entrypoint: []string{"/counter"}, Env: []string{searchPath, "RELEASE=" + release},
 				ExposedPorts: map[string]struct{}{"8080/tcp": {}}},
 		},
 		{
 			name: "prober", tags: []string{"1"}, files: etc, dirs: []string{"tmp", "proc", "sys", "dev"},
 			build:  goProgram("prober", "github.com/skiff-sh/skiff/cmd/test/traffic/prober"),
-			config: v1.Config{Entrypoint: []string{"/prober"}, Env: []string{path}},
+			config: v1.Config{Entrypoint: []string{"/prober"}, Env: []string{searchPath}},
 		},
 	}
 }
@@ -115,12 +118,20 @@ func main() {
 	out := flag.String("out", "", "folder for the archives, one NAME.tar each")
 	only := flag.String("only", "", "comma-separated names; all when empty")
 	registry := flag.String("name", "skiff.test", "registry host in the images' names")
+	refs := flag.String("refs", "", "comma-separated references of e2e images: those are made, as far as they can be")
+	agnhost := flag.String("agnhost", "", "with -refs: the program of the agnhost images")
 	flag.Parse()
 	if *out == "" || flag.NArg() > 0 {
-		log.Fatal("usage: images -out FOLDER [-only busybox,nginx,redis,counter,prober] [-name HOST]")
+		log.Fatal("usage: images -out FOLDER [-only busybox,nginx,redis,counter,prober] [-name HOST]\n       images -out FOLDER -refs REF,... [-agnhost PROGRAM]")
 	}
 	if err := os.MkdirAll(*out, 0o755); err != nil {
 		log.Fatal(err)
+	}
+	if *refs != "" {
+		if err := buildE2E(strings.Split(*refs, ","), *agnhost, *out); err != nil {
+			log.Fatal(err)
+		}
+		return
 	}
 	for _, release := range []string{"v1", "v2"} {
 		for _, s := range specs(release) {
@@ -146,7 +157,25 @@ func wanted(only, name string) bool {
 	return false
 }
 
-func build(s spec, out, registry string) (err error) {
+func build(s spec, out, registry string) error {
+	return buildAs(s, func(root string) error {
+		for _, tag := range s.tags {
+			file := filepath.Join(out, s.name+".tar")
+			if s.name == "counter" {
+				file = filepath.Join(out, s.name+"-"+tag+".tar")
+			}
+			ref := fmt.Sprintf("%s/%s:%s", registry, s.name, tag)
+			if err := write(root, s.config, ref, file); err != nil {
+				return err
+			}
+			fmt.Println(ref, file)
+		}
+		return nil
+	})
+}
+
+// buildAs makes the root of an image and gives it to save.
+func buildAs(s spec, save func(root string) error) (err error) {
 	tmp, err := os.MkdirTemp("", "skiff-image-")
 	if err != nil {
 		return err
@@ -194,21 +223,11 @@ func build(s spec, out, registry string) (err error) {
 			return err
 		}
 	}
-	for _, tag := range s.tags {
-		file := filepath.Join(out, s.name+".tar")
-		if s.name == "counter" {
-			file = filepath.Join(out, s.name+"-"+tag+".tar")
-		}
-		ref := fmt.Sprintf("%s/%s:%s", registry, s.name, tag)
-		if err := write(root, s.config, ref, file); err != nil {
-			return err
-		}
-		fmt.Println(ref, file)
-	}
-	return nil
+	return save(root)
 }
 
-// installApplets links every applet to busybox, as `busybox --install` does.
+// installApplets links every applet to busybox, as `busybox --install` does. A
+// program that is there already stays.
 func installApplets(root string) error {
 	out, err := exec.Command(filepath.Join(root, "bin/busybox"), "--list").Output()
 	if err != nil {
@@ -218,7 +237,7 @@ func installApplets(root string) error {
 		if applet == "busybox" {
 			continue
 		}
-		if err := os.Symlink("busybox", filepath.Join(root, "bin", applet)); err != nil {
+		if err := os.Symlink("busybox", filepath.Join(root, "bin", applet)); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 	}
