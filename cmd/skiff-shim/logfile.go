@@ -28,10 +28,11 @@ const timestampFormat = "2006-01-02T15:04:05.000000000Z07:00"
 type logFile struct {
 	path string // "" drops all output
 
-	mu   sync.Mutex
-	f    *os.File
-	torn bool // the last write ended within a line
-	out  []byte
+	mu     sync.Mutex
+	f      *os.File
+	torn   bool // the last write ended within a line
+	closed bool
+	out    []byte
 }
 
 // logLine is the unfinished line of one stream.
@@ -48,16 +49,23 @@ func openLog(path string) (*logFile, error) {
 	return l, l.reopen()
 }
 
-// reopen opens the path anew, after a rotation moved the file away.
+// reopen opens the path anew, after a rotation moved the file away. Nothing is
+// written to the old file once the new one can be seen: who follows the log may
+// then leave the old one for good.
 func (l *logFile) reopen() error {
 	if l.path == "" {
 		return nil
 	}
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return os.ErrClosed
+	}
 	f, err := os.OpenFile(l.path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
 	if err != nil {
+		l.mu.Unlock()
 		return err
 	}
-	l.mu.Lock()
 	old := l.f
 	l.f, l.torn = f, false
 	l.mu.Unlock()
@@ -150,6 +158,7 @@ func (l *logFile) flush() {
 func (l *logFile) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.closed = true
 	if l.f != nil {
 		l.f.Close()
 		l.f = nil

@@ -37,7 +37,7 @@ var errLimit = errors.New("limit reached")
 // writer; nil drops a stream). With Follow it goes on until ctx ends or, after
 // ended is closed, the file has been read to its end. No file is no output.
 func Read(ctx context.Context, path string, o Options, stdout, stderr io.Writer, ended <-chan struct{}) error {
-	f, err := os.Open(path)
+	f, err := openNewest(path)
 	if err != nil && !(o.Follow && errors.Is(err, fs.ErrNotExist)) {
 		return fmt.Errorf("failed to try resolving symlinks in path %q: %w", path, err)
 	}
@@ -79,6 +79,21 @@ func Read(ctx context.Context, path string, o Options, stdout, stderr io.Writer,
 	return err
 }
 
+// openNewest opens the log, or in the middle of a rotation the file that was just
+// renamed.
+func openNewest(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if old := rotated(path); len(old) > 0 {
+			if g, gerr := os.Open(old[len(old)-1]); gerr == nil {
+				return g, nil
+			}
+			return os.Open(path) // the rotation went on meanwhile
+		}
+	}
+	return f, err
+}
+
 // printer formats lines.
 type printer struct {
 	o     Options
@@ -86,6 +101,22 @@ type printer struct {
 	fresh map[string]bool // the stream is at the beginning of a line
 	left  int64           // bytes that may be written; negative: any
 	rest  []byte          // of a line whose end is not written yet
+
+	batch []byte    // whole lines on their way to to: one write for many
+	to    io.Writer // never nil while batch is not empty
+}
+
+// batchSize is how much is gathered before it is written.
+const batchSize = 16 << 10
+
+// flush writes what is gathered.
+func (p *printer) flush() error {
+	if len(p.batch) == 0 {
+		return nil
+	}
+	_, err := p.to.Write(p.batch)
+	p.batch = p.batch[:0]
+	return err
 }
 
 func (p *printer) follow(ctx context.Context, f *os.File, path string, w *fsnotify.Watcher, ended <-chan struct{}, took func(*os.File)) error {
@@ -105,6 +136,7 @@ func (p *printer) follow(ctx context.Context, f *os.File, path string, w *fsnoti
 					}
 					f.Close()
 					f = next
+					p.rest = nil // torn by a full disk; its end never came
 					took(f)
 					continue
 				}
@@ -123,7 +155,7 @@ func (p *printer) follow(ctx context.Context, f *os.File, path string, w *fsnoti
 				return nil
 			}
 			if f == nil && ev.Name == path {
-				if n, err := os.Open(path); err == nil {
+				if n, err := openNewest(path); err == nil {
 					f = n
 					took(f)
 				}
@@ -136,32 +168,52 @@ func (p *printer) follow(ctx context.Context, f *os.File, path string, w *fsnoti
 	}
 }
 
-// successor opens the file that was begun after f, if f is not the newest.
+// successor opens the file that was begun after f, if f is not the newest. When f
+// was removed meanwhile, since its reader is slower than the writer, that is the
+// oldest file there is.
 func successor(f *os.File, path string) *os.File {
 	have, err := f.Stat()
 	if err != nil {
 		return nil
 	}
-	now, err := os.Stat(path)
-	if err != nil || os.SameFile(now, have) {
-		return nil
-	}
-	next := path
-	files := append(rotated(path), path)
-	for i, name := range files[:len(files)-1] {
-		if info, err := os.Stat(name); err == nil && os.SameFile(info, have) {
-			next = files[i+1]
+	for {
+		now, err := os.Stat(path)
+		if err != nil || os.SameFile(now, have) {
+			return nil
 		}
+		files := append(rotated(path), path)
+		if after, err := os.Stat(path); err != nil {
+			return nil // in the middle of a rotation, which wakes us
+		} else if !os.SameFile(now, after) {
+			continue // the list may lack the file that was renamed
+		}
+		next := files[0]
+		for i, name := range files[:len(files)-1] {
+			if info, err := os.Stat(name); err == nil && os.SameFile(info, have) {
+				next = files[i+1]
+			}
+		}
+		n, err := os.Open(next)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil
+		}
+		if opened, err := n.Stat(); next != path || err == nil && os.SameFile(opened, now) {
+			return n
+		}
+		n.Close() // renamed before it was opened
 	}
-	n, err := os.Open(next)
-	if err != nil {
-		return nil
-	}
-	return n
 }
 
 // drain prints all whole lines that are in the file.
-func (p *printer) drain(ctx context.Context, f *os.File) error {
+func (p *printer) drain(ctx context.Context, f *os.File) (err error) {
+	defer func() {
+		if ferr := p.flush(); err == nil || errors.Is(err, errLimit) && ferr != nil {
+			err = ferr
+		}
+	}()
 	br := bufio.NewReaderSize(f, 32<<10)
 	for ctx.Err() == nil {
 		chunk, err := br.ReadSlice('\n')
@@ -228,9 +280,13 @@ func (p *printer) line(b []byte) error {
 	if p.left >= 0 {
 		p.left -= int64(len(out))
 	}
-	if _, err := w.Write(out); err != nil {
-		return err
+	if w != p.to || len(p.batch)+len(out) > batchSize {
+		if err := p.flush(); err != nil {
+			return err
+		}
+		p.to = w
 	}
+	p.batch = append(p.batch, out...)
 	if limited {
 		return errLimit
 	}
