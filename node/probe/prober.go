@@ -1,11 +1,16 @@
 // Package probe asks containers how they are: httpGet, tcpSocket, exec and
-// grpc, with the thresholds and delays of the pod API. One Prober runs one
-// probe of one container, for the life of one attempt.
+// grpc, with the thresholds and delays of the pod API. One Run is one probe
+// of one container, for the life of one attempt.
+//
+// What could not be asked at all (a port name that is not there, a command
+// that could not be run) is neither a success nor a failure: it is told and
+// does not count, as with kubelet.
 package probe
 
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -21,10 +26,39 @@ const (
 	Startup   Kind = "Startup"
 )
 
-// ExecFunc runs a command in the container.
+// Result is the outcome of asking once.
+type Result int
+
+// Results. Warned passes, with something to tell.
+const (
+	Passed Result = iota
+	Warned
+	Failed
+	Unknown
+)
+
+// Label is the result as metrics name it.
+func (r Result) Label() string {
+	switch r {
+	case Passed, Warned:
+		return "successful"
+	case Failed:
+		return "failed"
+	}
+	return "unknown"
+}
+
+// Reasons of what Tell tells.
+const (
+	ReasonUnhealthy = "Unhealthy"
+	ReasonWarning   = "ProbeWarning"
+)
+
+// ExecFunc runs a command in the container. An error means that it could not
+// be run.
 type ExecFunc func(ctx context.Context, args []string) (output string, exitCode int, err error)
 
-// Config configures a Prober.
+// Config configures a probe.
 type Config struct {
 	Kind      Kind
 	Probe     *v1.Probe
@@ -35,23 +69,31 @@ type Config struct {
 	// Initially is what a readiness probe is taken to say before its first
 	// answers: false, or what was known of a container that is adopted.
 	Initially bool
+	// Spread lets a random part of the period pass before the first question,
+	// so that the probes of all pods do not begin at once after a restart.
+	Spread bool
 	// Settled is called when enough answers in a row agree and differ from
 	// what was known before. A liveness probe starts as passed, a startup
 	// probe as neither.
 	Settled func(ok bool)
-	// Failed is called with the reason of each single failure, for events.
-	Failed func(message string)
+	// Tell is called with what an event should say; see the Reason constants.
+	Tell func(reason, message string)
+	// Asked, unless nil, is called after each question, for metrics.
+	Asked func(r Result, took time.Duration)
 }
+
+// attempts is how often a question is tried that could not be asked.
+const attempts = 3
 
 // Run probes until ctx ends or, for liveness and startup, the result is final:
 // a failed liveness or startup probe ends the container, a passed startup
 // probe is not asked again.
 func Run(ctx context.Context, c Config) {
 	p := c.Probe
-	delay := time.Until(c.StartedAt.Add(time.Duration(p.InitialDelaySeconds) * time.Second))
-	timer := time.NewTimer(max(0, delay))
-	defer timer.Stop()
 	period := seconds(p.PeriodSeconds, 10)
+	delay := firstDelay(c, period, time.Now())
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
 	t := tally{success: max(1, p.SuccessThreshold), failure: p.FailureThreshold}
 	if t.failure == 0 {
 		t.failure = 3
@@ -62,24 +104,23 @@ func Run(ctx context.Context, c Config) {
 	case Readiness:
 		t.settle(c.Initially)
 	}
-	next := time.Now().Add(max(0, delay))
+	next := time.Now().Add(delay)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
 		}
-		ok, msg := ask(ctx, c)
+		r := c.once(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		if !ok {
-			c.Failed(fmt.Sprintf("%s probe failed: %s", c.Kind, msg))
-		}
-		if changed, now := t.count(ok); changed {
-			c.Settled(now)
-			if c.Kind == Startup || c.Kind == Liveness && !now {
-				return
+		if r != Unknown {
+			if changed, now := t.count(r != Failed); changed {
+				c.Settled(now)
+				if c.Kind == Startup || c.Kind == Liveness && !now {
+					return
+				}
 			}
 		}
 		if next = next.Add(period); next.Before(time.Now()) {
@@ -87,6 +128,45 @@ func Run(ctx context.Context, c Config) {
 		}
 		timer.Reset(time.Until(next))
 	}
+}
+
+// firstDelay is how long to wait before the first question. StartedAt may be
+// of a clock that was set since: the delay is never longer than it should be
+// for a container that starts now.
+func firstDelay(c Config, period time.Duration, now time.Time) time.Duration {
+	initial := time.Duration(c.Probe.InitialDelaySeconds) * time.Second
+	d := min(max(0, c.StartedAt.Add(initial).Sub(now)), initial)
+	if c.Spread {
+		d = max(d, rand.N(period))
+	}
+	return d
+}
+
+// once asks, tells what is to be told, and returns the result.
+func (c Config) once(ctx context.Context) Result {
+	began := time.Now()
+	var r Result
+	var msg string
+	for range attempts {
+		if r, msg = ask(ctx, c); r != Unknown || ctx.Err() != nil {
+			break
+		}
+	}
+	if ctx.Err() != nil {
+		return Unknown
+	}
+	switch r {
+	case Failed:
+		c.Tell(ReasonUnhealthy, fmt.Sprintf("%s probe failed: %s", c.Kind, msg))
+	case Unknown:
+		c.Tell(ReasonUnhealthy, fmt.Sprintf("%s probe errored and resulted in unknown state: %s", c.Kind, msg))
+	case Warned:
+		c.Tell(ReasonWarning, fmt.Sprintf("%s probe warning: %s", c.Kind, msg))
+	}
+	if c.Asked != nil {
+		c.Asked(r, time.Since(began))
+	}
+	return r
 }
 
 func seconds(n int32, otherwise int32) time.Duration {
