@@ -30,6 +30,13 @@ func (w *worker) accept() bool {
 			return false
 		}
 	}
+	w.hold()
+	w.move(Preparing)
+	return true
+}
+
+// hold has the objects watched that the pod refers to.
+func (w *worker) hold() {
 	w.release = w.m.cfg.Objects.Hold(references(w.pod), func() {
 		w.mu.Lock()
 		w.dirty["volumes"] = true
@@ -37,8 +44,6 @@ func (w *worker) accept() bool {
 		w.changes.Add(1)
 		w.poke()
 	})
-	w.move(Preparing)
-	return true
 }
 
 // references are the objects that the pod's node may read.
@@ -101,6 +106,9 @@ func references(p *v1.Pod) []objects.Ref {
 	}
 	for i := range p.Spec.Containers {
 		env(&p.Spec.Containers[i])
+	}
+	for i := range p.Spec.EphemeralContainers {
+		env(ephemeralSpec(p, i))
 	}
 	return out
 }

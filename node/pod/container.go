@@ -26,12 +26,14 @@ const (
 	roleMain    role = iota
 	roleInit         // runs to its end before the next one starts
 	roleSidecar      // restartable init container
+	roleEphemeral    // added to a pod that runs; see ephemeral.go
 )
 
 // container is one container of a pod through all its attempts.
 type container struct {
-	spec *v1.Container
-	role role
+	spec   *v1.Container
+	role   role
+	target string // of an ephemeral container: whose processes it sees
 
 	cur     *runtime.ContainerStatus     // newest attempt; nil when none was made
 	ended   *v1.ContainerStateTerminated // how the newest attempt ended
@@ -89,6 +91,9 @@ func (c *container) restarts(policy v1.RestartPolicy) bool {
 		return true
 	}
 	code := c.ended.ExitCode
+	if c.role == roleEphemeral {
+		return false
+	}
 	if c.role == roleInit {
 		if code == 0 {
 			return false
@@ -210,5 +215,5 @@ func newContainers(p *v1.Pod) []*container {
 	for i := range p.Spec.Containers {
 		add(&p.Spec.Containers[i], roleMain, p.Status.ContainerStatuses)
 	}
-	return out
+	return append(out, newEphemeral(p, nil)...)
 }

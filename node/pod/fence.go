@@ -102,7 +102,7 @@ func (w *worker) heldBack(ctx context.Context, alarm *time.Time) bool {
 			w.killBy(ctx, c, w.fenced.Add(fenceGrace), "Stopping container "+c.spec.Name+": "+w.permit.Why)
 			w.driveKill(ctx, c, alarm)
 		}
-		if !c.running() {
+		if !c.running() && c.role != roleEphemeral {
 			c.wait(reasonFenced, w.permit.Why)
 		}
 	}

@@ -83,14 +83,19 @@ func (w *worker) status(now time.Time) v1.PodStatus {
 	o.networked = w.sandbox != nil && len(w.ips) > 0 && w.sandbox.Alive()
 	creating := v1.ContainerStateWaiting{Reason: "ContainerCreating"}
 	hasInit := len(w.pod.Spec.InitContainers) > 0
+	var debug []v1.ContainerStatus
 	for _, c := range w.ctrs {
 		wait := creating
-		if hasInit && (c.role == roleMain || c.cur == nil) {
+		if hasInit && (c.role == roleMain || c.role == roleEphemeral || c.cur == nil) {
 			wait.Reason = "PodInitializing"
 		}
-		if s := c.status(wait); c.role == roleMain {
+		switch s := c.status(wait); c.role {
+		case roleMain:
 			o.main = append(o.main, s)
-		} else {
+		case roleEphemeral:
+			s.Ready, s.Started = false, nil // nothing asks for it
+			debug = append(debug, s)
+		default:
 			o.init = append(o.init, s)
 		}
 	}
@@ -99,27 +104,9 @@ func (w *worker) status(now time.Time) v1.PodStatus {
 	}
 	st := compute(o, now)
 	w.fencedStatus(&st)
-	st.EphemeralContainerStatuses = w.ephemeral()
+	sortByName(debug)
+	st.EphemeralContainerStatuses = debug
 	return st
-}
-
-// ephemeral says of ephemeral containers, which may come at any time, that
-// they are not run.
-func (w *worker) ephemeral() (out []v1.ContainerStatus) {
-	const why = "spec.ephemeralContainers: Forbidden: ephemeral containers are not supported"
-	for i := range w.pod.Spec.EphemeralContainers {
-		c := &w.pod.Spec.EphemeralContainers[i]
-		if !w.warnedDebug[c.Name] {
-			if w.warnedDebug == nil {
-				w.warnedDebug = map[string]bool{}
-			}
-			w.warnedDebug[c.Name] = true
-			w.eventPod(v1.EventTypeWarning, "UnsupportedField", "Container %s is not started: %s", c.Name, why)
-		}
-		out = append(out, v1.ContainerStatus{Name: c.Name, Image: c.Image,
-			State: v1.ContainerState{Waiting: &v1.ContainerStateWaiting{Reason: "CreateContainerConfigError", Message: why}}})
-	}
-	return out
 }
 
 // write hands a status to the writer, unless it is what the API has.

@@ -162,7 +162,7 @@ func (w *worker) resumeProbes() {
 }
 
 func findStatus(p *v1.Pod, name string) *v1.ContainerStatus {
-	for _, list := range [][]v1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses} {
 		for i := range list {
 			if list[i].Name == name {
 				return &list[i]
@@ -189,7 +189,7 @@ func (w *worker) lostSandbox() {
 	for _, c := range w.ctrs {
 		c.stopProbes()
 		c.kill, c.hook, c.unhealthy = nil, hookNone, ""
-		if c.cur == nil || c.role == roleMain && !c.restarts(policy) {
+		if c.cur == nil || c.role == roleEphemeral || c.role == roleMain && !c.restarts(policy) {
 			continue
 		}
 		if c.ended != nil {

@@ -49,6 +49,9 @@ func (w *worker) containerConfig(ctx context.Context, c *container, img *image.I
 	if len(cfg.Args) == 0 {
 		return cfg, closeFiles, errors.New("no command specified")
 	}
+	if c.role == roleEphemeral && c.target != "" {
+		cfg.TargetID = w.targetID(c)
+	}
 	if cfg.WorkingDir == "" {
 		cfg.WorkingDir = img.Config.WorkingDir
 	}

@@ -26,7 +26,7 @@ func (w *worker) initialize(ctx context.Context, alarm *time.Time) bool {
 	}
 	policy := w.pod.Spec.RestartPolicy
 	for _, c := range w.ctrs {
-		if c.role == roleMain {
+		if c.role == roleMain || c.role == roleEphemeral {
 			return true
 		}
 		if c.initialized() {
@@ -54,7 +54,7 @@ func (w *worker) keepRunning(ctx context.Context, alarm *time.Time) {
 	policy := w.pod.Spec.RestartPolicy
 	left := false
 	for _, c := range w.ctrs {
-		if c.role == roleInit {
+		if c.role == roleInit || c.role == roleEphemeral {
 			continue
 		}
 		if c.role == roleMain && (c.running() || c.restarts(policy)) {
@@ -67,7 +67,7 @@ func (w *worker) keepRunning(ctx context.Context, alarm *time.Time) {
 		return
 	}
 	for _, c := range w.ctrs {
-		if c.role == roleInit {
+		if c.role == roleInit || c.role == roleEphemeral {
 			continue
 		}
 		if c.running() {

@@ -66,7 +66,6 @@ type worker struct {
 	fenced      time.Time // since when the pod is stopped for lack of contact
 	confirmed   uint64    // chain of contact in which the pod is known to be there
 	warnedDNS   bool
-	warnedDebug map[string]bool
 }
 
 // ending says why and how a pod is ended from outside its containers.
@@ -272,6 +271,7 @@ func (w *worker) adoptSpec(p *v1.Pod) {
 			c.spec = s
 		}
 	}
+	w.takeEphemeral()
 	if !sameMap(old.Labels, p.Labels) || !sameMap(old.Annotations, p.Annotations) {
 		w.mu.Lock()
 		w.dirty["volumes"] = true
@@ -339,6 +339,7 @@ func (w *worker) advance(ctx context.Context, alarm *time.Time) {
 		w.move(Initializing)
 	}
 	w.refreshVolumes(ctx, alarm)
+	w.runEphemeral(ctx, alarm)
 	if w.state == Initializing {
 		if !w.initialize(ctx, alarm) {
 			return
@@ -370,11 +371,7 @@ func (w *worker) eventPod(kind, reason, format string, args ...any) {
 }
 
 func (w *worker) event(c *container, kind, reason, format string, args ...any) {
-	path := "spec.containers{" + c.spec.Name + "}"
-	if c.role != roleMain {
-		path = "spec.initContainers{" + c.spec.Name + "}"
-	}
-	w.m.cfg.Recorder.Eventf(reference(w.pod, path), kind, reason, format, args...)
+	w.m.cfg.Recorder.Eventf(reference(w.pod, c.fieldPath()), kind, reason, format, args...)
 }
 
 func reference(p *v1.Pod, fieldPath string) *v1.ObjectReference {

@@ -561,13 +561,6 @@ func TestRefusedFieldsAreNamed(t *testing.T) {
 	}
 	w.remove("a", 0)
 	w.eventually("deleted", func() bool { return w.get("a") == nil })
-	w.add(w.pod("b", func(p *v1.Pod) {
-		p.Spec.EphemeralContainers = []v1.EphemeralContainer{{EphemeralContainerCommon: v1.EphemeralContainerCommon{Name: "debug"}}}
-	}))
-	p = w.await("b", "runs", isRunning)
-	if s := p.Status.EphemeralContainerStatuses; len(s) != 1 || s[0].State.Waiting == nil || !w.said("spec.ephemeralContainers") {
-		t.Errorf("an ephemeral container is ignored: %+v", s)
-	}
 }
 
 func TestAdmission(t *testing.T) {
