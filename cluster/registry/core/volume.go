@@ -213,3 +213,37 @@ func validateVolumeUpdate(v, old *corev1.PersistentVolume) field.ErrorList {
 	}
 	return errs
 }
+
+// ValidateInlineVolume checks the volume that a VolumeAttachment has in itself:
+// one of a CSI driver, without what only a PersistentVolume has.
+func ValidateInlineVolume(s *corev1.PersistentVolumeSpec, p *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	for name, set := range map[string]bool{
+		"claimRef": s.ClaimRef != nil, "capacity": len(s.Capacity) > 0, "persistentVolumeReclaimPolicy": s.PersistentVolumeReclaimPolicy != "",
+		"storageClassName": s.StorageClassName != "", "nodeAffinity": s.NodeAffinity != nil,
+	} {
+		if set {
+			errs = append(errs, field.Forbidden(p.Child(name), "may not be specified in the context of inline volumes"))
+		}
+	}
+	if len(s.AccessModes) == 0 {
+		errs = append(errs, field.Required(p.Child("accessModes"), ""))
+	}
+	errs = append(errs, validateAccessModes(s.AccessModes, p.Child("accessModes"))...)
+	for _, name := range source(&s.PersistentVolumeSource) {
+		if name != "csi" {
+			errs = append(errs, field.Forbidden(p.Child(name), "only csi is allowed in the context of inline volumes"))
+		}
+	}
+	c := s.CSI
+	if c == nil {
+		return append(errs, field.Required(p.Child("csi"), ""))
+	}
+	if c.Driver == "" {
+		errs = append(errs, field.Required(p.Child("csi", "driver"), ""))
+	}
+	if c.VolumeHandle == "" {
+		errs = append(errs, field.Required(p.Child("csi", "volumeHandle"), ""))
+	}
+	return errs
+}

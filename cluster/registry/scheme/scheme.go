@@ -13,6 +13,7 @@ package scheme
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -26,9 +27,11 @@ import (
 	nodev1 "k8s.io/api/node/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 )
 
 // groups lists what is served, in the order of discovery.
@@ -47,13 +50,18 @@ var groups = []struct {
 	{nodev1.SchemeGroupVersion, nodev1.AddToScheme},
 	{policyv1.SchemeGroupVersion, policyv1.AddToScheme},
 	{rbacv1.SchemeGroupVersion, rbacv1.AddToScheme},
+	{metricsv1beta1.SchemeGroupVersion, metricsv1beta1.AddToScheme},
+	{storagev1.SchemeGroupVersion, storagev1.AddToScheme},
 }
+
+var ofPods = []string{"spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName",
+	"spec.hostNetwork", "status.phase", "status.podIP", "status.podIPs", "status.nominatedNodeName"}
 
 // selectable lists the field selectors each kind accepts beyond metadata.name
 // and metadata.namespace.
 var selectable = map[schema.GroupVersionKind][]string{
-	corev1.SchemeGroupVersion.WithKind("Pod"): {"spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName",
-		"spec.hostNetwork", "status.phase", "status.podIP", "status.podIPs", "status.nominatedNodeName"},
+	corev1.SchemeGroupVersion.WithKind("Pod"):                   ofPods,
+	metricsv1beta1.SchemeGroupVersion.WithKind("PodMetrics"):    ofPods,
 	corev1.SchemeGroupVersion.WithKind("Node"):                  {"spec.unschedulable"},
 	corev1.SchemeGroupVersion.WithKind("Namespace"):             {"status.phase"},
 	corev1.SchemeGroupVersion.WithKind("Secret"):                {"type"},
@@ -81,7 +89,7 @@ func New() (*runtime.Scheme, error) {
 		internal := schema.GroupVersion{Group: g.gv.Group, Version: runtime.APIVersionInternal}
 		for kind, t := range s.KnownTypes(g.gv) {
 			// Only the group's own kinds, not ListOptions, WatchEvent …
-			if strings.HasPrefix(t.PkgPath(), "k8s.io/api/") && !s.Recognizes(internal.WithKind(kind)) {
+			if own(t) && !s.Recognizes(internal.WithKind(kind)) {
 				s.AddKnownTypeWithName(internal.WithKind(kind), reflect.New(t).Interface().(runtime.Object))
 			}
 		}
@@ -92,6 +100,10 @@ func New() (*runtime.Scheme, error) {
 		}
 	}
 	return s, nil
+}
+
+func own(t reflect.Type) bool {
+	return slices.ContainsFunc([]string{"k8s.io/api/", "k8s.io/metrics/"}, func(p string) bool { return strings.HasPrefix(t.PkgPath(), p) })
 }
 
 // NewExternal has the served versions only: OpenAPI models are named by it, so
