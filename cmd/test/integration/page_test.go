@@ -314,6 +314,9 @@ func (p *pageRun) direct(t *testing.T, words []string) error {
 		p.devCluster.healthy(t)
 	case "undisturbed": // pods, but those on the named hosts
 		p.undisturbed(t, args...)
+	case "empty": // without the pods that every cluster of the tests begins with
+		p.kubectl(t, "delete", "daemonset/steady", "deployment/spread", "service/steady", "--cascade=foreground")
+		p.steady = nil
 	case "steady": // the pods are now those that must not change
 		return p.keepSteady(t)
 	case "program": // VERSION FILE [TAGS]: what a user has downloaded to each host
