@@ -34,6 +34,8 @@ type Agent struct {
 	services *services
 	self     *self
 	pods     *pod.Manager
+	volumes  *volume.Manager
+	local    *volume.Local
 	fence    *fence // nil: pods never have to stop for lack of contact
 }
 
@@ -75,6 +77,9 @@ func (a *Agent) Run(ctx context.Context) error {
 			return fmt.Errorf("node directories: %w", err)
 		}
 	}
+	if a.local, err = volume.NewLocal(a.cfg.LocalPathDir, a.cfg.Logger); err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
@@ -99,7 +104,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.runPods(ctx) })
 	g.Go(func() error { return a.keepHouse(ctx) })
 	server := stream.New(stream.Config{Pods: a.pods, TLS: a.cfg.TLS, NodeName: a.cfg.Name,
-		Images: a.cfg.Images, DataDir: a.cfg.DataDir, Logger: a.cfg.Logger})
+		Images: a.cfg.Images, Volumes: a.volumes, DataDir: a.cfg.DataDir, Logger: a.cfg.Logger})
 	g.Go(func() error { return server.Serve(ctx, listener) })
 	err = g.Wait()
 	a.pods.Wait()
@@ -125,11 +130,14 @@ func (a *Agent) podConfig(source *objects.Source, recorder record.EventRecorder)
 		dns.Domain = c.ClusterDomain
 	}
 	memory := a.machine.capacity.Memory().Value()
+	a.volumes = volume.New(volume.Config{Root: filepath.Join(c.DataDir, "pods"), MemRoot: filepath.Join(c.StateDir, "volumes"),
+		Objects: source, Tokens: volume.APITokens{Client: a.client},
+		Claims: source, Volumes: volume.APIVolumes{Client: a.client}, Node: a.self.node, Local: a.local,
+		MemoryAllocatable: a.machine.allocatable.Memory().Value(), Recorder: recorder, Logger: c.Logger})
 	pc := pod.Config{
 		NodeName: c.Name, HostIPs: []string{c.NodeIP.Unmap().String()}, Client: a.client,
 		Runtime: c.Runtime, Images: c.Images, Network: c.Network,
-		Volumes: volume.New(volume.Config{Root: filepath.Join(c.DataDir, "pods"), MemRoot: filepath.Join(c.StateDir, "volumes"),
-			Objects: source, Tokens: volume.APITokens{Client: a.client}, MemoryCapacity: memory, Logger: c.Logger}),
+		Volumes: a.volumes,
 		Objects: source, Services: a.services.list, Node: a.self.node, Recorder: recorder,
 		DataDir: c.DataDir, LogDir: c.LogDir, ResolvConf: c.ResolvConf, DNS: dns,
 		Allocatable: a.machine.allocatable, MemoryCapacity: memory, Logger: c.Logger,

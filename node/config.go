@@ -39,6 +39,10 @@ type Config struct {
 	StateDir string // /run/skiff/<id>; what need not survive a reboot
 	LogDir   string // of containers; DataDir/logs when empty
 
+	// LocalPathDir is where the volumes of the local-path provisioner lie;
+	// DataDir/../storage when empty.
+	LocalPathDir string
+
 	NodeIP        netip.Addr // InternalIP of the node
 	ExternalIP    netip.Addr // optional
 	ClusterDNS    netip.Addr // default: what Network.DNS says
@@ -95,6 +99,9 @@ func (c *Config) complete() error {
 	}
 	if c.LogDir == "" {
 		c.LogDir = filepath.Join(c.DataDir, "logs")
+	}
+	if c.LocalPathDir == "" {
+		c.LocalPathDir = filepath.Join(filepath.Dir(c.DataDir), "storage")
 	}
 	if c.ResolvConf == "" {
 		c.ResolvConf = "/etc/resolv.conf"

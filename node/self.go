@@ -20,6 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
+
+	"github.com/skiff-sh/skiff/node/volume"
 )
 
 const maxImages = 50 // in a Node's status, the largest ones
@@ -181,23 +183,38 @@ func (s *self) labels() map[string]string {
 }
 
 func (s *self) fresh() *v1.Node {
-	n := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: s.a.cfg.Name, Labels: s.labels()}, Spec: v1.NodeSpec{Taints: slices.Clone(s.a.cfg.Taints)}}
+	n := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: s.a.cfg.Name, Labels: s.labels(), Annotations: s.annotations()}, Spec: v1.NodeSpec{Taints: slices.Clone(s.a.cfg.Taints)}}
 	n.Status = s.status(n, metav1.Now())
 	return n
 }
 
-// relabel puts the configured labels on a Node that is there already.
+// annotations tell the provisioner of volumes where and how large they may be.
+func (s *self) annotations() map[string]string {
+	a := map[string]string{volume.AnnotationLocalPath: s.a.local.Root()}
+	if size := s.a.local.Capacity(); size > 0 {
+		a[volume.AnnotationLocalCapacity] = strconv.FormatInt(size, 10)
+	}
+	return a
+}
+
+// relabel puts the configured labels and the node's own annotations on a Node
+// that is there already.
 func (s *self) relabel(ctx context.Context, obj *v1.Node) (*v1.Node, error) {
 	want := maps.Clone(obj.Labels)
 	if want == nil {
 		want = map[string]string{}
 	}
 	maps.Copy(want, s.labels())
-	if maps.Equal(want, obj.Labels) {
+	notes := maps.Clone(obj.Annotations)
+	if notes == nil {
+		notes = map[string]string{}
+	}
+	maps.Copy(notes, s.annotations())
+	if maps.Equal(want, obj.Labels) && maps.Equal(notes, obj.Annotations) {
 		return obj, nil
 	}
 	next := obj.DeepCopy()
-	next.Labels = want
+	next.Labels, next.Annotations = want, notes
 	return s.a.client.CoreV1().Nodes().Update(ctx, next, metav1.UpdateOptions{})
 }
 

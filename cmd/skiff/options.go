@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -53,6 +54,7 @@ func hostFlags(more ...cli.Flag) []cli.Flag {
 		listFlag("node-taint", "KEY=VALUE:EFFECT taint of this node, when it registers first"),
 		numberFlag("max-pods", "pods that this node takes", 110),
 		stringFlag("image-dir", "folder of image archives to load at start (default: DATA-DIR/images)", ""),
+		stringFlag("local-path-dir", "folder of the volumes that are provisioned on this node (default: DATA-DIR/storage)", ""),
 		stringFlag("resolv-conf", "resolvers for names outside of the cluster", "/etc/resolv.conf"),
 		upgradeKeyFlag(),
 		stringFlag("log-format", "text or json", "text"),
@@ -74,6 +76,7 @@ type hostOptions struct {
 	taints               []corev1.Taint
 	maxPods              int
 	imageDir, resolvConf string
+	localPathDir         string
 	registries           map[string]image.Registry
 	upgradeKeys          binary.Keys // none: binaries need no signature
 	logger               *slog.Logger
@@ -137,6 +140,12 @@ func parseHost(c *cli.Context, ports ...string) (o hostOptions, err error) {
 		return o, err
 	}
 	o.dataDir, o.imageDir, o.resolvConf = c.String("data-dir"), c.String("image-dir"), c.String("resolv-conf")
+	if o.localPathDir = c.String("local-path-dir"); o.localPathDir == "" {
+		o.localPathDir = filepath.Join(o.dataDir, "storage")
+	}
+	if o.localPathDir, err = filepath.Abs(o.localPathDir); err != nil || o.localPathDir == "/" {
+		return o, usagef("--local-path-dir %q: want a folder other than /", c.String("local-path-dir"))
+	}
 	o.gossipPort, o.nodePort = uint16(c.Int("gossip-port")), uint16(c.Int("node-port"))
 	return o, nil
 }

@@ -139,7 +139,7 @@ func parseServer(c *cli.Context) (o serverOptions, err error) {
 }
 
 // podFlags are those of a host that runs pods.
-var podFlags = []string{"node-port", "node-label", "node-taint", "max-pods", "image-dir", "resolv-conf"}
+var podFlags = []string{"node-port", "node-label", "node-taint", "max-pods", "image-dir", "local-path-dir", "resolv-conf"}
 
 // runServer opens everything before it starts anything, so that whatever is
 // wrong is said at once. It closes in this order: the node and the proxy, which

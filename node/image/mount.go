@@ -252,6 +252,12 @@ func (s *Store) Mounts() ([]string, error) {
 	return out, nil
 }
 
+// Mounted returns where a key's root file system is, if it is mounted.
+func (s *Store) Mounted(key string) (rootfs string, ok bool) {
+	rootfs = s.path("mounts", key, "rootfs")
+	return rootfs, checkKey(key) == nil && isOverlay(rootfs) && isMountPoint(rootfs)
+}
+
 // users returns the keys that are mounted from an image.
 func (s *Store) users(id string) []string {
 	keys, err := s.Mounts()

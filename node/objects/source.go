@@ -1,4 +1,4 @@
-// Package objects keeps the ConfigMaps and Secrets that this node's pods
+// Package objects keeps the ConfigMaps, Secrets and claims that this node's pods
 // refer to, and nothing else: one watch per object, by name, shared by all
 // pods that use it and ended when the last one is gone. The Node authorizer
 // allows no more than that.
@@ -32,6 +32,7 @@ type Kind string
 const (
 	ConfigMap Kind = "configmaps"
 	Secret    Kind = "secrets"
+	Claim     Kind = "persistentvolumeclaims"
 )
 
 // Ref names one object.
@@ -66,7 +67,7 @@ type entry struct {
 	linger *time.Timer
 	synced chan struct{} // closed when the first list is in
 	once   sync.Once
-	obj    any // *v1.ConfigMap or *v1.Secret; nil when it does not exist
+	obj    any // nil when it does not exist
 }
 
 // New returns a Source that watches nothing yet.
@@ -163,6 +164,15 @@ func (s *Source) Secret(ctx context.Context, namespace, name string) (*v1.Secret
 	return obj.(*v1.Secret), nil
 }
 
+// Claim is ConfigMap for PersistentVolumeClaims.
+func (s *Source) Claim(ctx context.Context, namespace, name string) (*v1.PersistentVolumeClaim, error) {
+	obj, err := s.get(ctx, Ref{Claim, namespace, name})
+	if err != nil {
+		return nil, err
+	}
+	return obj.(*v1.PersistentVolumeClaim), nil
+}
+
 func (s *Source) get(ctx context.Context, ref Ref) (any, error) {
 	s.mu.Lock()
 	e := s.watches[ref]
@@ -215,6 +225,16 @@ func (s *Source) start(ref Ref) *entry {
 		lw.WatchFuncWithContext = func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = sel
 			return core.Secrets(ref.Namespace).Watch(ctx, o)
+		}
+	case Claim:
+		expected = &v1.PersistentVolumeClaim{}
+		lw.ListWithContextFunc = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = sel
+			return core.PersistentVolumeClaims(ref.Namespace).List(ctx, o)
+		}
+		lw.WatchFuncWithContext = func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = sel
+			return core.PersistentVolumeClaims(ref.Namespace).Watch(ctx, o)
 		}
 	}
 	r := cache.NewReflectorWithOptions(

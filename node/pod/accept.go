@@ -4,6 +4,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/skiff-sh/skiff/node/objects"
+	"github.com/skiff-sh/skiff/node/volume"
 )
 
 // accept decides whether this node runs the pod at all.
@@ -62,6 +63,7 @@ func references(p *v1.Pod) []objects.Ref {
 	}
 	for i := range p.Spec.Volumes {
 		v := &p.Spec.Volumes[i]
+		add(objects.Claim, volume.ClaimName(p, v))
 		if v.ConfigMap != nil {
 			add(objects.ConfigMap, v.ConfigMap.Name)
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/skiff-sh/skiff/node/runtime"
 )
@@ -121,6 +122,7 @@ func (m *Manager) endOrphan(ctx context.Context, sb Sandbox) bool {
 	m.mu.Unlock()
 	if mine {
 		warn("address", m.cfg.Network.Detach(ctx, uid))
+		warn("image volumes", m.dropImageVolumes(types.UID(uid)))
 		warn("volumes", m.cfg.Volumes.Teardown(uid))
 	}
 	return done
@@ -167,7 +169,7 @@ func (m *Manager) sweep(pods []*v1.Pod, mounts map[string]bool) {
 	keys, err := m.cfg.Images.Mounts()
 	warn("mounts", err)
 	for _, k := range keys {
-		if !mounts[k] {
+		if !mounts[k] && !m.volumeOfAdopted(k) {
 			warn("mount", m.cfg.Images.Unmount(k))
 		}
 	}

@@ -23,10 +23,11 @@ const (
 type role int
 
 const (
-	roleMain    role = iota
-	roleInit         // runs to its end before the next one starts
-	roleSidecar      // restartable init container
-	roleEphemeral    // added to a pod that runs; see ephemeral.go
+	roleMain      role = iota
+	roleInit           // runs to its end before the next one starts
+	roleSidecar        // restartable init container
+	roleEphemeral      // added to a pod that runs; see ephemeral.go
+	roleVolume         // no container: an image to be mounted as a volume
 )
 
 // container is one container of a pod through all its attempts.

@@ -144,6 +144,8 @@ func (c *container) fieldPath() string {
 		kind = "initContainers"
 	case roleEphemeral:
 		kind = "ephemeralContainers"
+	case roleVolume:
+		return ""
 	}
 	return fmt.Sprintf("spec.%s{%s}", kind, c.spec.Name)
 }

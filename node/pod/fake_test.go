@@ -286,6 +286,11 @@ func (f *fakeImages) Mounts() (out []string, _ error) {
 	}
 	return out, nil
 }
+func (f *fakeImages) Mounted(key string) (string, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return "/rootfs/" + key, f.mounted[key]
+}
 func (f *fakeImages) MountUsage(string) (int64, int64, error) { return 0, 0, nil }
 
 type fakeNetwork struct {

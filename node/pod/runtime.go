@@ -75,6 +75,7 @@ type Images interface {
 	Mount(ctx context.Context, imageID, key string) (string, error)
 	Unmount(key string) error
 	Mounts() ([]string, error)
+	Mounted(key string) (rootfs string, ok bool)
 	MountUsage(key string) (bytes, inodes int64, err error)
 }
 

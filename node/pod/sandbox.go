@@ -318,7 +318,10 @@ func (w *worker) dropSandbox(ctx context.Context) error {
 			w.log.Warn("unmounting a container", "id", id, "err", err)
 		}
 	}
-	w.sandbox, w.ips, w.unsure = nil, nil, nil
+	if err := w.m.dropImageVolumes(w.uid); err != nil {
+		w.log.Warn("unmounting the images that were volumes", "err", err)
+	}
+	w.sandbox, w.ips, w.unsure, w.imageVols = nil, nil, nil, nil
 	w.m.mu.Lock()
 	delete(w.m.adopted, string(w.uid))
 	w.m.mu.Unlock()

@@ -4,17 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/skiff-sh/skiff/node/image"
 	"github.com/skiff-sh/skiff/node/runtime"
-	"github.com/skiff-sh/skiff/node/volume"
 )
 
 // containerConfig turns a container's spec into what the runtime needs. The
@@ -89,95 +86,4 @@ func stopSignal(c *v1.Container, img *image.Image) string {
 		return string(*c.Lifecycle.StopSignal)
 	}
 	return img.Config.StopSignal
-}
-
-// mounts are the container's volumes and the files that every pod gets.
-func (w *worker) mounts(c *container, id string, lookup func(string) (string, bool)) (out []runtime.Mount, files []*os.File, err error) {
-	taken := map[string]bool{}
-	for i := range c.spec.VolumeMounts {
-		vm := &c.spec.VolumeMounts[i]
-		src, ok := w.vols.Path(vm.Name)
-		if !ok {
-			return nil, files, fmt.Errorf("volume %q of mount %q is not set up", vm.Name, vm.MountPath)
-		}
-		v := findVolume(w.pod, vm.Name)
-		if v.HostPath != nil {
-			if _, err := os.Stat(src); errors.Is(err, fs.ErrNotExist) {
-				if err := os.MkdirAll(src, 0o755); err != nil {
-					return nil, files, fmt.Errorf("making host path %s: %w", src, err)
-				}
-			}
-		}
-		sub := vm.SubPath
-		if vm.SubPathExpr != "" {
-			if sub, err = expandStrict(vm.SubPathExpr, lookup); err != nil {
-				return nil, files, err
-			}
-		}
-		if sub != "" {
-			f, err := volume.Subpath(src, sub)
-			if err != nil {
-				return nil, files, err
-			}
-			files = append(files, f)
-			src = volume.Source(f)
-		}
-		m := runtime.Mount{Destination: vm.MountPath, HostPath: src, Readonly: vm.ReadOnly || readOnlyVolume(v)}
-		if !strings.HasPrefix(m.Destination, "/") {
-			m.Destination = "/" + m.Destination
-		}
-		if vm.MountPropagation != nil {
-			switch *vm.MountPropagation {
-			case v1.MountPropagationHostToContainer:
-				m.Propagation = runtime.PropagationHostToContainer
-			case v1.MountPropagationBidirectional:
-				m.Propagation = runtime.PropagationBidirectional
-			}
-		}
-		taken[filepath.Clean(m.Destination)] = true
-		out = append(out, m)
-	}
-	own, err := w.ownFiles(c, id)
-	if err != nil {
-		return nil, files, err
-	}
-	for _, m := range own {
-		if !taken[m.Destination] {
-			out = append(out, m)
-		}
-	}
-	// What lies deeper is mounted later, or it would be covered.
-	slices.SortStableFunc(out, func(a, b runtime.Mount) int {
-		return strings.Count(filepath.Clean(a.Destination), "/") - strings.Count(filepath.Clean(b.Destination), "/")
-	})
-	return out, files, nil
-}
-
-func readOnlyVolume(v *v1.Volume) bool {
-	return v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil
-}
-
-func findVolume(p *v1.Pod, name string) *v1.Volume {
-	for i := range p.Spec.Volumes {
-		if p.Spec.Volumes[i].Name == name {
-			return &p.Spec.Volumes[i]
-		}
-	}
-	return &v1.Volume{}
-}
-
-// expandStrict is expand for paths: a variable that is missing is an error.
-func expandStrict(s string, lookup func(string) (string, bool)) (string, error) {
-	var missing []string
-	out := expand(s, func(k string) (string, bool) {
-		v, ok := lookup(k)
-		if !ok {
-			missing = append(missing, k)
-		}
-		return v, ok
-	})
-	if len(missing) > 0 {
-		return "", fmt.Errorf("missing value for %q", missing[0])
-	}
-	return out, nil
 }

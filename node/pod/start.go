@@ -147,7 +147,7 @@ func describe(p *v1.Pod) string { return fmt.Sprintf("%s_%s(%s)", p.Name, p.Name
 // for its image or its configuration. A true may mean a failed start too.
 func (w *worker) launch(ctx context.Context, c *container) bool {
 	img := w.ensureImage(ctx, c)
-	if img == nil {
+	if img == nil || !w.ensureImageVolumes(ctx, c) {
 		return false
 	}
 	changes := w.changes.Load()

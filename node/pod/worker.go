@@ -40,32 +40,33 @@ type worker struct {
 	asked, wantAsked string
 	askedIn          uint64 // chain of contact
 
-	pod         *v1.Pod // latest, as of this pass
-	state       State
-	accepted    time.Time
-	start       time.Time // status.startTime
-	refused     string    // fields that are not supported
-	end         ending    // in force
-	endedBy     time.Time // when stopping began
-	sandbox     Sandbox
-	unlisten    context.CancelFunc
-	ips         []string
-	vols        *volume.Pod
-	ctrs        []*container
-	release     func()   // of held objects
-	attempts    uint32   // sandboxes made
-	unsure      []string // containers whose start was interrupted
-	retryAt     time.Time
-	retry       time.Duration
-	retrySeen   int64
-	lastErr     string
-	frozen      bool // was over before this agent saw it: its status stays
-	deleteAt    time.Time
-	deleted     bool
-	permit      Permit    // of this pass
-	fenced      time.Time // since when the pod is stopped for lack of contact
-	confirmed   uint64    // chain of contact in which the pod is known to be there
-	warnedDNS   bool
+	pod       *v1.Pod // latest, as of this pass
+	state     State
+	accepted  time.Time
+	start     time.Time // status.startTime
+	refused   string    // fields that are not supported
+	end       ending    // in force
+	endedBy   time.Time // when stopping began
+	sandbox   Sandbox
+	unlisten  context.CancelFunc
+	ips       []string
+	vols      *volume.Pod
+	ctrs      []*container
+	imageVols map[string]*imageVolume // by the volume's name
+	release   func()                  // of held objects
+	attempts  uint32                  // sandboxes made
+	unsure    []string                // containers whose start was interrupted
+	retryAt   time.Time
+	retry     time.Duration
+	retrySeen int64
+	lastErr   string
+	frozen    bool // was over before this agent saw it: its status stays
+	deleteAt  time.Time
+	deleted   bool
+	permit    Permit    // of this pass
+	fenced    time.Time // since when the pod is stopped for lack of contact
+	confirmed uint64    // chain of contact in which the pod is known to be there
+	warnedDNS bool
 }
 
 // ending says why and how a pod is ended from outside its containers.

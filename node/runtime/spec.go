@@ -227,6 +227,10 @@ func ociMount(m Mount) (specs.Mount, error) {
 	return out, nil
 }
 
+// RecursiveReadonly says whether this kernel makes mounts below a mount
+// read-only too (Linux 5.12).
+func RecursiveReadonly() bool { return hasMountSetattr() }
+
 func hasMountSetattr() bool {
 	err := unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{})
 	return !errors.Is(err, unix.ENOSYS)

@@ -48,6 +48,7 @@ type Images interface {
 type Config struct {
 	Pods     Pods
 	Images   Images
+	Volumes  Volumes
 	NodeName string
 	DataDir  string
 	TLS      *tls.Config // see node.Config
@@ -79,6 +80,7 @@ func New(cfg Config) *Server {
 		s.mux.HandleFunc("GET "+p, s.portForward)
 		s.mux.HandleFunc("POST "+p, s.portForward)
 	}
+	s.mux.HandleFunc("DELETE /skiff/volumes/{volume}", s.deleteVolume)
 	s.mux.HandleFunc("GET /stats/summary", s.summary)
 	s.mux.HandleFunc("GET /metrics", s.metrics)
 	s.mux.HandleFunc("GET /metrics/resource", s.resourceMetrics)

@@ -7,61 +7,80 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/component-helpers/resource"
 )
 
-// emptyDir makes a directory or a tmpfs; one that is there is left alone.
+// emptyDir makes a directory or a tmpfs; one that is there is left alone. A crash
+// leaves nothing that a later call takes for complete.
 func (m *Manager) emptyDir(dir string, e *v1.EmptyDirVolumeSource, pod *v1.Pod, group *int64) error {
-	if _, err := os.Lstat(dir); err == nil {
-		if e.Medium != v1.StorageMediumMemory {
-			return nil
+	perm, gid := os.FileMode(0o777), 0
+	if group != nil {
+		perm, gid = perm|os.ModeSetgid, int(*group)
+	}
+	if e.Medium == v1.StorageMediumMemory {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
 		}
 		if mounted, err := mountinfo.Mounted(dir); err != nil || mounted {
 			return err
 		}
-	}
-	if err := os.MkdirAll(dir, 0o777); err != nil {
-		return err
-	}
-	if e.Medium == v1.StorageMediumMemory {
-		opts := fmt.Sprintf("mode=0777,size=%d", m.memorySize(e, pod))
+		bits := 0o777
+		if group != nil {
+			bits |= unix.S_ISGID
+		}
+		opts := fmt.Sprintf("mode=%o,gid=%d,size=%d", bits, gid, m.memorySize(e, pod))
 		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
 			return fmt.Errorf("mounting a tmpfs: %w", err)
 		}
+		return nil
 	}
-	perm := os.FileMode(0o777)
-	if group != nil {
-		if err := os.Chown(dir, 0, int(*group)); err != nil {
-			return err
-		}
-		perm |= os.ModeSetgid
+	if _, err := os.Lstat(dir); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return os.Chmod(dir, perm)
+	making := filepath.Join(filepath.Dir(dir), "."+filepath.Base(dir)) // no volume's name begins so
+	if err := os.MkdirAll(making, 0o700); err != nil {
+		return err
+	}
+	if err := errors.Join(os.Chown(making, -1, gid), os.Chmod(making, perm)); err != nil {
+		return err
+	}
+	return os.Rename(making, dir)
 }
 
-// memorySize is the smallest of: half the node, the volume's limit, and what
-// the pod's containers may use at most when all of them have a limit.
+// memorySize is the smallest of: what the node gives to pods, the volume's
+// limit, and what the pod's containers may use when all of them have a limit.
 func (m *Manager) memorySize(e *v1.EmptyDirVolumeSource, pod *v1.Pod) int64 {
-	size := m.cfg.MemoryCapacity / 2
-	if e.SizeLimit != nil && e.SizeLimit.Value() > 0 && (size <= 0 || e.SizeLimit.Value() < size) {
-		size = e.SizeLimit.Value()
-	}
-	var sum int64
-	for i := range pod.Spec.Containers {
-		l := pod.Spec.Containers[i].Resources.Limits.Memory().Value()
-		if l == 0 {
-			return size
+	size := m.cfg.MemoryAllocatable
+	least := func(limit int64) {
+		if limit > 0 && (size <= 0 || limit < size) {
+			size = limit
 		}
-		sum += l
 	}
-	if sum > 0 && (size <= 0 || sum < size) {
-		size = sum
+	if e.SizeLimit != nil {
+		least(e.SizeLimit.Value())
 	}
+	least(memoryLimit(pod))
 	return size
+}
+
+// memoryLimit is what all containers of a pod may use, 0 if one has no limit.
+func memoryLimit(pod *v1.Pod) int64 {
+	if r := pod.Spec.Resources; r != nil && !r.Limits.Memory().IsZero() {
+		return r.Limits.Memory().Value()
+	}
+	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			if list[i].Resources.Limits.Memory().IsZero() {
+				return 0
+			}
+		}
+	}
+	limits := resource.PodLimits(pod, resource.PodResourcesOptions{})
+	return limits.Memory().Value()
 }
 
 // unmountBelow unmounts everything at or below dir, deepest first.
@@ -107,59 +126,10 @@ func (p *Pod) Exceeded(pod *v1.Pod) (string, bool) {
 		if v.EmptyDir == nil || v.EmptyDir.SizeLimit == nil || v.EmptyDir.SizeLimit.IsZero() || v.EmptyDir.Medium == v1.StorageMediumMemory {
 			continue
 		}
-		used, _, err := Usage(p.paths[v.Name])
+		used, _, err := Usage(p.vols[v.Name].Path)
 		if err == nil && used > v.EmptyDir.SizeLimit.Value() {
 			return fmt.Sprintf("Usage of EmptyDir volume %q exceeds the limit %q. ", v.Name, v.EmptyDir.SizeLimit.String()), true
 		}
 	}
 	return "", false
-}
-
-// checkHostPath makes and checks a host path as its type says.
-func checkHostPath(h *v1.HostPathVolumeSource) error {
-	kind := v1.HostPathUnset
-	if h.Type != nil {
-		kind = *h.Type
-	}
-	if !filepath.IsAbs(h.Path) || slices.Contains(strings.Split(h.Path, "/"), "..") {
-		return fmt.Errorf("host path %q must be absolute and free of '..'", h.Path)
-	}
-	if kind == v1.HostPathUnset {
-		return nil
-	}
-	info, err := os.Stat(h.Path)
-	missing := errors.Is(err, fs.ErrNotExist)
-	if missing && kind == v1.HostPathDirectoryOrCreate {
-		return os.MkdirAll(h.Path, 0o755)
-	}
-	if missing && kind == v1.HostPathFileOrCreate {
-		f, err := os.OpenFile(h.Path, os.O_CREATE, 0o644)
-		if err != nil {
-			return err
-		}
-		return f.Close()
-	}
-	is := func(want string, ok bool) error {
-		if err != nil || !ok {
-			return fmt.Errorf("hostPath type check failed: %s is not a %s", h.Path, want)
-		}
-		return nil
-	}
-	var m os.FileMode
-	if err == nil {
-		m = info.Mode()
-	}
-	switch kind {
-	case v1.HostPathDirectory, v1.HostPathDirectoryOrCreate:
-		return is("directory", m.IsDir())
-	case v1.HostPathFile, v1.HostPathFileOrCreate:
-		return is("file", m.IsRegular())
-	case v1.HostPathSocket:
-		return is("socket file", m&os.ModeSocket != 0)
-	case v1.HostPathCharDev:
-		return is("character device", m&os.ModeCharDevice != 0)
-	case v1.HostPathBlockDev:
-		return is("block device", m&os.ModeDevice != 0 && m&os.ModeCharDevice == 0)
-	}
-	return fmt.Errorf("%s is an invalid volume type", kind)
 }

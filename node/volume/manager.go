@@ -1,13 +1,15 @@
 // Package volume makes the volumes of pods on this node: emptyDir (disk and
-// memory), configMap, secret, downwardAPI, projected and hostPath.
+// memory), configMap, secret, downwardAPI, projected, hostPath, and claims that
+// are bound to hostPath and local PersistentVolumes. Images as volumes are
+// mounted by package pod, which pulls them.
 //
 // Contents that come from the API are written whole into a new directory and
 // then appear at once, by the swap of one symbolic link (..data), so that a
 // container never sees half an update. Secrets and tokens lie below MemRoot,
 // a tmpfs, and never on disk.
 //
-// Limits: no CSI, no persistentVolumeClaim, no network file systems; Refused
-// names what a pod asks for in vain.
+// Limits: no CSI, no network file systems, no block volumes; Refused names what
+// a pod asks for in vain.
 package volume
 
 import (
@@ -23,6 +25,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/client-go/tools/record"
 )
 
 // Objects gives the ConfigMaps and Secrets that volumes show.
@@ -37,9 +40,16 @@ type Config struct {
 	MemRoot string // on a tmpfs: MemRoot/<uid>/<name>
 	Objects Objects
 	Tokens  TokenSource
-	// MemoryCapacity of the node; a memory emptyDir without a limit gets half.
-	MemoryCapacity int64
-	Logger         *slog.Logger
+	// Claims, Volumes and Node serve claims; Local is where the volumes lie that
+	// are provisioned on this node. Without them a pod with a claim waits.
+	Claims  Claims
+	Volumes Volumes
+	Node    func() *v1.Node
+	Local   *Local
+	// MemoryAllocatable to pods; a memory emptyDir without a limit may be so large.
+	MemoryAllocatable int64
+	Recorder          record.EventRecorder // may be nil
+	Logger            *slog.Logger
 }
 
 // Manager makes and removes the volumes of pods. Safe for concurrent use by
@@ -49,6 +59,10 @@ type Manager struct {
 
 	mu     sync.Mutex
 	tokens map[string]*token // by file
+
+	// claims makes "nobody has it, so it is deleted" one step, and "this pod has
+	// it" another.
+	claims sync.Mutex
 }
 
 // New returns a Manager.
@@ -67,17 +81,32 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Pod are the volumes of one pod.
 type Pod struct {
-	m     *Manager
-	uid   string
-	paths map[string]string // volume name -> path on the host
+	m    *Manager
+	uid  string
+	vols map[string]Mounted // by name
 	// RefreshAt is when a token wants to be renewed; zero when none does.
 	RefreshAt time.Time
 }
 
+// Mounted is one volume, ready to be mounted into containers.
+type Mounted struct {
+	Path          string // on the host
+	ReadOnly      bool   // for all containers
+	CreateMissing bool   // a directory is made at Path before it is mounted
+	Options       []string
+	Claim         string // name of the PersistentVolumeClaim behind it, or ""
+}
+
+// Get returns a volume by its name in the pod.
+func (p *Pod) Get(name string) (Mounted, bool) {
+	v, ok := p.vols[name]
+	return v, ok
+}
+
 // Path returns where a volume lies on the host.
 func (p *Pod) Path(name string) (string, bool) {
-	s, ok := p.paths[name]
-	return s, ok
+	v, ok := p.vols[name]
+	return v.Path, ok
 }
 
 // Refused returns an error that names each field that asks for a volume which
@@ -103,7 +132,8 @@ func Refused(pod *v1.Pod) field.ErrorList {
 					errs = append(errs, field.Forbidden(sp.Child("podCertificate"), "is not supported"))
 				}
 			}
-		case s.ConfigMap != nil, s.Secret != nil, s.DownwardAPI != nil, s.HostPath != nil:
+		case s.ConfigMap != nil, s.Secret != nil, s.DownwardAPI != nil, s.HostPath != nil,
+			s.PersistentVolumeClaim != nil, s.Ephemeral != nil, s.Image != nil:
 		default:
 			errs = append(errs, field.Forbidden(path, "this kind of volume is not supported"))
 		}
@@ -115,58 +145,70 @@ func Refused(pod *v1.Pod) field.ErrorList {
 // there already (contents that changed in the API, tokens that grow old). On
 // an error that is an *Error the other volumes are nevertheless done.
 func (m *Manager) Setup(ctx context.Context, pod *v1.Pod, fields Fields) (*Pod, error) {
-	p := &Pod{m: m, uid: string(pod.UID), paths: map[string]string{}}
+	p := &Pod{m: m, uid: string(pod.UID), vols: map[string]Mounted{}}
 	var errs []error
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
-		path, err := m.setup(ctx, p, pod, v, fields)
+		if v.Image != nil {
+			continue // mounted when a container starts that has it
+		}
+		mounted, err := m.setup(ctx, p, pod, v, fields)
 		if err != nil {
 			errs = append(errs, &Error{v.Name, err})
 			continue
 		}
-		p.paths[v.Name] = path
+		p.vols[v.Name] = mounted
 	}
 	return p, errors.Join(errs...)
 }
 
-func (m *Manager) setup(ctx context.Context, p *Pod, pod *v1.Pod, v *v1.Volume, fields Fields) (string, error) {
-	disk := filepath.Join(m.cfg.Root, p.uid, "volumes", v.Name)
-	mem := filepath.Join(m.cfg.MemRoot, p.uid, v.Name)
+func (m *Manager) setup(ctx context.Context, p *Pod, pod *v1.Pod, v *v1.Volume, fields Fields) (Mounted, error) {
+	at := m.place(p.uid, v)
 	group := fsGroup(pod)
+	c := collector{m: m, ctx: ctx, pod: pod, fields: fields, files: map[string]file{}, volume: v.Name, group: group}
+	var err error
 	switch s := v.VolumeSource; {
 	case s.EmptyDir != nil:
-		return disk, m.emptyDir(disk, s.EmptyDir, pod, group)
+		return at, m.emptyDir(at.Path, s.EmptyDir, pod, group)
 	case s.HostPath != nil:
-		return s.HostPath.Path, checkHostPath(s.HostPath)
+		return at, checkHostPath(s.HostPath)
+	case s.PersistentVolumeClaim != nil, s.Ephemeral != nil:
+		return m.claim(ctx, pod, v)
 	case s.ConfigMap != nil:
-		c := collector{m: m, ctx: ctx, pod: pod, fields: fields, mode: mode(s.ConfigMap.DefaultMode), files: map[string]file{}}
-		if err := c.configMap(s.ConfigMap.Name, s.ConfigMap.Items, s.ConfigMap.Optional); err != nil {
-			return "", err
-		}
-		return disk, writePayload(disk, c.files, group)
+		c.mode = mode(s.ConfigMap.DefaultMode)
+		err = c.configMap(s.ConfigMap.Name, s.ConfigMap.Items, s.ConfigMap.Optional)
 	case s.Secret != nil:
-		c := collector{m: m, ctx: ctx, pod: pod, fields: fields, mode: mode(s.Secret.DefaultMode), files: map[string]file{}}
-		if err := c.secret(s.Secret.SecretName, s.Secret.Items, s.Secret.Optional); err != nil {
-			return "", err
-		}
-		return mem, writePayload(mem, c.files, group)
+		c.mode = mode(s.Secret.DefaultMode)
+		err = c.secret(s.Secret.SecretName, s.Secret.Items, s.Secret.Optional)
 	case s.DownwardAPI != nil:
-		c := collector{m: m, ctx: ctx, pod: pod, fields: fields, mode: mode(s.DownwardAPI.DefaultMode), files: map[string]file{}}
-		if err := c.downward(s.DownwardAPI.Items); err != nil {
-			return "", err
-		}
-		return mem, writePayload(mem, c.files, group)
+		c.mode = mode(s.DownwardAPI.DefaultMode)
+		err = c.downward(s.DownwardAPI.Items)
 	case s.Projected != nil:
-		c := collector{m: m, ctx: ctx, pod: pod, fields: fields, mode: mode(s.Projected.DefaultMode), files: map[string]file{}, volume: v.Name, group: group}
-		if err := c.projected(s.Projected.Sources); err != nil {
-			return "", err
-		}
-		if !c.refresh.IsZero() && (p.RefreshAt.IsZero() || c.refresh.Before(p.RefreshAt)) {
+		c.mode = mode(s.Projected.DefaultMode)
+		if err = c.projected(s.Projected.Sources); err == nil && !c.refresh.IsZero() && (p.RefreshAt.IsZero() || c.refresh.Before(p.RefreshAt)) {
 			p.RefreshAt = c.refresh
 		}
-		return mem, writePayload(mem, c.files, group)
+	default:
+		return at, errors.New("this kind of volume is not supported")
 	}
-	return "", errors.New("this kind of volume is not supported")
+	if err != nil {
+		return at, err
+	}
+	return at, writePayload(at.Path, c.files, group)
+}
+
+// place is where a volume lies that is no claim: on disk, or in memory when it
+// shows secrets or what may be one.
+func (m *Manager) place(uid string, v *v1.Volume) Mounted {
+	switch {
+	case v.HostPath != nil:
+		return Mounted{Path: v.HostPath.Path, CreateMissing: true}
+	case v.EmptyDir != nil:
+		return Mounted{Path: filepath.Join(m.cfg.Root, uid, "volumes", v.Name)}
+	case v.ConfigMap != nil:
+		return Mounted{Path: filepath.Join(m.cfg.Root, uid, "volumes", v.Name), ReadOnly: true}
+	}
+	return Mounted{Path: filepath.Join(m.cfg.MemRoot, uid, v.Name), ReadOnly: true}
 }
 
 // Teardown removes all that Setup made for a pod. Host paths stay.
@@ -182,7 +224,8 @@ func (m *Manager) Teardown(uid string) error {
 	if err := unmountBelow(dir); err != nil {
 		return fmt.Errorf("unmounting the volumes of pod %s: %w", uid, err)
 	}
-	return errors.Join(os.RemoveAll(dir), os.RemoveAll(filepath.Join(m.cfg.MemRoot, uid)))
+	// The records of its claims go last: until then nobody deletes their volumes.
+	return errors.Join(os.RemoveAll(dir), os.RemoveAll(filepath.Join(m.cfg.MemRoot, uid)), os.RemoveAll(filepath.Join(m.cfg.Root, uid, "claims")))
 }
 
 // Pods returns the UIDs of pods that have volumes in memory or on disk.
@@ -227,16 +270,16 @@ func optionalMissing(err error, optional *bool) error {
 
 // Adopt returns the volumes that an earlier agent set up, as they are.
 func (m *Manager) Adopt(pod *v1.Pod) *Pod {
-	p := &Pod{m: m, uid: string(pod.UID), paths: map[string]string{}}
+	p := &Pod{m: m, uid: string(pod.UID), vols: map[string]Mounted{}}
 	for i := range pod.Spec.Volumes {
-		v := &pod.Spec.Volumes[i]
-		switch {
-		case v.HostPath != nil:
-			p.paths[v.Name] = v.HostPath.Path
-		case v.EmptyDir != nil, v.ConfigMap != nil:
-			p.paths[v.Name] = filepath.Join(m.cfg.Root, p.uid, "volumes", v.Name)
+		switch v := &pod.Spec.Volumes[i]; {
+		case v.Image != nil:
+		case ClaimName(pod, v) != "":
+			if c, err := m.record(p.uid, v.Name); err == nil && c != nil {
+				p.vols[v.Name] = c.mounted()
+			}
 		default:
-			p.paths[v.Name] = filepath.Join(m.cfg.MemRoot, p.uid, v.Name)
+			p.vols[v.Name] = m.place(p.uid, v)
 		}
 	}
 	return p

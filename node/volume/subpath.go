@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,7 +24,7 @@ func Subpath(volumePath, sub string) (*os.File, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("failed to prepare subPath %q: %w", sub, err)
+		return nil, fmt.Errorf("subPath %q: %w", sub, err)
 	}
 	return os.NewFile(uintptr(fd), sub), nil
 }
@@ -49,18 +51,31 @@ func openBeneath(root, sub string) (int, error) {
 	}
 }
 
+// makeBeneath makes directories that look like the volume's own root.
 func makeBeneath(root, sub string) error {
 	r, err := os.OpenRoot(root)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	if err := r.MkdirAll(sub, 0o750); err != nil {
-		return err
-	}
 	info, err := r.Stat(".")
 	if err != nil {
 		return err
 	}
-	return r.Chmod(sub, info.Mode().Perm()|0o750)
+	mode := info.Mode()&(fs.ModePerm|fs.ModeSetgid|fs.ModeSticky) | 0o750
+	dir := ""
+	for part := range strings.SplitSeq(filepath.Clean(sub), "/") {
+		dir = filepath.Join(dir, part)
+		err := r.Mkdir(dir, 0o750)
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		if err == nil {
+			err = r.Chmod(dir, mode) // whatever the umask is
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

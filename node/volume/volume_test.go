@@ -56,7 +56,7 @@ func (t *tokens) Token(_ context.Context, ns, sa string, req *authv1.TokenReques
 
 func newManager(t *testing.T, o objects, ts TokenSource) *Manager {
 	return New(Config{Root: filepath.Join(t.TempDir(), "disk"), MemRoot: filepath.Join(t.TempDir(), "mem"), Objects: o, Tokens: ts,
-		MemoryCapacity: 64 << 20, Logger: slog.New(slog.DiscardHandler)})
+		MemoryAllocatable: 64 << 20, Logger: slog.New(slog.DiscardHandler)})
 }
 
 func podWith(vols ...v1.Volume) *v1.Pod {
@@ -271,7 +271,7 @@ func TestSubpathStaysInside(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	p := podWith(v1.Volume{Name: "a", VolumeSource: v1.VolumeSource{NFS: &v1.NFSVolumeSource{}}},
-		v1.Volume{Name: "b", VolumeSource: v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{}}},
+		v1.Volume{Name: "b", VolumeSource: v1.VolumeSource{CSI: &v1.CSIVolumeSource{}}},
 		v1.Volume{Name: "c", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{Medium: v1.StorageMediumHugePages}}},
 		v1.Volume{Name: "d", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}})
 	var fields []string
