@@ -57,9 +57,10 @@ func New(objects Objects, c Config) (admission.Interface, error) {
 		&serviceAccount{create, objects},
 		&priority{change},
 		&runtimeClass{create, objects},
-		&limitRanger{create, objects},
+		&limitRanger{change, objects},
 		&tolerations{change, int64((timeout + time.Second - 1) / time.Second)},
 		&unsupported{create},
+		&podResize{admission.NewHandler(admission.Update), objects},
 		security,
 	), nil
 }

@@ -23,6 +23,7 @@ type fakeObjects struct {
 	account    *corev1.ServiceAccount
 	namespaces map[string]*corev1.Namespace
 	pods       []corev1.Pod
+	node       *corev1.Node
 	limits     []corev1.LimitRange
 	classes    []nodev1.RuntimeClass
 }
@@ -52,6 +53,9 @@ func (f *fakeObjects) Secret(_ context.Context, _, name string) (*corev1.Secret,
 }
 
 func (f *fakeObjects) Node(_ context.Context, name string) (*corev1.Node, error) {
+	if f.node != nil && f.node.Name == name {
+		return f.node, nil
+	}
 	return nil, notFound("nodes", name)
 }
 
@@ -314,5 +318,33 @@ func TestRuntimeClass(t *testing.T) {
 	}
 	if len(o.classes[1].Scheduling.NodeSelector) != 1 {
 		t.Error("the class was changed")
+	}
+}
+
+func TestResize(t *testing.T) {
+	o := usual()
+	o.node = &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{
+		Allocatable: corev1.ResourceList{"cpu": resource.MustParse("2"), "memory": resource.MustParse("1Gi")}}}
+	o.limits = []corev1.LimitRange{{Spec: corev1.LimitRangeSpec{Limits: []corev1.LimitRangeItem{{Type: corev1.LimitTypeContainer,
+		Max: corev1.ResourceList{"memory": resource.MustParse("2Gi")}}}}}}
+	sized := func(cpu, memory string) *corev1.Pod {
+		return pod(func(p *corev1.Pod) {
+			p.Spec.NodeName = "n"
+			l := corev1.ResourceList{"cpu": resource.MustParse(cpu), "memory": resource.MustParse(memory)}
+			p.Spec.Containers[0].Resources = corev1.ResourceRequirements{Requests: l, Limits: l}
+		})
+	}
+	for _, tc := range []struct{ cpu, memory, want string }{
+		{"2", "1Gi", ""},
+		{"3", "1Gi", "node didn't have enough allocatable resources: cpu, requested: 3000, allocatable: 2000"},
+		{"3", "2Gi", "cpu, requested: 3000, allocatable: 2000; memory, requested: 2147483648, allocatable: 1073741824"},
+		{"1", "3Gi", "maximum memory usage per Container is 2Gi, but limit is 3Gi"},
+	} {
+		next := sized(tc.cpu, tc.memory)
+		next.Generation = 2
+		err := run(t, o, admin, admission.Update, "pods", "resize", "ns", "p", next, sized("1", "1Gi"))
+		if tc.want == "" && err != nil || tc.want != "" && (!apierrors.IsForbidden(err) || !strings.Contains(err.Error(), tc.want)) {
+			t.Errorf("%v: %v", tc, err)
+		}
 	}
 }

@@ -13,8 +13,8 @@ import (
 	resourcehelper "k8s.io/component-helpers/resource"
 )
 
-// limitRanger applies the LimitRanges of a namespace to new pods and claims:
-// defaults first, then minima, maxima and ratios.
+// limitRanger applies the LimitRanges of a namespace to new pods and claims, and
+// to pods that are resized: defaults first, then minima, maxima and ratios.
 type limitRanger struct {
 	*admission.Handler
 	objects Objects
@@ -22,7 +22,7 @@ type limitRanger struct {
 
 // Admit implements admission.MutationInterface: it fills defaults in.
 func (l *limitRanger) Admit(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
-	pod, err := newPod(a)
+	pod, err := limitedPod(a)
 	if pod == nil || err != nil {
 		return err
 	}
@@ -42,6 +42,18 @@ func (l *limitRanger) Admit(ctx context.Context, a admission.Attributes, _ admis
 		}
 	}
 	return nil
+}
+
+// limitedPod gives the pod of a request that limits hold for, else nil.
+func limitedPod(a admission.Attributes) (*corev1.Pod, error) {
+	if pod, err := newPod(a); pod != nil || err != nil {
+		return pod, err
+	}
+	pod, err := resizedPod(a)
+	if pod == nil || err != nil || pod.DeletionTimestamp != nil {
+		return nil, err
+	}
+	return pod, nil
 }
 
 func withDefaults(list, defaults corev1.ResourceList) corev1.ResourceList {
@@ -70,7 +82,7 @@ func containers(p *corev1.Pod) []*corev1.Container {
 // Validate implements admission.ValidationInterface: it checks the bounds.
 func (l *limitRanger) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	var check func(corev1.LimitRangeItem) []error
-	if pod, err := newPod(a); err != nil {
+	if pod, err := limitedPod(a); err != nil {
 		return err
 	} else if pod != nil {
 		check = func(i corev1.LimitRangeItem) []error { return checkPod(pod, i) }

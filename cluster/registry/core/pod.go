@@ -74,6 +74,7 @@ func podStorage(o registry.Options, cfg Config, m map[string]rest.Storage) error
 	m["bindings"] = &legacyBinding{binding}
 	m["pods/eviction"] = newPodEviction(pods.Store, cfg.Pods.Client)
 	m["pods/ephemeralcontainers"] = registry.NewSubresource(pods.With(ephemeralUpdate{o.Scheme}, ephemeralUpdate{o.Scheme}))
+	m["pods/resize"] = newPodResize(pods, o.Scheme)
 	connections(pods, &cfg.Pods, m)
 	if _, err := podTemplateKind.AddTo(m, o); err != nil {
 		return err
