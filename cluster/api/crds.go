@@ -20,6 +20,7 @@ import (
 	"k8s.io/apiserver/pkg/util/webhook"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/skiff-sh/skiff/cluster/registry/apiregistration"
 	"github.com/skiff-sh/skiff/cluster/storage"
 )
 
@@ -78,11 +79,12 @@ func (c *crds) run(ctx context.Context) error {
 
 // publishGroups keeps the groups of custom resources, and that of their
 // definitions, in the plain form of /apis; the library does so only for the
-// aggregated form.
-func (c *crds) publishGroups(m discovery.GroupManager) error {
+// aggregated form. Services gets them too.
+func (c *crds) publishGroups(m discovery.GroupManager, services *apiregistration.APIServices) error {
 	own := metav1.GroupVersionForDiscovery{GroupVersion: apiextensionsv1.SchemeGroupVersion.String(), Version: apiextensionsv1.SchemeGroupVersion.Version}
 	m.AddGroup(metav1.APIGroup{Name: apiextensionsv1.GroupName, Versions: []metav1.GroupVersionForDiscovery{own}, PreferredVersion: own})
-	p := &groupPublisher{lister: c.lister, manager: m, known: map[string]bool{}}
+	services.Builtin(apiextensionsv1.SchemeGroupVersion)
+	p := &groupPublisher{lister: c.lister, manager: m, services: services, known: map[string]bool{}}
 	_, err := c.Informers.Apiextensions().V1().CustomResourceDefinitions().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { p.update(obj) },
 		UpdateFunc: func(_, obj any) { p.update(obj) },
@@ -100,8 +102,9 @@ func (c *crds) publishGroups(m discovery.GroupManager) error {
 }
 
 type groupPublisher struct {
-	lister  crdlisters.CustomResourceDefinitionLister
-	manager discovery.GroupManager
+	lister   crdlisters.CustomResourceDefinitionLister
+	manager  discovery.GroupManager
+	services *apiregistration.APIServices
 
 	mu    sync.Mutex
 	known map[string]bool
@@ -116,6 +119,11 @@ func (p *groupPublisher) update(obj any) {
 	defer p.mu.Unlock()
 	group := crd.Spec.Group
 	versions := p.versions(group)
+	names := make([]string, 0, len(versions))
+	for _, v := range versions {
+		names = append(names, v.Version)
+	}
+	p.services.Custom(group, names)
 	switch {
 	case len(versions) > 0:
 		p.known[group] = true

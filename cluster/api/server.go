@@ -28,11 +28,13 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	basecompatibility "k8s.io/component-base/compatibility"
+	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 
 	"github.com/skiff-sh/skiff/cluster/admission"
 	"github.com/skiff-sh/skiff/cluster/api/openapi"
 	"github.com/skiff-sh/skiff/cluster/auth"
 	"github.com/skiff-sh/skiff/cluster/registry"
+	"github.com/skiff-sh/skiff/cluster/registry/apiregistration"
 	"github.com/skiff-sh/skiff/cluster/registry/coordination"
 	"github.com/skiff-sh/skiff/cluster/registry/core"
 	"github.com/skiff-sh/skiff/cluster/registry/nodeproxy"
@@ -46,6 +48,7 @@ type Server struct {
 	crds      *crds
 	documents *lazyOpenAPI
 	models    *lazyTypes
+	services  *apiregistration.APIServices
 	loopback  *rest.Config
 	local     *loopback
 	informers informers.SharedInformerFactory
@@ -125,6 +128,8 @@ func (s *Server) installGroups(o registry.Options, codecs serializer.CodecFactor
 	if err != nil {
 		return err
 	}
+	s.services = apiregistration.New()
+	served = append(served, Group{GroupVersion: apiregistrationv1.SchemeGroupVersion, Storage: s.services.NewStorage()})
 	s.models = &lazyTypes{config: g.OpenAPIV3Config}
 	in := installer{server: s.generic, scheme: o.Scheme, codecs: codecs, admit: g.AdmissionControl, models: s.models, limit: maxBodyBytes}
 	for _, group := range served {
@@ -134,6 +139,7 @@ func (s *Server) installGroups(o registry.Options, codecs serializer.CodecFactor
 		if err := in.install(group); err != nil {
 			return err
 		}
+		s.services.Builtin(group.GroupVersion)
 	}
 	return nil
 }
@@ -143,7 +149,7 @@ func (s *Server) installGroups(o registry.Options, codecs serializer.CodecFactor
 func (s *Server) installPaths(g *genericapiserver.RecommendedConfig, a access) error {
 	s.documents = &lazyOpenAPI{server: s.generic, v2: g.OpenAPIConfig, v3: g.OpenAPIV3Config, crds: s.crds}
 	s.documents.install(s.generic.Handler.NonGoRestfulMux)
-	if err := s.crds.publishGroups(s.generic.DiscoveryGroupManager); err != nil {
+	if err := s.crds.publishGroups(s.generic.DiscoveryGroupManager, s.services); err != nil {
 		return err
 	}
 	issuer, err := a.tokens.IssuerDiscovery("https://" + s.cfg.ExternalAddress)

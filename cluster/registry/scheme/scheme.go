@@ -31,6 +31,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 )
 
@@ -51,6 +52,7 @@ var groups = []struct {
 	{policyv1.SchemeGroupVersion, policyv1.AddToScheme},
 	{rbacv1.SchemeGroupVersion, rbacv1.AddToScheme},
 	{metricsv1beta1.SchemeGroupVersion, metricsv1beta1.AddToScheme},
+	{apiregistrationv1.SchemeGroupVersion, apiregistrationv1.AddToScheme},
 	{storagev1.SchemeGroupVersion, storagev1.AddToScheme},
 }
 
@@ -103,7 +105,7 @@ func New() (*runtime.Scheme, error) {
 }
 
 func own(t reflect.Type) bool {
-	return slices.ContainsFunc([]string{"k8s.io/api/", "k8s.io/metrics/"}, func(p string) bool { return strings.HasPrefix(t.PkgPath(), p) })
+	return slices.ContainsFunc([]string{"k8s.io/api/", "k8s.io/metrics/", "k8s.io/kube-aggregator/"}, func(p string) bool { return strings.HasPrefix(t.PkgPath(), p) })
 }
 
 // NewExternal has the served versions only: OpenAPI models are named by it, so
