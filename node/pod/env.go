@@ -29,6 +29,7 @@ type env struct {
 	services []*v1.Service // that the pod gets variables for
 	pod      *v1.Pod
 	fields   volume.Fields // pod IPs, host IP, node resources
+	volume   func(name string) (volume.Mounted, bool)
 }
 
 // environ returns "NAME=value" in the order in which the pod names them,
@@ -150,6 +151,9 @@ func (e env) value(ctx context.Context, c *v1.Container, from *v1.EnvVarSource) 
 			return "", false, nil
 		}
 		return "", false, fmt.Errorf("couldn't find key %v in Secret %v/%v", ref.Key, e.pod.Namespace, ref.Name)
+	}
+	if from.FileKeyRef != nil {
+		return e.fileValue(from.FileKeyRef)
 	}
 	return "", false, errors.New("valueFrom names no source that this version of skiff supports")
 }

@@ -86,9 +86,6 @@ func refusedContainer(c *v1.Container, selinux bool, path *field.Path) (errs fie
 			}
 		}
 	}
-	for i, e := range c.Env {
-		no(e.ValueFrom != nil && e.ValueFrom.FileKeyRef != nil, path.Child("env").Index(i).Child("valueFrom", "fileKeyRef"), unsupported)
-	}
 	for i, r := range c.RestartPolicyRules {
 		no(r.Action != v1.ContainerRestartRuleActionRestart, path.Child("restartPolicyRules").Index(i).Child("action"), fmt.Sprintf("%q is not supported", r.Action))
 	}

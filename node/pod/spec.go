@@ -28,7 +28,7 @@ func (w *worker) containerConfig(ctx context.Context, c *container, img *image.I
 	if err != nil {
 		return cfg, closeFiles, fmt.Errorf("waiting for the list of services: %w", err)
 	}
-	e := env{objects: w.m.cfg.Objects, services: visibleServices(p, services), pod: p, fields: w.fields()}
+	e := env{objects: w.m.cfg.Objects, services: visibleServices(p, services), pod: p, fields: w.fields(), volume: w.volumeOf}
 	vars, table, err := e.environ(ctx, spec)
 	if err != nil {
 		return cfg, closeFiles, err

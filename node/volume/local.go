@@ -81,16 +81,23 @@ func (l *Local) owns(path string) bool {
 	return l != nil && filepath.Dir(filepath.Clean(path)) == l.root && checkPVName(filepath.Base(path)) == nil
 }
 
-// make creates a volume's directory, for everybody to write to.
+// make creates a volume's directory, for everybody to write to, unless it is
+// there. What a crash leaves of it is removed as a deletion that was interrupted.
 func (l *Local) make(path string) error {
-	err := os.Mkdir(path, 0o777)
-	if errors.Is(err, fs.ErrExist) {
-		return nil
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
+	tmp, err := os.MkdirTemp(l.root, trashPrefix)
 	if err != nil {
 		return err
 	}
-	return os.Chmod(path, 0o777) // whatever the umask is
+	if err = os.Chmod(tmp, 0o777); err == nil { // whatever the umask is
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		_ = os.Remove(tmp)
+	}
+	return err
 }
 
 // delete takes a volume's directory away at once and frees its space in the

@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -27,6 +28,33 @@ func Subpath(volumePath, sub string) (*os.File, error) {
 		return nil, fmt.Errorf("subPath %q: %w", sub, err)
 	}
 	return os.NewFile(uintptr(fd), sub), nil
+}
+
+// ReadFile reads a regular file inside a volume, by the rules of Subpath. One of
+// more than limit bytes is an error.
+func ReadFile(volumePath, sub string, limit int64) ([]byte, error) {
+	fd, err := openBeneath(volumePath, sub)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG { // opening a pipe would wait for ever
+		return nil, errors.New("it is no regular file")
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("it is larger than %d bytes", limit)
+	}
+	return b, err
 }
 
 // Source is a path by which other processes reach an open file.

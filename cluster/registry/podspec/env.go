@@ -24,13 +24,13 @@ func (v *validator) env(vars []corev1.EnvVar, fld *field.Path) field.ErrorList {
 			errs = append(errs, eachMessage(validation.IsRelaxedEnvVarName(e.Name), e.Name, p.Child("name"))...)
 		}
 		if e.ValueFrom != nil {
-			errs = append(errs, validateEnvSource(e, p.Child("valueFrom"))...)
+			errs = append(errs, v.envSource(e, p.Child("valueFrom"))...)
 		}
 	}
 	return errs
 }
 
-func validateEnvSource(e *corev1.EnvVar, fld *field.Path) field.ErrorList {
+func (v *validator) envSource(e *corev1.EnvVar, fld *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	from, sources := e.ValueFrom, 0
 	if r := from.FieldRef; r != nil {
@@ -49,17 +49,39 @@ func validateEnvSource(e *corev1.EnvVar, fld *field.Path) field.ErrorList {
 		sources++
 		errs = append(errs, validateKeyRef(r.Name, r.Key, fld.Child("secretKeyRef"))...)
 	}
-	if from.FileKeyRef != nil {
+	if r := from.FileKeyRef; r != nil {
 		sources++
-		errs = append(errs, field.Forbidden(fld.Child("fileKeyRef"), unsupported))
+		errs = append(errs, v.fileKey(r, fld.Child("fileKeyRef"))...)
 	}
 	switch {
 	case sources == 0:
-		errs = append(errs, field.Invalid(fld, "", "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`"))
+		errs = append(errs, field.Invalid(fld, "", "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`"))
 	case e.Value != "":
 		errs = append(errs, field.Invalid(fld, "", "may not be specified when `value` is not empty"))
 	case sources > 1:
 		errs = append(errs, field.Invalid(fld, "", oneFieldOnly))
+	}
+	return errs
+}
+
+// fileKey checks a variable that is read from a file, which only an emptyDir may
+// hold.
+func (v *validator) fileKey(r *corev1.FileKeySelector, fld *field.Path) field.ErrorList {
+	errs := required(fld, "key", r.Key)
+	if r.Key != "" {
+		errs = append(errs, eachMessage(validation.IsRelaxedEnvVarName(r.Key), r.Key, fld.Child("key"))...)
+	}
+	name := fld.Child("volumeName")
+	errs = append(errs, required(fld, "volumeName", r.VolumeName)...)
+	if r.VolumeName != "" {
+		errs = append(errs, eachMessage(validation.IsDNS1123Label(r.VolumeName), r.VolumeName, name)...)
+	}
+	errs = append(errs, required(fld, "path", r.Path)...)
+	errs = append(errs, descending(r.Path, fld.Child("path"))...)
+	if source, known := v.volumes[r.VolumeName]; !known {
+		errs = append(errs, field.NotFound(name, r.VolumeName))
+	} else if source == nil || source.EmptyDir == nil {
+		errs = append(errs, field.Invalid(name, r.VolumeName, "referenced volume must be of type emptyDir"))
 	}
 	return errs
 }

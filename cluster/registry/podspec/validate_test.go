@@ -103,7 +103,7 @@ readinessGates: [{conditionType: example.com/ready}]
 		{"env", `{containers: [{name: a, image: b, env: [{value: x}, {name: "a=b"}, {name: c, valueFrom: {}}, {name: d, value: x, valueFrom: {fieldRef: {fieldPath: spec.foo}}}, {name: e, valueFrom: {fieldRef: {fieldPath: metadata.labels}, configMapKeyRef: {name: x, key: "a b"}}}]}]}`, []string{
 			`spec.containers[0].env[0].name: Required value`,
 			`spec.containers[0].env[1].name: Invalid value: "a=b": a valid environment variable name must consist only of printable ASCII characters other than '='`,
-			"spec.containers[0].env[2].valueFrom: Invalid value: \"\": must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
+			"spec.containers[0].env[2].valueFrom: Invalid value: \"\": must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
 			`spec.containers[0].env[3].valueFrom.fieldRef.fieldPath: Invalid value: "spec.foo": error converting fieldPath: field label not supported: spec.foo`,
 			"spec.containers[0].env[3].valueFrom: Invalid value: \"\": may not be specified when `value` is not empty",
 			`spec.containers[0].env[4].valueFrom.fieldRef.fieldPath: Unsupported value: "metadata.labels": supported values: "metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName", "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs"`,
