@@ -58,6 +58,7 @@ func (s *Store) Mount(ctx context.Context, imageID, key string) (rootfs string, 
 	if err := s.makeMount(img, dir); err != nil {
 		return "", fmt.Errorf("mount a root file system of image %s: %w", imageID, errors.Join(err, os.RemoveAll(dir)))
 	}
+	s.noteUse(img.ID)
 	return rootfs, nil
 }
 
@@ -227,6 +228,9 @@ func (s *Store) Unmount(key string) error {
 		return err
 	}
 	dir := s.path("mounts", key)
+	if id, err := os.ReadFile(filepath.Join(dir, "image")); err == nil {
+		s.noteUse(string(id))
+	}
 	rootfs := filepath.Join(dir, "rootfs")
 	for isMountPoint(rootfs) {
 		if err := unix.Unmount(rootfs, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {

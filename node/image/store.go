@@ -72,6 +72,7 @@ type index struct {
 //	layers/<diff ID>/     fs (the layer unpacked) and layer.json
 //	layers/<diff ID>.tmp  being unpacked
 //	mounts/<key>/         image, layers, upper, work and rootfs of a container
+//	used/<image ID>       its time is when the image was last used
 //	tmp/                  archives being read
 //
 // Safe for concurrent use, also by several processes.
@@ -110,7 +111,7 @@ func Open(cfg Config) (*Store, error) {
 		cfg.MaxDownloads = 4
 	}
 	s := &Store{cfg: cfg, log: cfg.Logger, downloads: make(chan struct{}, cfg.MaxDownloads)}
-	for _, d := range []string{"layers", "mounts", "tmp"} {
+	for _, d := range []string{"layers", "mounts", "tmp", "used"} {
 		if err := os.MkdirAll(s.path(d), 0o711); err != nil {
 			return nil, fmt.Errorf("image store: %w", err)
 		}
@@ -199,7 +200,11 @@ func (s *Store) read() (*index, error) {
 }
 
 // update changes the index under the store's lock. fn gets a copy.
-func (s *Store) update(fn func(*index) error) error {
+func (s *Store) update(fn func(*index) error) error { return s.updateOr(fn, nil) }
+
+// updateOr has full make room when the disk has none for the new index, and tries
+// again. full gets the new index.
+func (s *Store) updateOr(fn func(*index) error, full func(*index) error) error {
 	unlock, err := s.flock("lock", unix.LOCK_EX)
 	if err != nil {
 		return fmt.Errorf("image store: %w", err)
@@ -226,7 +231,15 @@ func (s *Store) update(fn func(*index) error) error {
 	if b, err = encodeIndex(idx); err != nil {
 		return err
 	}
-	if err := writeFileSync(s.path("index.json"), b); err != nil {
+	err = writeFileSync(s.path("index.json"), b)
+	if full != nil && errors.Is(err, unix.ENOSPC) {
+		if ferr := full(idx); ferr == nil {
+			err = writeFileSync(s.path("index.json"), b)
+		} else {
+			err = errors.Join(err, ferr)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("image store: write index: %w", err)
 	}
 	return nil
@@ -401,6 +414,7 @@ func (s *Store) Pin(ref string, pinned bool) error {
 // removes the image with all of them, pinned or not. An image that a container
 // is mounted from is refused (ErrInUse).
 func (s *Store) Remove(ctx context.Context, ref string) error {
+	var removed string
 	err := s.update(func(idx *index) error {
 		img := idx.find(ref)
 		if img == nil {
@@ -419,10 +433,14 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 			return fmt.Errorf("%w: %s is mounted for %s", ErrInUse, ref, strings.Join(users, ", "))
 		}
 		delete(idx.Images, img.ID)
+		removed = img.ID
 		return nil
 	})
 	if err != nil {
 		return err
+	}
+	if removed != "" {
+		s.forgetUse(removed)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -434,24 +452,32 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 // (which may be nil), and returns them.
 func (s *Store) Prune(ctx context.Context, keep func(*Image) bool) ([]*Image, error) {
 	var gone []*Image
-	err := s.update(func(idx *index) error {
+	err := s.updateOr(func(idx *index) error {
 		for id, img := range idx.Images {
-			if img.Pinned || len(s.users(id)) > 0 || keep != nil && keep(img.clone()) {
+			if img.Pinned || keep != nil && keep(img.clone()) || len(s.users(id)) > 0 {
 				continue
 			}
 			gone = append(gone, img)
 			delete(idx.Images, id)
 		}
+		if len(gone) == 0 {
+			return errNothing
+		}
 		return ctx.Err()
-	})
+	}, s.sweepLocked)
+	if errors.Is(err, errNothing) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
-	if len(gone) == 0 {
-		return nil, nil
+	for _, img := range gone {
+		s.forgetUse(img.ID)
 	}
 	return gone, s.sweep()
 }
+
+var errNothing = errors.New("nothing to do")
 
 // sweep removes layers that no image has and what interrupted pulls left. It
 // does nothing while somebody pulls or imports: their layers have no image yet.
@@ -473,6 +499,22 @@ func (s *Store) sweep() error {
 	if err != nil {
 		return err
 	}
+	return s.sweepLayers(idx)
+}
+
+// sweepLocked is sweep for an index that can't be written before there is room; the
+// store's lock is held. A crash before it is written leaves images that lack layers,
+// which mend drops.
+func (s *Store) sweepLocked(idx *index) error {
+	unlock, err := s.flock("pulls", unix.LOCK_EX|unix.LOCK_NB)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return s.sweepLayers(idx)
+}
+
+func (s *Store) sweepLayers(idx *index) error {
 	used, known, err := s.mountedLayers(idx)
 	if err != nil {
 		return err
