@@ -190,6 +190,9 @@ func (s *self) fresh() *v1.Node {
 
 // annotations tell the provisioner of volumes where and how large they may be.
 func (s *self) annotations() map[string]string {
+	if s.a.local == nil {
+		return nil
+	}
 	a := map[string]string{volume.AnnotationLocalPath: s.a.local.Root()}
 	if size := s.a.local.Capacity(); size > 0 {
 		a[volume.AnnotationLocalCapacity] = strconv.FormatInt(size, 10)

@@ -99,6 +99,7 @@ func e2eSpecs(agnhost string) []spec {
 	out := []spec{busybox, nonroot, dns, nginx,
 		with("perl", []string{"perl-base"}, []string{"usr/bin/perl"}, v1.Config{Cmd: []string{"perl", "-de0"}}),
 		with("ipc-utils", []string{"util-linux", "util-linux-extra"}, []string{"usr/bin/ipcs", "usr/bin/ipcmk", "usr/bin/ipcrm"}, v1.Config{Cmd: []string{"sh"}}),
+		{name: "kitten", files: map[string]string{"data.json": "{\"image\": \"kitten.jpg\"}\n", "etc/os-release": "NAME=\"stands for Alpine Linux\"\n"}},
 		{name: "pause", dirs: []string{"proc", "sys", "dev"}, config: v1.Config{Entrypoint: []string{"/pause"}, User: "65535:65535"},
 			build: goProgram("pause", "github.com/skiff-sh/skiff/cmd/test/images/pause")},
 	}
