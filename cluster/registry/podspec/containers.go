@@ -3,6 +3,7 @@ package podspec
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -26,7 +27,7 @@ func (v *validator) containers(fld *field.Path) field.ErrorList {
 		names.Insert(c.Name)
 		errs = append(errs, v.lifecycle(c.Lifecycle, p.Child("lifecycle"))...)
 		errs = append(errs, v.probes(c, p)...)
-		errs = append(errs, v.restartRules(c, p, false)...)
+		errs = append(errs, v.restartRules(c, p)...)
 	}
 	return append(errs, hostPortConflicts(v.spec.Containers, fld)...)
 }
@@ -47,7 +48,7 @@ func (v *validator) initContainers(fld *field.Path) field.ErrorList {
 		}
 		// Init containers run one after the other and may share a host port.
 		errs = append(errs, hostPortConflicts(v.spec.InitContainers[i:i+1], p)...)
-		errs = append(errs, v.restartRules(c, p, true)...)
+		errs = append(errs, v.restartRules(c, p)...)
 		if isSidecar(c) {
 			errs = append(errs, v.lifecycle(c.Lifecycle, p.Child("lifecycle"))...)
 			errs = append(errs, v.probes(c, p)...)
@@ -69,22 +70,66 @@ func isSidecar(c *corev1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
-// restartRules checks the restart policy that a container has of its own.
-func (v *validator) restartRules(c *corev1.Container, fld *field.Path, init bool) field.ErrorList {
+const (
+	maxRestartRules = 20
+	maxExitCodes    = 255 // of one rule
+)
+
+// restartRules checks the restart policy and rules that a container has of its
+// own.
+func (v *validator) restartRules(c *corev1.Container, fld *field.Path) field.ErrorList {
 	var errs field.ErrorList
-	if len(c.RestartPolicyRules) > 0 {
-		errs = append(errs, field.Forbidden(fld.Child("restartPolicyRules"), "restart rules are not supported by skiff"))
-	}
 	switch {
-	case c.RestartPolicy == nil:
-	case init:
-		if !isSidecar(c) {
-			errs = append(errs, field.NotSupported(fld.Child("restartPolicy"), *c.RestartPolicy, []corev1.ContainerRestartPolicy{corev1.ContainerRestartPolicyAlways}))
+	case c.RestartPolicy != nil:
+		if !slices.Contains(restartPolicies, *c.RestartPolicy) {
+			errs = append(errs, field.NotSupported(fld.Child("restartPolicy"), *c.RestartPolicy, restartPolicies))
 		}
-	default:
-		errs = append(errs, field.Forbidden(fld.Child("restartPolicy"), "may not be set for non-init containers"))
+	case len(c.RestartPolicyRules) > 0:
+		errs = append(errs, field.Required(fld.Child("restartPolicy"), "must specify restartPolicy when restart rules are used"))
+	}
+	if n := len(c.RestartPolicyRules); n > maxRestartRules {
+		errs = append(errs, field.TooMany(fld.Child("restartPolicyRules"), n, maxRestartRules))
+	}
+	for i, r := range c.RestartPolicyRules {
+		p := fld.Child("restartPolicyRules").Index(i)
+		errs = append(errs, oneOf(r.Action, p.Child("action"), corev1.ContainerRestartRuleActionRestart, corev1.ContainerRestartRuleActionRestartAllContainers)...)
+		codes := p.Child("exitCodes")
+		if r.ExitCodes == nil {
+			errs = append(errs, field.Required(codes, "must be specified"))
+			continue
+		}
+		errs = append(errs, oneOf(r.ExitCodes.Operator, codes.Child("operator"), corev1.ContainerRestartRuleOnExitCodesOpIn, corev1.ContainerRestartRuleOnExitCodesOpNotIn)...)
+		if n := len(r.ExitCodes.Values); n > maxExitCodes {
+			errs = append(errs, field.TooMany(codes.Child("values"), n, maxExitCodes))
+		}
 	}
 	return errs
+}
+
+var restartPolicies = []corev1.ContainerRestartPolicy{corev1.ContainerRestartPolicyAlways, corev1.ContainerRestartPolicyNever, corev1.ContainerRestartPolicyOnFailure}
+
+// restartsAfter says whether a container that ended with code starts again: by
+// the first of its own rules that is met, its own policy, or the pod's.
+func restartsAfter(c *corev1.Container, policy corev1.RestartPolicy, code int32) bool {
+	if c.RestartPolicy != nil {
+		for _, r := range c.RestartPolicyRules {
+			if r.ExitCodes != nil && slices.Contains(r.ExitCodes.Values, code) == (r.ExitCodes.Operator == corev1.ContainerRestartRuleOnExitCodesOpIn) {
+				return true
+			}
+		}
+		policy = corev1.RestartPolicy(*c.RestartPolicy)
+	}
+	return policy == corev1.RestartPolicyAlways || policy == corev1.RestartPolicyOnFailure && code != 0
+}
+
+// restartsAll says whether a container of the pod can start all of it again.
+func restartsAll(spec *corev1.PodSpec) bool {
+	has := func(c corev1.Container) bool {
+		return slices.ContainsFunc(c.RestartPolicyRules, func(r corev1.ContainerRestartRule) bool {
+			return r.Action == corev1.ContainerRestartRuleActionRestartAllContainers
+		})
+	}
+	return slices.ContainsFunc(spec.InitContainers, has) || slices.ContainsFunc(spec.Containers, has)
 }
 
 // container checks what all three kinds of containers have in common.

@@ -20,19 +20,21 @@ func ValidatePodStatusUpdate(pod, old *corev1.Pod) field.ErrorList {
 		errs = append(errs, qualified(string(c.Type), fld.Child("conditions").Index(i).Child("type"))...)
 	}
 	spec := &old.Spec
-	errs = append(errs, statesOnlyEnd(pod.Status.ContainerStatuses, old.Status.ContainerStatuses, fld.Child("containerStatuses"), func(string) bool {
-		return spec.RestartPolicy == corev1.RestartPolicyAlways
-	}, spec.RestartPolicy)...)
-	sidecar := func(name string) bool {
-		i := slices.IndexFunc(spec.InitContainers, func(c corev1.Container) bool { return c.Name == name })
-		return i >= 0 && isSidecar(&spec.InitContainers[i])
+	// A container comes back as its policy says, and as a new attempt when all of
+	// the pod starts again: by a rule, or in a new sandbox.
+	comesBack := func(list []corev1.Container, init bool) func(was, now *corev1.ContainerStatus) bool {
+		return func(was, now *corev1.ContainerStatus) bool {
+			i := slices.IndexFunc(list, func(c corev1.Container) bool { return c.Name == was.Name })
+			if restartsAll(spec) || i >= 0 && restartsAfter(&list[i], spec.RestartPolicy, was.State.Terminated.ExitCode) {
+				return true
+			}
+			return init && now.RestartCount > was.RestartCount
+		}
 	}
-	errs = append(errs, statesOnlyEnd(pod.Status.InitContainerStatuses, old.Status.InitContainerStatuses, fld.Child("initContainerStatuses"), func(name string) bool {
-		return spec.RestartPolicy == corev1.RestartPolicyAlways || sidecar(name)
-	}, spec.RestartPolicy)...)
-	errs = append(errs, statesOnlyEnd(pod.Status.EphemeralContainerStatuses, old.Status.EphemeralContainerStatuses, fld.Child("ephemeralContainerStatuses"), func(string) bool {
-		return false
-	}, corev1.RestartPolicyNever)...)
+	never := func(_, _ *corev1.ContainerStatus) bool { return false }
+	errs = append(errs, statesOnlyEnd(pod.Status.ContainerStatuses, old.Status.ContainerStatuses, fld.Child("containerStatuses"), comesBack(spec.Containers, false))...)
+	errs = append(errs, statesOnlyEnd(pod.Status.InitContainerStatuses, old.Status.InitContainerStatuses, fld.Child("initContainerStatuses"), comesBack(spec.InitContainers, true))...)
+	errs = append(errs, statesOnlyEnd(pod.Status.EphemeralContainerStatuses, old.Status.EphemeralContainerStatuses, fld.Child("ephemeralContainerStatuses"), never)...)
 	errs = append(errs, podIPs(pod, fld)...)
 	errs = append(errs, hostIPs(pod, fld)...)
 	if old.Status.QOSClass != "" && pod.Status.QOSClass != old.Status.QOSClass {
@@ -42,16 +44,16 @@ func ValidatePodStatusUpdate(pod, old *corev1.Pod) field.ErrorList {
 }
 
 // statesOnlyEnd forbids leaving the terminated state, but for containers that
-// always restart and, under OnFailure, those that failed.
-func statesOnlyEnd(now, before []corev1.ContainerStatus, fld *field.Path, restarts func(name string) bool, policy corev1.RestartPolicy) field.ErrorList {
+// come back.
+func statesOnlyEnd(now, before []corev1.ContainerStatus, fld *field.Path, comesBack func(was, now *corev1.ContainerStatus) bool) field.ErrorList {
 	var errs field.ErrorList
-	for _, was := range before {
-		end := was.State.Terminated
-		if end == nil || restarts(was.Name) || (end.ExitCode != 0 && policy == corev1.RestartPolicyOnFailure) {
+	for j := range before {
+		was := &before[j]
+		if was.State.Terminated == nil {
 			continue
 		}
 		i := slices.IndexFunc(now, func(s corev1.ContainerStatus) bool { return s.Name == was.Name })
-		if i >= 0 && now[i].State.Terminated == nil {
+		if i >= 0 && now[i].State.Terminated == nil && !comesBack(was, &now[i]) {
 			errs = append(errs, field.Forbidden(fld.Index(i).Child("state"), "may not be transitioned to non-terminated state"))
 		}
 	}

@@ -109,6 +109,32 @@ func TestStatusTransitions(t *testing.T) {
 		}
 		diffErrors(t, ValidatePodStatusUpdate(pod, old), want)
 	}
+	const rules = `{restartPolicy: Never, initContainers: [{name: i, image: b}], containers: [{name: a, image: b, restartPolicy: Never, restartPolicyRules: [{action: RULE, exitCodes: {operator: In, values: [42]}}]}]}`
+	for _, c := range []struct {
+		rule string
+		code int32
+		ok   bool
+	}{{"Restart", 42, true}, {"Restart", 1, false}, {"RestartAllContainers", 42, true}, {"RestartAllContainers", 1, true}} {
+		old := podOf(t, strings.Replace(rules, "RULE", c.rule, 1))
+		old.Status.ContainerStatuses = []corev1.ContainerStatus{ended(c.code)}
+		pod := old.DeepCopy()
+		pod.Status.ContainerStatuses = []corev1.ContainerStatus{running}
+		if errs := ValidatePodStatusUpdate(pod, old); (len(errs) == 0) != c.ok {
+			t.Errorf("%+v: %v", c, errs)
+		}
+	}
+	// In a new sandbox init containers run again.
+	again := podOf(t, strings.Replace(rules, "RULE", "Restart", 1))
+	first := ended(0)
+	first.Name = "i"
+	again.Status.InitContainerStatuses = []corev1.ContainerStatus{first}
+	for count, ok := range []bool{false, true} {
+		pod := again.DeepCopy()
+		pod.Status.InitContainerStatuses = []corev1.ContainerStatus{{Name: "i", RestartCount: int32(count), State: running.State}}
+		if errs := ValidatePodStatusUpdate(pod, again); (len(errs) == 0) != ok {
+			t.Errorf("attempt %d: %v", count, errs)
+		}
+	}
 	old := podOf(t, `{containers: [{name: a, image: b}]}`)
 	pod := old.DeepCopy()
 	pod.Status.PodIPs = []corev1.PodIP{{IP: "10.0.0.1"}, {IP: "10.0.0.2"}}

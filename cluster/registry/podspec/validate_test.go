@@ -206,9 +206,16 @@ readinessGates: [{conditionType: example.com/ready}]
 			`spec.resources.requests[cpu]: Invalid value: "100m": must be greater than or equal to aggregate container requests of 500m`,
 			`spec.containers[0].resources.limits[cpu]: Invalid value: "2": must be less than or equal to pod limits of 1`,
 		}},
-		{"never possible", `{os: {name: windows}, resourceClaims: [{name: x}], containers: [{name: a, image: b, restartPolicyRules: [{action: Restart}], volumeMounts: []}]}`, []string{
+		{"restart rules", `{initContainers: [{name: i, image: b, restartPolicy: Never, restartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: [1]}}]}, {name: s, image: b, restartPolicy: Always, restartPolicyRules: [{action: RestartAllContainers, exitCodes: {operator: NotIn, values: [0]}}]}], containers: [{name: a, image: b, restartPolicy: OnFailure, restartPolicyRules: [{action: RestartAllContainers, exitCodes: {operator: In, values: [42]}}]}]}`, nil},
+		{"wrong restart rules", `{containers: [{name: a, image: b, restartPolicy: Sometimes}, {name: c, image: b, restartPolicyRules: [{action: Reboot}, {action: Restart, exitCodes: {operator: Like, values: [1]}}]}]}`, []string{
+			`spec.containers[0].restartPolicy: Unsupported value: "Sometimes": supported values: "Always", "Never", "OnFailure"`,
+			`spec.containers[1].restartPolicy: Required value: must specify restartPolicy when restart rules are used`,
+			`spec.containers[1].restartPolicyRules[0].action: Unsupported value: "Reboot": supported values: "Restart", "RestartAllContainers"`,
+			`spec.containers[1].restartPolicyRules[0].exitCodes: Required value: must be specified`,
+			`spec.containers[1].restartPolicyRules[1].exitCodes.operator: Unsupported value: "Like": supported values: "In", "NotIn"`,
+		}},
+		{"never possible", `{os: {name: windows}, resourceClaims: [{name: x}], containers: [{name: a, image: b, volumeMounts: []}]}`, []string{
 			`spec.resourceClaims: Forbidden: dynamic resource allocation is not supported by skiff`,
-			`spec.containers[0].restartPolicyRules: Forbidden: restart rules are not supported by skiff`,
 			`spec.os.name: Forbidden: skiff has Linux nodes only`,
 		}},
 	} {
