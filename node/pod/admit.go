@@ -2,8 +2,11 @@ package pod
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
+	apiresource "k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/component-helpers/resource"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
@@ -18,25 +21,26 @@ func (m *Manager) admit(w *worker) (reason, message string) {
 			return "NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
 		}
 	}
+	return m.grants.admit(p)
+}
+
+// lacking names the first resource of which there is not enough beside others
+// for what p asks for, and says so; "" when all is there. What the node does not
+// count, such as extended resources of the cluster, it does not limit.
+func lacking(p *v1.Pod, others []*v1.Pod, allocatable v1.ResourceList) (v1.ResourceName, string) {
 	used := v1.ResourceList{}
-	pods := int64(0)
-	for _, o := range m.others(w) {
-		pods++
+	for _, o := range others {
 		for name, q := range resource.PodRequests(o, resource.PodResourcesOptions{}) {
 			sum := used[name]
 			sum.Add(q)
 			used[name] = sum
 		}
-		if port, clash := portClash(p, o); clash {
-			return "NodePorts", fmt.Sprintf("Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports (%d)", port)
-		}
-	}
-	if most := m.cfg.Allocatable.Pods().Value(); most > 0 && pods+1 > most {
-		return "OutOfpods", fmt.Sprintf("Node didn't have enough resource: pods, requested: 1, used: %d, capacity: %d", pods, most)
 	}
 	requests := resource.PodRequests(p, resource.PodResourcesOptions{})
-	for _, name := range []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage} {
-		want, have := requests[name], m.cfg.Allocatable[name]
+	first := []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage}
+	names := slices.Sorted(maps.Keys(requests))
+	for _, name := range append(first, slices.DeleteFunc(names, func(n v1.ResourceName) bool { return slices.Contains(first, n) })...) {
+		want, have := requests[name], allocatable[name]
 		if want.IsZero() || have.IsZero() {
 			continue
 		}
@@ -44,35 +48,19 @@ func (m *Manager) admit(w *worker) (reason, message string) {
 		total := sum.DeepCopy()
 		total.Add(want)
 		if total.Cmp(have) > 0 {
-			value := func(q interface {
-				MilliValue() int64
-				Value() int64
-			}) int64 {
-				if name == v1.ResourceCPU {
-					return q.MilliValue()
-				}
-				return q.Value()
-			}
-			return "OutOf" + string(name), fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d",
-				name, value(&want), value(&sum), value(&have))
+			return name, fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d",
+				name, units(name, want), units(name, sum), units(name, have))
 		}
 	}
 	return "", ""
 }
 
-// others are the pods that were admitted and have not ended.
-func (m *Manager) others(me *worker) (out []*v1.Pod) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, w := range m.workers {
-		if w == me {
-			continue
-		}
-		if v := w.view.Load(); v != nil && v.State != New && v.State != Stopped && v.State != Gone {
-			out = append(out, v.Pod)
-		}
+// units is a quantity as messages give it: cpu in thousandths.
+func units(name v1.ResourceName, q apiresource.Quantity) int64 {
+	if name == v1.ResourceCPU {
+		return q.MilliValue()
 	}
-	return out
+	return q.Value()
 }
 
 func portClash(a, b *v1.Pod) (int32, bool) {

@@ -1,8 +1,10 @@
 package pod
 
 import (
+	"slices"
+
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/component-helpers/resource"
 
 	"github.com/skiff-sh/skiff/node/runtime"
 )
@@ -11,6 +13,7 @@ const (
 	cpuPeriod = 100_000 // microseconds
 	minQuota  = 1_000
 	minShares = 2
+	maxShares = 1 << 18
 )
 
 // QOS returns the pod's quality of service class.
@@ -49,99 +52,62 @@ func QOS(pod *v1.Pod) v1.PodQOSClass {
 	return v1.PodQOSBurstable
 }
 
-func cpuShares(q resource.Quantity) int64 {
-	return max(minShares, q.MilliValue()*1024/1000)
+func cpuShares(milli int64) int64 {
+	return min(max(minShares, milli*1024/1000), maxShares)
 }
 
-func cpuQuota(q resource.Quantity) int64 {
-	if q.IsZero() {
+// cpuQuota is microseconds in each cpuPeriod; 0 is no limit.
+func cpuQuota(milli int64) int64 {
+	if milli == 0 {
 		return 0
 	}
-	return max(minQuota, q.MilliValue()*cpuPeriod/1000)
+	return max(minQuota, milli*cpuPeriod/1000)
 }
 
-// containerResources are the cgroup settings of one container.
+// containerResources are the cgroup settings of one container. A limit that it
+// has not is that of its pod as a whole.
 func containerResources(pod *v1.Pod, c *v1.Container, memoryCapacity int64) runtime.Resources {
 	r := runtime.Resources{CPUPeriod: cpuPeriod, OOMScoreAdj: oomScoreAdj(pod, c, memoryCapacity)}
 	req, ok := c.Resources.Requests[v1.ResourceCPU]
 	if !ok {
 		req = c.Resources.Limits[v1.ResourceCPU]
 	}
-	r.CPUShares = cpuShares(req)
-	r.CPUQuota = cpuQuota(c.Resources.Limits[v1.ResourceCPU])
-	r.MemoryLimit = c.Resources.Limits.Memory().Value()
+	limits := withPodLimits(c.Resources, computingOf(pod.Spec.Resources)).Limits
+	r.CPUShares = cpuShares(req.MilliValue())
+	r.CPUQuota = cpuQuota(limits.Cpu().MilliValue())
+	r.MemoryLimit = limits.Memory().Value()
 	return r
 }
 
-// podResources are the settings of the pod's own cgroup: the sum of what its
-// containers ask for; limits only when every container has one.
+// podResources are the settings of the pod's own cgroup: what its containers and
+// its overhead ask for together, or the pod as a whole; limits only where the pod
+// or every container has one.
 func podResources(pod *v1.Pod, pids int64) runtime.Resources {
-	r := runtime.Resources{CPUPeriod: cpuPeriod, PidsLimit: pids}
-	var milli, limMilli, mem int64
-	cpuLimited, memLimited := true, true
-	add := func(c *v1.Container) {
-		req, ok := c.Resources.Requests[v1.ResourceCPU]
-		if !ok {
-			req = c.Resources.Limits[v1.ResourceCPU]
-		}
-		milli += req.MilliValue()
-		if l := c.Resources.Limits.Cpu(); l.IsZero() {
-			cpuLimited = false
-		} else {
-			limMilli += l.MilliValue()
-		}
-		if l := c.Resources.Limits.Memory(); l.IsZero() {
-			memLimited = false
-		} else {
-			mem += l.Value()
-		}
+	o := resource.PodResourcesOptions{}
+	requests, limits := resource.PodRequests(pod, o), resource.PodLimits(pod, o)
+	r := runtime.Resources{CPUPeriod: cpuPeriod, PidsLimit: pids, CPUShares: cpuShares(requests.Cpu().MilliValue())}
+	whole := computingOf(pod.Spec.Resources).Limits
+	if limited(v1.ResourceCPU, pod) || !whole.Cpu().IsZero() {
+		r.CPUQuota = cpuQuota(limits.Cpu().MilliValue())
 	}
-	for i := range pod.Spec.Containers {
-		add(&pod.Spec.Containers[i])
-	}
-	for i := range pod.Spec.InitContainers {
-		c := &pod.Spec.InitContainers[i]
-		if restartableInit(c) {
-			add(c)
-			continue
-		}
-		// An init container runs alone (with sidecars): it must fit, but adds nothing.
-		milli = max(milli, c.Resources.Requests.Cpu().MilliValue())
-		if l := c.Resources.Limits.Cpu(); l.IsZero() {
-			cpuLimited = false
-		} else {
-			limMilli = max(limMilli, l.MilliValue())
-		}
-		if l := c.Resources.Limits.Memory(); l.IsZero() {
-			memLimited = false
-		} else {
-			mem = max(mem, l.Value())
-		}
-	}
-	milli += pod.Spec.Overhead.Cpu().MilliValue()
-	r.CPUShares = max(minShares, milli*1024/1000)
-	if cpuLimited {
-		r.CPUQuota = max(minQuota, limMilli*cpuPeriod/1000)
-	}
-	if memLimited {
-		r.MemoryLimit = mem + pod.Spec.Overhead.Memory().Value()
-	}
-	if pod.Spec.Resources != nil {
-		if l := pod.Spec.Resources.Limits.Cpu(); !l.IsZero() {
-			r.CPUQuota = cpuQuota(*l)
-		}
-		if l := pod.Spec.Resources.Limits.Memory(); !l.IsZero() {
-			r.MemoryLimit = l.Value()
-		}
-		if q := pod.Spec.Resources.Requests.Cpu(); !q.IsZero() {
-			r.CPUShares = cpuShares(*q)
-		}
+	if limited(v1.ResourceMemory, pod) || !whole.Memory().IsZero() {
+		r.MemoryLimit = limits.Memory().Value()
 	}
 	return r
+}
+
+// limited says that every container has a limit.
+func limited(name v1.ResourceName, pod *v1.Pod) bool {
+	return !slices.ContainsFunc(slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers), func(c v1.Container) bool {
+		q := c.Resources.Limits[name]
+		return q.IsZero()
+	})
 }
 
 // oomScoreAdj makes the kernel kill best-effort containers first, guaranteed
-// ones last, and the others by how little of the memory they asked for.
+// ones last, and the others by how little of the memory they asked for: what the
+// pod asks for as a whole counts in equal parts, and a sidecar is never worse off
+// than the containers that need it.
 func oomScoreAdj(pod *v1.Pod, c *v1.Container, capacity int64) int {
 	if pod.Spec.PriorityClassName == "system-node-critical" {
 		return -997
@@ -156,14 +122,21 @@ func oomScoreAdj(pod *v1.Pod, c *v1.Container, capacity int64) int {
 		return 999
 	}
 	request := c.Resources.Requests.Memory().Value()
-	adj := int(1000 - 1000*request/capacity)
-	if adj < 3 { // above guaranteed pods
-		return 3
+	if restartableInit(c) && len(pod.Spec.Containers) > 0 {
+		least := pod.Spec.Containers[0].Resources.Requests.Memory().Value()
+		for i := range pod.Spec.Containers {
+			least = min(least, pod.Spec.Containers[i].Resources.Requests.Memory().Value())
+		}
+		request = max(request, least)
 	}
-	if adj == 1000 {
-		return 999
+	if resource.IsPodLevelRequestsSet(pod) {
+		whole := pod.Spec.Resources.Requests.Memory().Value()
+		parts := resource.AggregateContainerRequests(pod, resource.PodResourcesOptions{})
+		if n := int64(len(pod.Spec.Containers) + len(pod.Spec.InitContainers)); whole > parts.Memory().Value() {
+			request += (whole - parts.Memory().Value()) / n
+		}
 	}
-	return adj
+	return min(max(3, 1000-int(1000*request/capacity)), 999) // between guaranteed and best-effort
 }
 
 func restartableInit(c *v1.Container) bool {
