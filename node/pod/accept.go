@@ -1,6 +1,8 @@
 package pod
 
 import (
+	"slices"
+
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/skiff-sh/skiff/node/objects"
@@ -24,16 +26,30 @@ func (w *worker) accept() bool {
 		return false
 	}
 	if w.sandbox == nil { // else it was admitted by an earlier agent
-		if reason, msg := w.m.admit(w); reason != "" {
+		reason, msg := pressed(w.pod, w.m.pressure())
+		if reason == "" {
+			reason, msg = w.m.admit(w)
+		}
+		if reason != "" {
 			w.eventPod(v1.EventTypeWarning, reason, "%s", msg)
 			w.end = ending{reason: reason, message: "Pod was rejected: " + msg}
+			w.rejected = true
 			w.move(Stopped)
 			return false
 		}
 	}
+	w.m.grants.adopt(w.pod)
 	w.hold()
+	if w.sandbox == nil && w.ranSomewhere() && !w.beginAgain() {
+		return false
+	}
 	w.move(Preparing)
 	return true
+}
+
+// ranSomewhere says that the pod had a sandbox, which is gone.
+func (w *worker) ranSomewhere() bool {
+	return slices.ContainsFunc(w.ctrs, func(c *container) bool { return c.ended != nil && c.role != roleEphemeral })
 }
 
 // hold has the objects watched that the pod refers to.

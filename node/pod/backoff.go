@@ -22,10 +22,8 @@ func (b *backoff) wait(failed, now time.Time) time.Duration {
 	if b.delay == 0 || b.expired(failed) {
 		return 0
 	}
-	if left := failed.Add(b.delay).Sub(now); left > 0 {
-		return left
-	}
-	return 0
+	// A failure that lies in the future is of a clock that was set back since.
+	return min(max(0, failed.Add(b.delay).Sub(now)), b.delay)
 }
 
 // next counts a retry after a failure at the given time.

@@ -18,6 +18,7 @@ const (
 	noteName    = "skiff.sh/image-name" // as its status shows it
 	noteImageID = "skiff.sh/image-id"
 	noteStop    = "skiff.sh/stop-signal"
+	noteUser    = "skiff.sh/user"
 )
 
 type role int
@@ -48,6 +49,14 @@ type container struct {
 	retryAt time.Time                // do not try to start before
 	seen    int64                    // worker.changes when the configuration was wrong
 	back    backoff                  // between restarts
+	// finished is when the attempt ended after which the next one may have to
+	// wait; zero if it has not to.
+	finished time.Time
+	// lost is an end that nobody saw, of an attempt that the API knows of and
+	// that is in no sandbox.
+	lost *v1.ContainerStateTerminated
+
+	again bool // it ended only to start again with other resources
 
 	pull       *pull
 	pullBack   backoff
@@ -55,6 +64,8 @@ type container struct {
 	pullErr    string
 
 	hook      hookState
+	unhook    context.CancelFunc // ends the hook under way
+	hookErr   string             // how the postStart hook failed
 	kill      *killing
 	unprobe   context.CancelFunc // ends the probes of this attempt
 	unlive    context.CancelFunc // ends its liveness probe
@@ -69,8 +80,15 @@ type hookState int
 const (
 	hookNone hookState = iota
 	hookRunning
+	hookFailed // the container is being ended for it
 	hookDone
 )
+
+// starting says that the container's process runs and its postStart hook has
+// not succeeded: to the outside the container is still being created.
+func (c *container) starting() bool {
+	return c.running() && (c.hook == hookRunning || c.hook == hookFailed)
+}
 
 func (c *container) running() bool { return c.cur != nil && c.ended == nil }
 
@@ -88,51 +106,19 @@ func (c *container) next() uint32 {
 
 // restarts says whether an attempt that has ended is followed by another.
 func (c *container) restarts(policy v1.RestartPolicy) bool {
-	if c.ended == nil {
+	if c.ended == nil || c.again {
 		return true
 	}
-	code := c.ended.ExitCode
-	if c.role == roleEphemeral {
+	if c.role == roleEphemeral || c.role == roleInit && c.ended.ExitCode == 0 {
 		return false
 	}
-	if c.role == roleInit {
-		if code == 0 {
-			return false
-		}
-		return policy != v1.RestartPolicyNever
-	}
-	for _, r := range c.spec.RestartPolicyRules {
-		if r.Action == v1.ContainerRestartRuleActionRestart && r.ExitCodes != nil && ruleMatches(r.ExitCodes, code) {
-			return true
-		}
-	}
-	if c.spec.RestartPolicy != nil {
-		policy = v1.RestartPolicy(*c.spec.RestartPolicy)
-	}
-	switch policy {
-	case v1.RestartPolicyNever:
-		return false
-	case v1.RestartPolicyOnFailure:
-		return code != 0
-	}
-	return true
-}
-
-func ruleMatches(r *v1.ContainerRestartRuleOnExitCodes, code int32) bool {
-	in := false
-	for _, v := range r.Values {
-		in = in || v == code
-	}
-	if r.Operator == v1.ContainerRestartRuleOnExitCodesOpNotIn {
-		return !in
-	}
-	return in
+	return restartsAfter(c.spec, policy, c.ended.ExitCode)
 }
 
 // initialized says that the containers after this init container may start.
 func (c *container) initialized() bool {
 	if c.role == roleSidecar {
-		return c.running() && c.started && c.hook != hookRunning
+		return c.running() && c.started && !c.starting()
 	}
 	return c.ended != nil && c.ended.ExitCode == 0
 }
@@ -141,29 +127,30 @@ func (c *container) logName(attempt uint32) string {
 	return filepath.Join(c.spec.Name, strconv.FormatUint(uint64(attempt), 10)+".log")
 }
 
-// status is the container's part of the pod's status.
+// status is the container's part of the pod's status. A container whose
+// postStart hook is under way is still being created, and has no ID yet: if the
+// agent ends now, the next one knows that the hook has to run again.
 func (c *container) status(defaultWait v1.ContainerStateWaiting) v1.ContainerStatus {
-	started := c.running() && c.started && c.hook != hookRunning
-	s := v1.ContainerStatus{Name: c.spec.Name, Image: c.spec.Image, RestartCount: int32(c.attempt), Started: &started}
+	started := c.running() && c.started && !c.starting()
+	s := v1.ContainerStatus{Name: c.spec.Name, Image: c.spec.Image, RestartCount: int32(c.attempt), Started: &started, VolumeMounts: mountStatuses(c.spec)}
 	if c.image != "" {
 		s.Image, s.ImageID = c.image, c.imageID
 	}
-	if c.cur != nil {
+	if c.cur != nil && !c.starting() {
 		s.ContainerID = containerID(c.cur.ID)
-		// What a container was given does not change while it lives: there is
-		// no pods/resize yet.
 		s.Resources, s.AllocatedResources = c.spec.Resources.DeepCopy(), c.spec.Resources.Requests.DeepCopy()
+		s.User = statusUser(c.cur.Annotations[noteUser])
+		if lc := c.spec.Lifecycle; lc != nil {
+			s.StopSignal = lc.StopSignal
+		}
 	}
 	if c.last != nil {
 		s.LastTerminationState.Terminated = c.last
 	}
 	switch {
-	case c.running():
+	case c.running() && !c.starting():
 		s.State.Running = &v1.ContainerStateRunning{StartedAt: metav1.NewTime(c.cur.StartedAt).Rfc3339Copy()}
-		s.Ready = started && c.ready
-		if c.role == roleInit {
-			s.Ready = false
-		}
+		s.Ready = started && c.ready && c.role != roleInit
 	case c.ended != nil && c.waiting.Reason == "":
 		s.State.Terminated = c.ended
 		s.Ready = c.role == roleInit && c.ended.ExitCode == 0
@@ -195,12 +182,18 @@ func newContainers(p *v1.Pod) []*container {
 			}
 			c.attempt = uint32(s.RestartCount)
 			c.last = s.LastTerminationState.Terminated
-			if s.State.Terminated != nil {
+			switch {
+			case s.State.Terminated != nil:
 				c.ended = s.State.Terminated
-			} else if s.ContainerID != "" {
-				// It ran, and unless its sandbox is adopted it is lost: the
-				// next attempt counts as a restart.
-				c.attempt++
+			case s.ContainerID != "" && s.State.Running == nil && c.last != nil:
+				c.ended, c.last = c.last, nil // it waits to be started again
+			case s.ContainerID != "":
+				// It ran. Unless its sandbox is adopted, nobody knows how it ended.
+				c.lost = &v1.ContainerStateTerminated{ExitCode: 137, Reason: reasonUnknown, ContainerID: s.ContainerID,
+					Message: "The container could not be located when the pod was looked at"}
+				if r := s.State.Running; r != nil {
+					c.lost.StartedAt = r.StartedAt
+				}
 			}
 		}
 		out = append(out, c)

@@ -15,81 +15,108 @@ import (
 	"github.com/skiff-sh/skiff/node/runtime"
 )
 
-// startHook runs the postStart hook beside the container; until it ended the
-// container counts as not started, and a failure ends it.
+// startHook runs the postStart hook beside the container. Until it has
+// succeeded the container counts as not started and is not probed; a failure
+// ends the container.
 func (w *worker) startHook(c *container) {
-	c.hook = hookDone
 	lc := c.spec.Lifecycle
 	if lc == nil || lc.PostStart == nil {
+		c.hook = hookDone
+		w.startProbes(c, false)
 		return
 	}
 	c.hook = hookRunning
 	id, handler, at := c.cur.ID, *lc.PostStart, w.inside(c)
+	ctx, cancel := context.WithCancel(w.m.ctx)
+	c.unhook = cancel
 	w.m.wg.Go(func() {
-		err := at.runHook(w.m.ctx, handler)
+		defer cancel()
+		err := at.runHook(ctx, handler)
 		w.post(func() {
-			if c.cur == nil || c.cur.ID != id || !c.running() {
+			if c.cur == nil || c.cur.ID != id || !c.running() || c.hook != hookRunning || ctx.Err() != nil && err != nil {
 				return
 			}
-			c.hook = hookDone
-			if err != nil && w.m.ctx.Err() == nil {
-				w.event(c, v1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed")
-				w.log.Info("postStart hook", "container", c.spec.Name, "err", err)
-				c.unhealthy = "FailedPostStartHook"
+			if err == nil {
+				c.hook = hookDone
+				if c.kill == nil {
+					w.startProbes(c, false)
+				}
+				return
 			}
+			c.hook = hookFailed
+			c.hookErr = err.Error()
+			// What the hook said may hold secrets, so the event has none of it.
+			w.event(c, v1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed")
+			c.unhealthy = "FailedPostStartHook"
 		})
 	})
+}
+
+// stopHook ends the hook under way, postStart or preStop.
+func (c *container) stopHook() {
+	if c.unhook != nil {
+		c.unhook()
+		c.unhook = nil
+	}
 }
 
 // inside is where hooks and probes of one attempt run. They run beside the
 // worker's goroutine, so they get what they need of its fields here.
 type inside struct {
+	w       *worker
 	sandbox Sandbox
 	id      string
 	host    string // the pod's address
+	where   string // for messages
 	ports   []v1.ContainerPort
 }
 
 func (w *worker) inside(c *container) inside {
-	return inside{sandbox: w.sandbox, id: c.cur.ID, host: first(w.ips), ports: c.spec.Ports}
+	return inside{w: w, sandbox: w.sandbox, id: c.cur.ID, host: first(w.ips), ports: c.spec.Ports,
+		where: fmt.Sprintf("for Container %q in Pod %q", c.spec.Name, describe(w.pod))}
 }
 
-// runHook runs one lifecycle handler.
+// runHook runs one lifecycle handler. It has no time limit of its own.
 func (in inside) runHook(ctx context.Context, h v1.LifecycleHandler) error {
 	switch {
 	case h.Exec != nil:
 		out, code, err := in.exec(ctx, h.Exec.Command)
+		if err == nil && code != 0 {
+			err = fmt.Errorf("command '%s' exited with %d: %s", strings.Join(h.Exec.Command, " "), code, out)
+		}
 		if err != nil {
-			return err
+			return fmt.Errorf("Exec lifecycle hook (%v) %s failed - error: %w, message: %q", h.Exec.Command, in.where, err, out) //nolint:staticcheck // shown as it is
 		}
-		if code != 0 {
-			return fmt.Errorf("command %q exited with %d: %s", strings.Join(h.Exec.Command, " "), code, strings.TrimSpace(out))
-		}
-		return nil
 	case h.HTTPGet != nil:
-		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-		defer cancel()
-		if ok, msg := probe.HTTPGet(ctx, h.HTTPGet, in.host, in.ports); !ok {
-			return errors.New(msg)
+		fellBack, err := probe.HTTPHook(ctx, h.HTTPGet, in.host, in.ports)
+		if err != nil {
+			return fmt.Errorf("HTTP lifecycle hook (%s) %s failed - error: %w", h.HTTPGet.Path, in.where, err) //nolint:staticcheck // shown as it is
 		}
-		return nil
+		if fellBack != "" {
+			in.w.post(func() {
+				in.w.eventPod(v1.EventTypeWarning, "LifecycleHTTPFallback", "request to HTTPS lifecycle hook %s got HTTP response, retry with HTTP succeeded", fellBack)
+			})
+		}
 	case h.Sleep != nil:
 		t := time.NewTimer(time.Duration(h.Sleep.Seconds) * time.Second)
 		defer t.Stop()
 		select {
 		case <-t.C:
-			return nil
 		case <-ctx.Done():
-			return ctx.Err()
+			return fmt.Errorf("Sleep lifecycle hook (%d) %s failed - error: container terminated before sleep hook finished", h.Sleep.Seconds, in.where) //nolint:staticcheck // shown as it is
 		}
+	default:
+		return errors.New("the hook has no handler that skiff knows")
 	}
-	return errors.New("the hook has no handler that skiff knows")
+	return nil
 }
 
 // exec runs a command in the container and returns the beginning of its output.
 func (in inside) exec(ctx context.Context, args []string) (string, int, error) {
 	var out limitedBuffer
 	code, err := in.sandbox.Exec(ctx, in.id, runtime.ExecConfig{Args: args}, nil, &out, &out, nil)
+	out.mu.Lock()
+	defer out.mu.Unlock()
 	return out.b.String(), code, err
 }
 
@@ -108,89 +135,9 @@ func (l *limitedBuffer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// startProbes begins to probe the newest attempt. An adopted container keeps
-// what the agent before knew of it.
-func (w *worker) startProbes(c *container, adopted bool) {
-	if !adopted || c.spec.StartupProbe == nil {
-		c.started = c.spec.StartupProbe == nil
-	}
-	if !adopted || c.spec.ReadinessProbe == nil {
-		c.ready = c.spec.ReadinessProbe == nil
-	}
-	if c.role == roleInit {
-		return
-	}
-	ctx, cancel := context.WithCancel(w.m.ctx)
-	c.unprobe = cancel
-	if c.spec.StartupProbe != nil && !c.started {
-		w.probe(ctx, c, probe.Startup, c.spec.StartupProbe, false)
-		return
-	}
-	c.started = true
-	w.probeOn(ctx, c)
-}
-
-// probeOn begins the probes that wait for the startup probe.
-func (w *worker) probeOn(ctx context.Context, c *container) {
-	if c.spec.ReadinessProbe != nil {
-		w.probe(ctx, c, probe.Readiness, c.spec.ReadinessProbe, c.ready)
-	}
-	if c.spec.LivenessProbe != nil {
-		live, cancel := context.WithCancel(ctx)
-		c.unlive = cancel
-		w.probe(live, c, probe.Liveness, c.spec.LivenessProbe, true)
-	}
-}
-
-func (w *worker) probe(ctx context.Context, c *container, kind probe.Kind, p *v1.Probe, initially bool) {
-	id, at := c.cur.ID, w.inside(c)
-	mine := func(f func()) {
-		w.post(func() {
-			if c.cur != nil && c.cur.ID == id && c.running() && ctx.Err() == nil {
-				f()
-			}
-		})
-	}
-	cfg := probe.Config{Kind: kind, Probe: p, Host: at.host, Ports: at.ports, StartedAt: c.cur.StartedAt, Initially: initially, Exec: at.exec}
-	cfg.Failed = func(msg string) {
-		mine(func() { w.event(c, v1.EventTypeWarning, "Unhealthy", "%s", msg) })
-	}
-	cfg.Settled = func(ok bool) {
-		mine(func() {
-			switch {
-			case kind == probe.Readiness:
-				c.ready = ok
-			case kind == probe.Startup && ok:
-				c.started = true
-				w.probeOn(ctx, c)
-			case !ok && c.kill == nil:
-				c.unhealthy = fmt.Sprintf("Container %s failed %s probe, will be restarted", c.spec.Name, strings.ToLower(string(kind)))
-				c.grace = p.TerminationGracePeriodSeconds
-			}
-		})
-	}
-	w.m.wg.Go(func() { probe.Run(ctx, cfg) })
-}
-
 func first(s []string) string {
 	if len(s) == 0 {
 		return ""
 	}
 	return s[0]
-}
-
-func (c *container) stopProbes() {
-	if c.unprobe != nil {
-		c.unprobe()
-		c.unprobe, c.unlive = nil, nil
-	}
-}
-
-// stopLiveness keeps a container that is being ended from being restarted;
-// its readiness is still of interest.
-func (c *container) stopLiveness() {
-	if c.unlive != nil {
-		c.unlive()
-		c.unlive = nil
-	}
 }

@@ -19,6 +19,7 @@ const minGrace = 2 * time.Second
 type killing struct {
 	deadline time.Time
 	hook     context.CancelFunc // the preStop hook runs; ends it
+	held     bool               // others have to end before the signal
 	signaled bool
 	forced   bool
 	again    time.Time // when to try a signal again that failed
@@ -67,28 +68,28 @@ func (w *worker) killBy(ctx context.Context, c *container, deadline time.Time, w
 		why = "Stopping container " + c.spec.Name
 	}
 	w.event(c, v1.EventTypeNormal, "Killing", "%s", why)
-	c.kill = &killing{deadline: deadline}
+	k := &killing{deadline: deadline}
+	c.kill = k
 	c.stopLiveness()
+	c.stopHook()
 	lc := c.spec.Lifecycle
 	if lc == nil || lc.PreStop == nil || !w.now().Before(deadline) {
 		return
 	}
-	k := c.kill
 	hookCtx, cancel := context.WithDeadline(w.m.ctx, time.Now().Add(deadline.Sub(w.now())))
-	k.hook = cancel
-	handler, at := *lc.PreStop, w.inside(c)
+	k.hook, c.unhook = cancel, cancel
+	id, handler, at := c.cur.ID, *lc.PreStop, w.inside(c)
 	w.m.wg.Go(func() {
 		err := at.runHook(hookCtx, handler)
+		ended := hookCtx.Err() == context.Canceled
 		cancel()
 		w.post(func() {
 			k.hook = nil
-			if err != nil {
-				w.event(c, v1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed")
-				w.log.Info("preStop hook", "container", c.spec.Name, "err", err)
+			if err == nil || ended && (c.cur == nil || c.cur.ID != id || !c.running()) {
+				return // it is done, or the container has not waited for it
 			}
-			if floor := w.now().Add(minGrace); k.deadline.Before(floor) {
-				k.deadline = floor
-			}
+			w.event(c, v1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed")
+			w.log.Info("preStop hook", "container", c.spec.Name, "err", err)
 		})
 	})
 }
@@ -107,6 +108,10 @@ func (w *worker) driveKill(ctx context.Context, c *container, alarm *time.Time) 
 		}
 		k.hook() // its time is over
 		k.hook = nil
+	}
+	if k.held && now.Before(k.deadline) {
+		earlier(alarm, k.deadline)
+		return
 	}
 	if !k.signaled {
 		if floor := now.Add(minGrace); k.deadline.Before(floor) {
@@ -160,8 +165,9 @@ func signalNumber(name string) syscall.Signal {
 	return unix.SIGTERM
 }
 
-// stopAll ends the containers: main ones and init containers at once, then
-// the sidecars in the reverse of their order, all within one grace period.
+// stopAll ends the containers, all within one grace period. The preStop hooks
+// run at once; then the sidecars wait until the main containers have ended,
+// and the sidecars after them, before they get their signal.
 func (w *worker) stopAll(ctx context.Context, alarm *time.Time) {
 	if w.sandbox == nil || !w.sandbox.Alive() {
 		w.move(Stopped)
@@ -175,34 +181,35 @@ func (w *worker) stopAll(ctx context.Context, alarm *time.Time) {
 		w.retryAt = time.Time{}
 	}
 	deadline := w.endedBy.Add(time.Duration(w.podGrace()) * time.Second)
-	mains := 0
-	for _, c := range w.ctrs {
-		if c.running() && c.role != roleSidecar {
-			mains++
-			w.killBy(ctx, c, deadline, "")
-			w.driveKill(ctx, c, alarm)
-		}
-	}
-	if mains > 0 {
-		if w.now().Before(deadline) {
-			w.observe(ctx)
+	if left := w.stopPass(ctx, deadline, alarm); left > 0 {
+		w.observe(ctx) // some may have ended at once
+		if left = w.stopPass(ctx, deadline, alarm); left > 0 {
 			return
 		}
 	}
-	left := mains
+	w.move(Stopped)
+}
+
+// stopPass takes the next step of each container's end and returns how many
+// still run.
+func (w *worker) stopPass(ctx context.Context, deadline time.Time, alarm *time.Time) (left int) {
+	before := 0 // running ones that the next sidecar has to wait for
+	for _, c := range w.ctrs {
+		if c.running() && c.role == roleMain {
+			before++
+		}
+	}
 	for i := len(w.ctrs) - 1; i >= 0; i-- {
 		c := w.ctrs[i]
-		if c.role != roleSidecar || !c.running() {
+		if !c.running() {
 			continue
 		}
 		left++
 		w.killBy(ctx, c, deadline, "")
-		w.driveKill(ctx, c, alarm)
-		if w.now().Before(deadline) {
-			break // the one before it follows when this one is gone
+		if c.kill.held = c.role == roleSidecar && before > 0; c.role == roleSidecar {
+			before++
 		}
+		w.driveKill(ctx, c, alarm)
 	}
-	if left == 0 {
-		w.move(Stopped)
-	}
+	return left
 }

@@ -41,6 +41,10 @@ type Config struct {
 	// Permit says whether a pod that must not run twice may run here, given for
 	// how long it tolerates that the node cannot be reached. Nil: always.
 	Permit func(tolerated time.Duration) Permit
+	// Probed, unless nil, is told of each question of a probe: kind is Liveness,
+	// Readiness or Startup, result successful, failed or unknown. It is called
+	// from many goroutines.
+	Probed func(p *v1.Pod, container, kind, result string, took time.Duration)
 	// FenceFile is where shims read the time of the last contact; see
 	// shimproto.Fence. Needed with Permit.
 	FenceFile string
@@ -53,6 +57,9 @@ type Config struct {
 	Allocatable    v1.ResourceList
 	MemoryCapacity int64
 	PidsPerPod     int64 // 0: no limit
+	// Pressure returns what the node is short of: it then takes no new pods. Nil: of
+	// nothing.
+	Pressure func() []v1.NodeConditionType
 
 	Logger *slog.Logger
 	now    func() time.Time // time.Now unless a test says otherwise
@@ -63,6 +70,7 @@ type Manager struct {
 	cfg    Config
 	writes chan struct{} // bounds status writes under way
 	pulls  *pulls
+	grants *grants
 	ctx    context.Context
 
 	mu      sync.Mutex
@@ -79,8 +87,10 @@ func NewManager(cfg Config) *Manager {
 	if cfg.now == nil {
 		cfg.now = time.Now
 	}
-	return &Manager{cfg: cfg, writes: make(chan struct{}, 16), pulls: newPulls(cfg.Images),
+	m := &Manager{cfg: cfg, writes: make(chan struct{}, 16), pulls: newPulls(cfg.Images),
 		workers: map[types.UID]*worker{}, again: map[types.UID]*v1.Pod{}, missing: map[types.UID]*time.Timer{}, adopted: map[string]Sandbox{}}
+	m.grants = &grants{m: m, pods: map[types.UID]*grant{}}
+	return m
 }
 
 // Start adopts what an earlier agent left running and then begins to run the
@@ -89,6 +99,7 @@ func NewManager(cfg Config) *Manager {
 // Workers run until ctx ends; Wait awaits them. Containers go on.
 func (m *Manager) Start(ctx context.Context, pods []*v1.Pod) error {
 	m.ctx = ctx
+	m.grants.load(pods)
 	if err := m.adopt(ctx, pods); err != nil {
 		return err
 	}
@@ -181,16 +192,6 @@ func (m *Manager) found(uid types.UID) {
 	}
 }
 
-// Evict ends a pod for good; its phase becomes Failed with this reason.
-func (m *Manager) Evict(uid types.UID, reason, message string) {
-	m.mu.Lock()
-	w := m.workers[uid]
-	m.mu.Unlock()
-	if w != nil {
-		w.evict(reason, message)
-	}
-}
-
 // Poke wakes all workers, as when services or the node changed.
 func (m *Manager) Poke() {
 	m.mu.Lock()
@@ -200,7 +201,17 @@ func (m *Manager) Poke() {
 	}
 }
 
+// poke wakes one worker.
+func (m *Manager) poke(uid types.UID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if w := m.workers[uid]; w != nil {
+		w.poke()
+	}
+}
+
 func (m *Manager) forget(w *worker) {
+	m.grants.forget(w.uid)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.workers[w.uid] != w {
@@ -266,6 +277,13 @@ type ContainerView struct {
 	PrevLog    string // of the attempt before it, "" when there was none
 	StartedAt  time.Time
 	FinishedAt time.Time
+}
+
+func (m *Manager) pressure() []v1.NodeConditionType {
+	if m.cfg.Pressure == nil {
+		return nil
+	}
+	return m.cfg.Pressure()
 }
 
 func (m *Manager) podDir(uid types.UID) string {

@@ -30,6 +30,7 @@ func (w *worker) observe(context.Context) {
 	for _, s := range w.sandbox.Containers() {
 		now[s.ID] = s
 	}
+	defer w.startAgain()
 	for _, c := range w.ctrs {
 		if !c.running() {
 			continue
@@ -46,7 +47,7 @@ func (w *worker) observe(context.Context) {
 			lost.State, lost.FinishedAt, lost.ExitCode = runtime.Exited, w.now(), 137
 			lost.Message = "The container could not be located when the pod was looked at"
 			w.exited(c, lost)
-			c.ended.Reason = "ContainerStatusUnknown"
+			c.ended.Reason = reasonUnknown
 		}
 	}
 }
@@ -54,11 +55,16 @@ func (w *worker) observe(context.Context) {
 // exited records the end of the newest attempt and lets go of what it used.
 func (w *worker) exited(c *container, s runtime.ContainerStatus) {
 	c.stopProbes()
+	c.stopHook()
 	c.kill, c.unhealthy, c.grace = nil, "", nil
 	c.hook = hookDone
 	c.ready, c.started = false, false
 	c.waiting = v1.ContainerStateWaiting{}
-	c.ended = w.terminated(c, s)
+	c.ended, c.finished = w.terminated(c, s), s.FinishedAt
+	if c.hookErr != "" && c.restarts(w.pod.Spec.RestartPolicy) {
+		c.wait("PostStartHookError", c.hookErr)
+		c.retryAt = w.now().Add(errorShown)
+	}
 	id := s.ID
 	w.m.wg.Go(func() {
 		if err := w.m.cfg.Images.Unmount(id); err != nil {
@@ -135,7 +141,7 @@ func (w *worker) startFailed(c *container, id string, attempt uint32, err error,
 	if c.ended != nil {
 		c.last = c.ended
 	}
-	c.attempt = attempt
+	c.attempt, c.finished = attempt, now
 	c.ended = &v1.ContainerStateTerminated{ExitCode: int32(code), Reason: reason, Message: err.Error(), ContainerID: containerID(id),
 		StartedAt: metav1.Unix(0, 0), FinishedAt: metav1.NewTime(now).Rfc3339Copy()}
 }

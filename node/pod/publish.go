@@ -79,8 +79,8 @@ func (w *worker) containerView(c *container) ContainerView {
 // status is the pod's status as of now.
 func (w *worker) status(now time.Time) v1.PodStatus {
 	o := observed{pod: w.pod, ips: w.ips, hosts: w.m.cfg.HostIPs, start: w.start, final: w.state == Stopped || w.state == Gone,
-		reason: w.end.reason, message: w.end.message}
-	o.networked = w.sandbox != nil && len(w.ips) > 0 && w.sandbox.Alive()
+		reason: w.end.reason, message: w.end.message, resetting: w.resetting, initialized: w.mainStarted()}
+	o.networked = w.sandbox != nil && len(w.ips) > 0 && w.sandbox.Alive() && !o.final
 	creating := v1.ContainerStateWaiting{Reason: "ContainerCreating"}
 	hasInit := len(w.pod.Spec.InitContainers) > 0
 	var debug []v1.ContainerStatus
@@ -89,7 +89,14 @@ func (w *worker) status(now time.Time) v1.PodStatus {
 		if hasInit && (c.role == roleMain || c.role == roleEphemeral || c.cur == nil) {
 			wait.Reason = "PodInitializing"
 		}
-		switch s := c.status(wait); c.role {
+		if c.ended != nil && (w.state.Final() || w.pod.DeletionTimestamp != nil) {
+			c.waiting = v1.ContainerStateWaiting{} // it waits for nothing any more
+		}
+		s := c.status(wait)
+		if s.Resources != nil {
+			s.Resources, s.AllocatedResources = w.resourcesStatus(c)
+		}
+		switch c.role {
 		case roleMain:
 			o.main = append(o.main, s)
 		case roleEphemeral:
@@ -99,13 +106,19 @@ func (w *worker) status(now time.Time) v1.PodStatus {
 			o.init = append(o.init, s)
 		}
 	}
-	if w.end.disruption {
+	if o.final && !w.rejected {
+		concluded(&o)
+	}
+	if w.end.disruption && o.final { // as with upstream, not before all is over
 		o.extra = append(o.extra, v1.PodCondition{Type: v1.DisruptionTarget, Status: v1.ConditionTrue, Reason: v1.PodReasonTerminationByKubelet, Message: w.end.message})
 	}
+	o.resize = w.resizeConditions()
 	st := compute(o, now)
+	st.Resources, st.AllocatedResources = w.podResourcesStatus()
 	w.fencedStatus(&st)
 	sortByName(debug)
 	st.EphemeralContainerStatuses = debug
+	shorten(&st)
 	return st
 }
 
@@ -209,14 +222,14 @@ func mergeStatus(base, st v1.PodStatus) v1.PodStatus {
 		newest[c.Type] = c
 	}
 	for _, c := range st.Conditions {
-		if n, ok := newest[c.Type]; ok && !ours[c.Type] {
+		if n, ok := newest[c.Type]; ok && !ours[c.Type] && !resizeCondition(c.Type) {
 			c = n
 		}
 		have[c.Type] = true
 		conds = append(conds, c)
 	}
 	for _, c := range base.Conditions {
-		if !have[c.Type] {
+		if !have[c.Type] && !resizeCondition(c.Type) {
 			conds = append(conds, c)
 		}
 	}

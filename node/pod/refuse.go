@@ -86,9 +86,6 @@ func refusedContainer(c *v1.Container, selinux bool, path *field.Path) (errs fie
 			}
 		}
 	}
-	for i, r := range c.RestartPolicyRules {
-		no(r.Action != v1.ContainerRestartRuleActionRestart, path.Child("restartPolicyRules").Index(i).Child("action"), fmt.Sprintf("%q is not supported", r.Action))
-	}
 	if lc := c.Lifecycle; lc != nil {
 		for name, h := range map[string]*v1.LifecycleHandler{"postStart": lc.PostStart, "preStop": lc.PreStop} {
 			no(h != nil && h.TCPSocket != nil, path.Child("lifecycle", name, "tcpSocket"), unsupported)

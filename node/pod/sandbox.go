@@ -96,69 +96,6 @@ func (w *worker) refreshVolumes(ctx context.Context, alarm *time.Time) {
 		}
 	}
 	earlier(alarm, w.vols.RefreshAt)
-	if limited(w.pod) {
-		if msg, over := w.overLimit(); over {
-			w.evict("Evicted", msg)
-			return
-		}
-		earlier(alarm, w.now().Add(10*time.Second))
-	}
-}
-
-// takeSandbox adopts what an earlier agent left of this pod.
-func (w *worker) takeSandbox() {
-	w.m.mu.Lock()
-	sb := w.m.adopted[string(w.uid)]
-	w.m.mu.Unlock()
-	if sb == nil {
-		return
-	}
-	w.sandbox = sb
-	w.attempts = sb.Config().Attempt + 1
-	if _, yes := w.guarded(); yes && sb.Config().FenceFile == "" {
-		w.log.Warn("this pod was started by an older skiff: if skiff dies on this node it runs on, even when it is replaced elsewhere; delete the pod to change that")
-	}
-	w.listen(w.m.ctx)
-	for _, c := range w.ctrs {
-		for _, s := range sb.Containers() {
-			if s.Name == c.spec.Name && (c.cur == nil || s.Attempt > c.cur.Attempt) {
-				c.cur = &s
-			}
-		}
-		if c.cur == nil {
-			continue
-		}
-		w.resume(c)
-	}
-}
-
-// resume makes a container what it was for the agent before.
-func (w *worker) resume(c *container) {
-	c.attempt, c.hook = c.cur.Attempt, hookDone
-	c.image, c.imageID, c.stop = c.cur.Annotations[noteName], c.cur.Annotations[noteImageID], c.cur.Annotations[noteStop]
-	before := c.ended
-	c.ended = nil
-	old := findStatus(w.pod, c.spec.Name)
-	if old != nil && old.ContainerID == containerID(c.cur.ID) {
-		c.last = old.LastTerminationState.Terminated
-		c.ready = old.Ready
-		c.started = old.Started != nil && *old.Started
-		if before != nil && c.cur.State == runtime.Exited {
-			c.ended = before
-		}
-	} else if before != nil {
-		c.last = before
-	}
-}
-
-// resumeProbes begins to probe adopted containers, once the pod's address is
-// known again.
-func (w *worker) resumeProbes() {
-	for _, c := range w.ctrs {
-		if c.running() && c.unprobe == nil && c.role != roleInit {
-			w.startProbes(c, true)
-		}
-	}
 }
 
 func findStatus(p *v1.Pod, name string) *v1.ContainerStatus {
@@ -170,36 +107,6 @@ func findStatus(p *v1.Pod, name string) *v1.ContainerStatus {
 		}
 	}
 	return nil
-}
-
-// lostSandbox goes back to Preparing after the shim has died, and with it all
-// containers. Those that restartPolicy lets run again start anew, init
-// containers first.
-func (w *worker) lostSandbox() {
-	policy := w.pod.Spec.RestartPolicy
-	again := false
-	for _, c := range w.ctrs {
-		again = again || c.role == roleMain && (c.cur == nil || c.restarts(policy))
-	}
-	if !again {
-		w.move(Stopping)
-		return
-	}
-	w.eventPod(v1.EventTypeNormal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
-	for _, c := range w.ctrs {
-		c.stopProbes()
-		c.kill, c.hook, c.unhealthy = nil, hookNone, ""
-		if c.cur == nil || c.role == roleEphemeral || c.role == roleMain && !c.restarts(policy) {
-			continue
-		}
-		if c.ended != nil {
-			c.last = c.ended
-		}
-		c.cur, c.ended = nil, nil
-		c.attempt++
-	}
-	w.ips = nil
-	w.move(Preparing)
 }
 
 // ensureSandbox makes or repairs the sandbox and attaches its network.
@@ -280,6 +187,7 @@ func (w *worker) sandboxConfig() runtime.SandboxConfig {
 		ShareProcessNamespace: p.Spec.ShareProcessNamespace != nil && *p.Spec.ShareProcessNamespace,
 		Resources:             podResources(p, w.m.cfg.PidsPerPod),
 		LogDir:                PodLogDir(w.m.cfg.LogDir, p),
+		Annotations:           map[string]string{noteResources: resourcesNote(p.Spec.Resources)},
 	}
 	if d, yes := w.guarded(); yes {
 		cfg.FenceFile, cfg.FenceAfter = w.m.cfg.FenceFile, max(minLease, d)

@@ -20,32 +20,53 @@ import (
 const errorShown = time.Second
 
 // initialize runs the init containers in their order; true when all are done.
+// The last one that was started decides how far the pod is: those before it
+// are done, and of them only sidecars are kept running, which holds up nobody.
 func (w *worker) initialize(ctx context.Context, alarm *time.Time) bool {
 	if w.mainStarted() {
 		return true
 	}
-	policy := w.pod.Spec.RestartPolicy
+	var inits []*container
+	last := 0 // started last
 	for _, c := range w.ctrs {
 		if c.role == roleMain || c.role == roleEphemeral {
-			return true
+			break
 		}
-		if c.initialized() {
+		if c.cur != nil {
+			last = len(inits)
+		}
+		inits = append(inits, c)
+	}
+	for i, c := range inits {
+		if i < last {
+			if c.role == roleSidecar {
+				w.keep(ctx, c, alarm)
+			}
 			continue
 		}
-		if c.running() {
-			w.watchOver(ctx, c, alarm)
-			return false
-		}
-		if c.ended != nil && !c.restarts(policy) {
+		if c.role == roleSidecar || c.running() {
+			w.keep(ctx, c, alarm)
+		} else if c.ended != nil && !c.initialized() && !c.restarts(w.pod.Spec.RestartPolicy) {
 			w.move(Stopping) // failed for good, and the pod with it
 			w.poke()
 			return false
+		} else if !c.initialized() {
+			w.tryStart(ctx, c, alarm)
 		}
-		if !w.tryStart(ctx, c, alarm) || !c.initialized() {
+		if !c.initialized() || ctx.Err() != nil {
 			return false
 		}
 	}
 	return true
+}
+
+// keep watches over a container that runs and starts one again that does not.
+func (w *worker) keep(ctx context.Context, c *container, alarm *time.Time) {
+	if c.running() {
+		w.watchOver(ctx, c, alarm)
+	} else if c.restarts(w.pod.Spec.RestartPolicy) {
+		w.tryStart(ctx, c, alarm)
+	}
 }
 
 // keepRunning starts main containers and sidecars as restartPolicy says, and
@@ -54,9 +75,6 @@ func (w *worker) keepRunning(ctx context.Context, alarm *time.Time) {
 	policy := w.pod.Spec.RestartPolicy
 	left := false
 	for _, c := range w.ctrs {
-		if c.role == roleInit || c.role == roleEphemeral {
-			continue
-		}
 		if c.role == roleMain && (c.running() || c.restarts(policy)) {
 			left = true
 		}
@@ -66,18 +84,13 @@ func (w *worker) keepRunning(ctx context.Context, alarm *time.Time) {
 		w.poke()
 		return
 	}
+	hook := false // under way: the next container starts after it
 	for _, c := range w.ctrs {
-		if c.role == roleInit || c.role == roleEphemeral {
+		if c.role == roleInit || c.role == roleEphemeral || hook && !c.running() {
 			continue
 		}
-		if c.running() {
-			w.watchOver(ctx, c, alarm)
-		} else if c.restarts(policy) {
-			w.tryStart(ctx, c, alarm)
-		}
-		if c.hook == hookRunning {
-			return // the next one starts after its postStart hook
-		}
+		w.keep(ctx, c, alarm)
+		hook = hook || c.running() && c.hook == hookRunning
 		if ctx.Err() != nil {
 			return
 		}
@@ -91,7 +104,11 @@ func (w *worker) watchOver(ctx context.Context, c *container, alarm *time.Time) 
 		case c.unhealthy != "":
 			w.killContainer(ctx, c, w.probeGrace(c), c.unhealthy)
 		case was != "" && was != c.spec.Image:
-			w.killContainer(ctx, c, w.podGrace(), fmt.Sprintf("Container %s definition changed, will be restarted", c.spec.Name))
+			why := fmt.Sprintf("Container %s definition changed, will be restarted", c.spec.Name)
+			if c.role != roleMain {
+				why = fmt.Sprintf("Init container %s definition changed", c.spec.Name)
+			}
+			w.killContainer(ctx, c, w.podGrace(), why)
 		}
 	}
 	if c.kill != nil {
@@ -110,10 +127,8 @@ func (w *worker) tryStart(ctx context.Context, c *container, alarm *time.Time) b
 		return false
 	}
 	c.retryAt = time.Time{}
-	restart := c.ended != nil && c.cur != nil
-	var finished time.Time
+	restart, finished := !c.finished.IsZero(), c.finished
 	if restart {
-		finished = c.cur.FinishedAt
 		if left := c.back.wait(finished, now); left > 0 {
 			if c.waiting.Reason != "CrashLoopBackOff" {
 				w.event(c, v1.EventTypeWarning, "BackOff", "Back-off restarting failed container %s in pod %s", c.spec.Name, describe(w.pod))
@@ -182,6 +197,9 @@ func (w *worker) launch(ctx context.Context, c *container) bool {
 		unmount()
 		return fail("CreateContainerConfigError", err)
 	}
+	if who, err := runtime.Identify(cfg.Rootfs, cfg.User); err == nil {
+		cfg.Annotations[noteUser] = userNote(who)
+	}
 	w.event(c, v1.EventTypeNormal, "Created", "Container created")
 	before := c.cur
 	if err := w.sandbox.StartContainer(ctx, cfg); err != nil {
@@ -212,17 +230,23 @@ func (w *worker) launch(ctx context.Context, c *container) bool {
 	c.attempt = attempt
 	c.image, c.imageID = cfg.Annotations[noteName], cfg.Annotations[noteImageID]
 	c.stop = cfg.Annotations[noteStop]
-	c.waiting, c.kill, c.unhealthy = v1.ContainerStateWaiting{}, nil, ""
+	c.again = false
+	c.waiting, c.kill, c.unhealthy, c.hookErr = v1.ContainerStateWaiting{}, nil, "", ""
 	if before != nil && before.State == runtime.Exited && !before.StartedAt.IsZero() {
-		if err := w.sandbox.RemoveContainer(ctx, before.ID); err != nil {
-			w.log.Debug("forgetting an earlier attempt", "err", err)
-		}
-		_ = os.Remove(w.terminationFile(c, before.ID))
+		w.forgetAttempt(ctx, c, before)
 	}
 	w.startHook(c)
-	w.startProbes(c, false)
 	w.observe(ctx)
 	return true
+}
+
+// forgetAttempt lets go of what the runtime knows of an earlier attempt. Its
+// log stays.
+func (w *worker) forgetAttempt(ctx context.Context, c *container, s *runtime.ContainerStatus) {
+	if err := w.sandbox.RemoveContainer(ctx, s.ID); err != nil {
+		w.log.Debug("forgetting an earlier attempt", "err", err)
+	}
+	_ = os.Remove(w.terminationFile(c, s.ID))
 }
 
 // statusImage is how a status shows an image: by its tag, and by the digest

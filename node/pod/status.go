@@ -20,13 +20,20 @@ type observed struct {
 	start time.Time
 	// networked: the sandbox and its network are there.
 	networked bool
-	// final: no container will be started any more.
+	// initialized: a main container was started in this sandbox.
+	initialized bool
+	// final: no container runs, and none will be started any more.
 	final bool
+	// resetting: all containers are being ended, to start anew.
+	resetting bool
 	// reason and message say why the pod was ended from outside (Evicted,
 	// DeadlineExceeded, …); such a pod is Failed once it is final.
 	reason, message string
 	// extra are conditions that the worker adds (DisruptionTarget).
 	extra []v1.PodCondition
+	// resize are those that tell of changes of resources, with the generation that
+	// each is about.
+	resize []v1.PodCondition
 }
 
 // compute returns the status that the pod should have. Conditions that are
@@ -56,11 +63,8 @@ func compute(o observed, now time.Time) v1.PodStatus {
 		}
 	}
 	phase := phaseOf(o)
-	if o.reason != "" {
-		st.Reason, st.Message = o.reason, o.message
-		if o.final {
-			phase = v1.PodFailed
-		}
+	if o.reason != "" && o.final {
+		st.Reason, st.Message, phase = o.reason, o.message, v1.PodFailed
 	}
 	if before := o.pod.Status.Phase; before == v1.PodFailed || before == v1.PodSucceeded {
 		phase = before // terminal phases are for ever
@@ -71,8 +75,11 @@ func compute(o observed, now time.Time) v1.PodStatus {
 		c.ObservedGeneration = o.pod.Generation
 		setCondition(&st.Conditions, o.pod.Status.Conditions, c, now)
 	}
+	for _, c := range o.resize {
+		setCondition(&st.Conditions, o.pod.Status.Conditions, c, now)
+	}
 	for _, c := range o.pod.Status.Conditions {
-		if !slices.ContainsFunc(st.Conditions, func(h v1.PodCondition) bool { return h.Type == c.Type }) {
+		if !resizeCondition(c.Type) && !slices.ContainsFunc(st.Conditions, func(h v1.PodCondition) bool { return h.Type == c.Type }) {
 			st.Conditions = append(st.Conditions, c)
 		}
 	}
@@ -88,87 +95,6 @@ func setCondition(to *[]v1.PodCondition, old []v1.PodCondition, c v1.PodConditio
 		}
 	}
 	*to = append(*to, c)
-}
-
-// phaseOf sums up the containers.
-func phaseOf(o observed) v1.PodPhase {
-	policy := o.pod.Spec.RestartPolicy
-	initPending, initFailed := 0, 0
-	for i, s := range o.init {
-		c := &o.pod.Spec.InitContainers[i]
-		if restartableInit(c) {
-			if s.Started == nil || !*s.Started {
-				if s.State.Terminated == nil && s.LastTerminationState.Terminated == nil {
-					initPending++
-				}
-			}
-			continue
-		}
-		switch {
-		case s.State.Terminated != nil:
-			if s.State.Terminated.ExitCode != 0 {
-				initFailed++
-			}
-		case s.State.Running != nil:
-			initPending++
-		case s.LastTerminationState.Terminated != nil:
-			if s.LastTerminationState.Terminated.ExitCode != 0 {
-				initFailed++
-			}
-			initPending++
-		default:
-			initPending++
-		}
-	}
-	waiting, running, stopped, succeeded := 0, 0, 0, 0
-	for _, s := range o.main {
-		switch {
-		case s.State.Running != nil:
-			running++
-		case s.State.Terminated != nil:
-			stopped++
-			if s.State.Terminated.ExitCode == 0 {
-				succeeded++
-			}
-		case s.LastTerminationState.Terminated != nil:
-			stopped++
-		default:
-			waiting++
-		}
-	}
-	if o.final {
-		// Nothing starts any more: what has not succeeded has failed.
-		if running == 0 && len(o.main) > 0 && succeeded == len(o.main) && initFailed == 0 {
-			return v1.PodSucceeded
-		}
-		if running == 0 && (o.pod.DeletionTimestamp != nil || policy != v1.RestartPolicyAlways) {
-			return v1.PodFailed
-		}
-	}
-	switch {
-	case initFailed > 0 && policy == v1.RestartPolicyNever:
-		return v1.PodFailed
-	case initPending > 0 || initFailed > 0:
-		if running+stopped > 0 && initFailed == 0 {
-			break // a sidecar that starts again does not make the pod Pending
-		}
-		return v1.PodPending
-	case waiting > 0:
-		return v1.PodPending
-	}
-	switch {
-	case waiting > 0:
-		return v1.PodPending
-	case running > 0:
-		return v1.PodRunning
-	case policy == v1.RestartPolicyAlways:
-		return v1.PodRunning
-	case stopped == succeeded && stopped > 0:
-		return v1.PodSucceeded
-	case policy == v1.RestartPolicyNever:
-		return v1.PodFailed
-	}
-	return v1.PodRunning
 }
 
 func conditionsOf(o observed, st v1.PodStatus) []v1.PodCondition {
@@ -191,7 +117,23 @@ func conditionsOf(o observed, st v1.PodStatus) []v1.PodCondition {
 		}
 	}
 	conds = append(conds, podReady, ready, v1.PodCondition{Type: v1.PodScheduled, Status: v1.ConditionTrue})
+	if mayRestartAll(o.pod) {
+		conds = append(conds, allRestarting(o, st))
+	}
 	return append(conds, o.extra...)
+}
+
+func allRestarting(o observed, st v1.PodStatus) v1.PodCondition {
+	c := v1.PodCondition{Type: v1.AllContainersRestarting, Status: v1.ConditionFalse}
+	switch {
+	case st.Phase == v1.PodSucceeded:
+		c.Reason = "PodCompleted"
+	case st.Phase == v1.PodFailed:
+		c.Reason = "PodFailed"
+	case o.resetting:
+		c.Status, c.Reason, c.Message = v1.ConditionTrue, "RestartAllContainersStarted", "container exited with restart policy rule"
+	}
+	return c
 }
 
 func initialized(o observed, st v1.PodStatus) v1.PodCondition {
@@ -215,11 +157,15 @@ func initialized(o observed, st v1.PodStatus) v1.PodCondition {
 			return c // once containers ran, the pod stays initialized
 		}
 	}
-	if len(missing) > 0 {
+	if len(missing) > 0 && !wasTrue(o.pod, v1.PodInitialized) {
 		c.Status, c.Reason = v1.ConditionFalse, "ContainersNotInitialized"
 		c.Message = fmt.Sprintf("containers with incomplete status: %s", missing)
 	}
 	return c
+}
+
+func wasTrue(p *v1.Pod, t v1.PodConditionType) bool {
+	return slices.ContainsFunc(p.Status.Conditions, func(c v1.PodCondition) bool { return c.Type == t && c.Status == v1.ConditionTrue })
 }
 
 func containersReady(o observed, st v1.PodStatus) v1.PodCondition {

@@ -33,7 +33,7 @@ func crashing(name string, code int32) v1.ContainerStatus {
 }
 
 func TestPhaseAndConditions(t *testing.T) {
-	always := v1.ContainerRestartPolicyAlways
+	always, onFailure := v1.ContainerRestartPolicyAlways, v1.ContainerRestartPolicyOnFailure
 	for _, tc := range []struct {
 		name   string
 		policy v1.RestartPolicy
@@ -41,6 +41,9 @@ func TestPhaseAndConditions(t *testing.T) {
 		init   []v1.ContainerStatus
 		main   []v1.ContainerStatus
 		final  bool
+		ran    bool // in this sandbox
+		before v1.PodPhase
+		own    *v1.ContainerRestartPolicy
 		reason string
 		gates  []v1.PodReadinessGate
 		phase  v1.PodPhase
@@ -65,7 +68,24 @@ func TestPhaseAndConditions(t *testing.T) {
 			init: []v1.ContainerStatus{exitedCtr("i", 1)}, main: []v1.ContainerStatus{waitingCtr("a", "PodInitializing")}, phase: v1.PodFailed,
 			conds: "Initialized=False/ContainersNotInitialized Ready=False/PodFailed ContainersReady=False/PodFailed"},
 		{name: "sidecar runs, main done", policy: v1.RestartPolicyNever, inits: []v1.Container{{Name: "s", RestartPolicy: &always}},
-			init: []v1.ContainerStatus{runningCtr("s", true)}, main: []v1.ContainerStatus{exitedCtr("a", 0)}, phase: v1.PodSucceeded,
+			init: []v1.ContainerStatus{runningCtr("s", true)}, main: []v1.ContainerStatus{exitedCtr("a", 0)}, phase: v1.PodRunning,
+			conds: "Ready=False/ContainersNotReady ContainersReady=False/ContainersNotReady"},
+		{name: "sidecar and main done", policy: v1.RestartPolicyNever, final: true, inits: []v1.Container{{Name: "s", RestartPolicy: &always}},
+			init: []v1.ContainerStatus{exitedCtr("s", 137)}, main: []v1.ContainerStatus{exitedCtr("a", 0)}, phase: v1.PodSucceeded,
+			conds: "Initialized=True/PodCompleted Ready=False/PodCompleted ContainersReady=False/PodCompleted"},
+		{name: "sidecar restarts", ran: true, inits: []v1.Container{{Name: "s", RestartPolicy: &always}},
+			init: []v1.ContainerStatus{crashing("s", 1)}, main: []v1.ContainerStatus{runningCtr("a", true)}, phase: v1.PodRunning,
+			conds: "Ready=False/ContainersNotReady ContainersReady=False/ContainersNotReady"},
+		{name: "sidecar has not started", inits: []v1.Container{{Name: "s", RestartPolicy: &always}},
+			init: []v1.ContainerStatus{{Name: "s", Started: no(), State: v1.ContainerState{Running: &v1.ContainerStateRunning{}}}}, main: []v1.ContainerStatus{waitingCtr("a", "PodInitializing")}, phase: v1.PodPending,
+			conds: "Initialized=False/ContainersNotInitialized Ready=False/ContainersNotReady ContainersReady=False/ContainersNotReady"},
+		{name: "over, but not all has ended", policy: v1.RestartPolicyNever, before: v1.PodRunning, main: []v1.ContainerStatus{exitedCtr("a", 2)}, phase: v1.PodRunning,
+			conds: "Ready=False/ContainersNotReady ContainersReady=False/ContainersNotReady"},
+		{name: "its own policy restarts it", policy: v1.RestartPolicyNever, own: &onFailure, main: []v1.ContainerStatus{exitedCtr("a", 2)}, phase: v1.PodRunning,
+			conds: "Ready=False/ContainersNotReady ContainersReady=False/ContainersNotReady"},
+		{name: "deleted while it waits to be restarted", final: true, main: []v1.ContainerStatus{exitedCtr("a", 2)}, phase: v1.PodFailed,
+			conds: "Ready=False/PodFailed ContainersReady=False/PodFailed"},
+		{name: "deleted when it has ended well", final: true, main: []v1.ContainerStatus{exitedCtr("a", 0)}, phase: v1.PodSucceeded,
 			conds: "Initialized=True/PodCompleted Ready=False/PodCompleted ContainersReady=False/PodCompleted"},
 		{name: "init done", inits: []v1.Container{{Name: "i"}}, init: []v1.ContainerStatus{initDone("i")},
 			main: []v1.ContainerStatus{runningCtr("a", true)}, phase: v1.PodRunning},
@@ -82,9 +102,10 @@ func TestPhaseAndConditions(t *testing.T) {
 			}
 			p := &v1.Pod{Spec: v1.PodSpec{RestartPolicy: tc.policy, InitContainers: tc.inits, ReadinessGates: tc.gates}}
 			for _, s := range tc.main {
-				p.Spec.Containers = append(p.Spec.Containers, v1.Container{Name: s.Name})
+				p.Spec.Containers = append(p.Spec.Containers, v1.Container{Name: s.Name, RestartPolicy: tc.own})
 			}
-			st := compute(observed{pod: p, init: tc.init, main: tc.main, networked: true, final: tc.final, reason: tc.reason}, time.Unix(1e9, 0))
+			p.Status.Phase = tc.before
+			st := compute(observed{pod: p, init: tc.init, main: tc.main, networked: true, final: tc.final, initialized: tc.ran, reason: tc.reason}, time.Unix(1e9, 0))
 			if st.Phase != tc.phase {
 				t.Errorf("phase %s, want %s", st.Phase, tc.phase)
 			}

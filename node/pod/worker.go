@@ -56,6 +56,8 @@ type worker struct {
 	release   func()                  // of held objects
 	attempts  uint32                  // sandboxes made
 	unsure    []string                // containers whose start was interrupted
+	rejected  bool                    // by admission: no container ever ran
+	resetting bool                    // all containers are being ended, to start anew
 	retryAt   time.Time
 	retry     time.Duration
 	retrySeen int64
@@ -63,6 +65,7 @@ type worker struct {
 	frozen    bool // was over before this agent saw it: its status stays
 	deleteAt  time.Time
 	deleted   bool
+	resizing  resizing
 	permit    Permit    // of this pass
 	fenced    time.Time // since when the pod is stopped for lack of contact
 	confirmed uint64    // chain of contact in which the pod is known to be there
@@ -221,7 +224,7 @@ func (w *worker) pass(base context.Context) (next time.Time, over bool) {
 		w.stop = nil
 	}
 	w.mu.Unlock()
-	w.adoptSpec(fresh)
+	w.adoptSpec(w.m.grants.retake(fresh, stopping))
 	for _, f := range mail {
 		f()
 	}
@@ -240,9 +243,13 @@ func (w *worker) pass(base context.Context) (next time.Time, over bool) {
 	case w.heldBack(base, alarm):
 	default:
 		w.advance(ctx, alarm)
+		if w.state == Stopping { // one status tells that all is over
+			w.stopAll(base, alarm)
+		}
 	}
 	w.publish(alarm)
 	if w.state == Stopped {
+		w.m.grants.end(w.uid)
 		w.finish(base, gone, alarm)
 	}
 	if w.state == Gone {
@@ -339,7 +346,11 @@ func (w *worker) advance(ctx context.Context, alarm *time.Time) {
 		w.resumeProbes()
 		w.move(Initializing)
 	}
+	if w.restartingAll(ctx, alarm) {
+		return
+	}
 	w.refreshVolumes(ctx, alarm)
+	w.resize(ctx, alarm)
 	w.runEphemeral(ctx, alarm)
 	if w.state == Initializing {
 		if !w.initialize(ctx, alarm) {
