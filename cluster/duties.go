@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/informers"
@@ -28,9 +29,11 @@ import (
 	"github.com/skiff-sh/skiff/cluster/controller/disruption"
 	"github.com/skiff-sh/skiff/cluster/controller/endpointslice"
 	"github.com/skiff-sh/skiff/cluster/controller/garbagecollector"
+	"github.com/skiff-sh/skiff/cluster/controller/localpath"
 	"github.com/skiff-sh/skiff/cluster/controller/namespace"
 	"github.com/skiff-sh/skiff/cluster/controller/nodeipam"
 	"github.com/skiff-sh/skiff/cluster/controller/nodelifecycle"
+	"github.com/skiff-sh/skiff/cluster/controller/persistentvolume"
 	"github.com/skiff-sh/skiff/cluster/controller/podgc"
 	"github.com/skiff-sh/skiff/cluster/controller/replicaset"
 	"github.com/skiff-sh/skiff/cluster/controller/rootca"
@@ -56,6 +59,9 @@ type DutiesConfig struct {
 	// as in tests of the rest, every node is believed to be alive.
 	Gossip nodehealth.Gossip
 	Leases *nodehealth.Leases
+	// Volumes deletes the folders of local-path volumes; nil: none are made, as in
+	// tests of the rest.
+	Volumes localpath.Nodes
 	// Evictions shows whether pods of lost nodes are evicted; nil is allowed.
 	Evictions *nodelifecycle.Board
 	// Logger receives what is no Event.
@@ -136,6 +142,7 @@ func (t *term) duties() ([]Duty, error) {
 		return rootca.New(rootca.Config{Config: c, CA: t.cfg.CA, Changes: t.cfg.CAChanges})
 	})
 	t.nodes()
+	t.storage()
 	add(t, "nodeipam", "cidrAllocator", func(c controller.Config) (*nodeipam.Controller, error) {
 		return nodeipam.New(nodeipam.Config{Config: c, ClusterCIDR: t.cfg.ClusterCIDR})
 	})
@@ -181,6 +188,16 @@ func (t *term) nodes() {
 	}
 }
 
+// storage makes the duties that deal with volumes.
+func (t *term) storage() {
+	add(t, "persistentvolume", "persistentvolume-controller", persistentvolume.New)
+	if t.cfg.Volumes != nil {
+		add(t, "localpath", "skiff.sh/local-path", func(c controller.Config) (*localpath.Controller, error) {
+			return localpath.New(localpath.Config{Config: c, Nodes: t.cfg.Volumes})
+		})
+	}
+}
+
 // sharedKinds are those that controllers cache in full anyway, so that the garbage
 // collector does not cache them once more.
 func (t *term) sharedKinds() map[schema.GroupVersionResource]cache.SharedIndexInformer {
@@ -190,6 +207,8 @@ func (t *term) sharedKinds() map[schema.GroupVersionResource]cache.SharedIndexIn
 		v1.WithResource("pods"):                                          core.Pods().Informer(),
 		v1.WithResource("services"):                                      core.Services().Informer(),
 		v1.WithResource("endpoints"):                                     core.Endpoints().Informer(),
+		v1.WithResource("persistentvolumes"):                             core.PersistentVolumes().Informer(),
+		v1.WithResource("persistentvolumeclaims"):                        core.PersistentVolumeClaims().Informer(),
 		v1.WithResource("nodes"):                                         core.Nodes().Informer(),
 		v1.WithResource("namespaces"):                                    core.Namespaces().Informer(),
 		v1.WithResource("serviceaccounts"):                               core.ServiceAccounts().Informer(),
@@ -200,6 +219,7 @@ func (t *term) sharedKinds() map[schema.GroupVersionResource]cache.SharedIndexIn
 		appsv1.SchemeGroupVersion.WithResource("controllerrevisions"):    apps.ControllerRevisions().Informer(),
 		appsv1.SchemeGroupVersion.WithResource("statefulsets"):           apps.StatefulSets().Informer(),
 		policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets"): t.shared.Policy().V1().PodDisruptionBudgets().Informer(),
+		storagev1.SchemeGroupVersion.WithResource("storageclasses"):      t.shared.Storage().V1().StorageClasses().Informer(),
 		discoveryv1.SchemeGroupVersion.WithResource("endpointslices"):    t.shared.Discovery().V1().EndpointSlices().Informer(),
 	}
 }

@@ -30,6 +30,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/nodehealth"
 	"github.com/skiff-sh/skiff/cluster/pki"
 	"github.com/skiff-sh/skiff/cluster/registry/allocator"
+	"github.com/skiff-sh/skiff/cluster/registry/nodeproxy"
 	"github.com/skiff-sh/skiff/cluster/seal"
 	"github.com/skiff-sh/skiff/cluster/storage"
 	"github.com/skiff-sh/skiff/cluster/trust"
@@ -240,7 +241,8 @@ func (s *Server) writable() error {
 func (s *Server) openLeader() error {
 	logger := s.cfg.Logger.With("component", "leader")
 	controllers, err := Duties(DutiesConfig{API: s.api.LoopbackClientConfig(), ClusterCIDR: s.cfg.ClusterCIDR,
-		CA: s.pki.Bundle, CAChanges: s.trust.Changes, Gossip: nodeGossip{s}, Leases: s.leases, Evictions: s.evictions, Logger: logger})
+		CA: s.pki.Bundle, CAChanges: s.trust.Changes, Gossip: nodeGossip{s}, Leases: s.leases,
+		Volumes: nodeproxy.Volumes{Nodes: s.api.Nodes()}, Evictions: s.evictions, Logger: logger})
 	if err != nil {
 		return err
 	}
@@ -368,7 +370,7 @@ func (s *Server) PKI() *pki.PKI { return s.pki }
 
 // NodeTLS serves the API of the node on this host.
 func (s *Server) NodeTLS() *tls.Config {
-	return pki.MutualTLS(s.leaves[nodePurpose], pki.TLSOptions{Protos: []string{"http/1.1"}})
+	return pki.ServerTLS(s.leaves[nodePurpose], pki.TLSOptions{Protos: []string{"http/1.1"}})
 }
 
 // ID is this member's stable identity.

@@ -1,6 +1,7 @@
 // Package admission is the chain of checks and defaults between authorization
 // and validation: namespace lifecycle, service accounts, node restriction,
-// default tolerations, priorities, runtime classes, limit ranges and Pod Security.
+// default tolerations, priorities, runtime classes, limit ranges,
+// storage classes, protection and expansion of volumes, and Pod Security.
 //
 // Limits: no webhooks and no admission policies; their API group is not
 // served. ResourceQuotas are refused, since nothing enforces them.
@@ -13,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -25,6 +27,8 @@ import (
 type Objects interface {
 	auth.Objects
 	RuntimeClass(ctx context.Context, name string) (*nodev1.RuntimeClass, error)
+	StorageClass(ctx context.Context, name string) (*storagev1.StorageClass, error)
+	StorageClasses(ctx context.Context) ([]storagev1.StorageClass, error)
 	LimitRanges(ctx context.Context, namespace string) ([]corev1.LimitRange, error)
 }
 
@@ -59,6 +63,7 @@ func New(objects Objects, c Config) (admission.Interface, error) {
 		&runtimeClass{create, objects},
 		&limitRanger{change, objects},
 		&tolerations{change, int64((timeout + time.Second - 1) / time.Second)},
+		&storage{change, objects},
 		&unsupported{create},
 		&podResize{admission.NewHandler(admission.Update), objects},
 		security,

@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,6 +27,7 @@ type fakeObjects struct {
 	node       *corev1.Node
 	limits     []corev1.LimitRange
 	classes    []nodev1.RuntimeClass
+	storage    []storagev1.StorageClass
 }
 
 func notFound(resource, name string) error {
@@ -73,6 +75,23 @@ func (f *fakeObjects) RuntimeClass(_ context.Context, name string) (*nodev1.Runt
 		}
 	}
 	return nil, notFound("runtimeclasses", name)
+}
+
+func (f *fakeObjects) StorageClass(_ context.Context, name string) (*storagev1.StorageClass, error) {
+	for i := range f.storage {
+		if f.storage[i].Name == name {
+			return &f.storage[i], nil
+		}
+	}
+	return nil, notFound("storageclasses", name)
+}
+
+func (f *fakeObjects) StorageClasses(context.Context) ([]storagev1.StorageClass, error) {
+	return f.storage, nil
+}
+
+func (f *fakeObjects) Volume(_ context.Context, name string) (*corev1.PersistentVolume, error) {
+	return nil, notFound("persistentvolumes", name)
 }
 
 func (f *fakeObjects) Pods(context.Context, string) ([]corev1.Pod, error) { return f.pods, nil }

@@ -51,6 +51,7 @@ type Server struct {
 	services  *apiregistration.APIServices
 	loopback  *rest.Config
 	local     *loopback
+	nodes     nodeproxy.NodeAccess
 	informers informers.SharedInformerFactory
 	complete  chan struct{} // closed when all paths are known
 	ready     chan struct{}
@@ -114,16 +115,20 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
+// Nodes is the way to the API of nodes.
+func (s *Server) Nodes() nodeproxy.NodeAccess { return s.nodes }
+
 // installGroups builds the storage of every built-in kind and serves it.
 func (s *Server) installGroups(o registry.Options, codecs serializer.CodecFactory, g *genericapiserver.RecommendedConfig,
 	a access, objects *auth.StorageObjects, client kubernetes.Interface) error {
-	nodes, err := nodeproxy.NewAccess(nodeproxy.AccessConfig{Node: objects.Node, TLS: s.cfg.NodeTLS})
+	var err error
+	s.nodes, err = nodeproxy.NewAccess(nodeproxy.AccessConfig{Node: objects.Node, TLS: s.cfg.NodeTLS})
 	if err != nil {
 		return err
 	}
 	served, err := groups(o, core.Config{
 		ServiceCIDR: s.cfg.ServiceCIDR, Reservations: s.cfg.Reservations, Logger: s.cfg.Logger,
-		Pods: core.PodConfig{Nodes: nodes, Client: client, Authorizer: a.authorizer},
+		Pods: core.PodConfig{Nodes: s.nodes, Client: client, Authorizer: a.authorizer},
 	}, coordination.Config{Gossip: s.cfg.Gossip}, a)
 	if err != nil {
 		return err

@@ -89,6 +89,13 @@ func TestNodeSeesOnlyWhatItsPodsName(t *testing.T) {
 	p := objects.pods["ns/web"]
 	p.Spec.Volumes = []corev1.Volume{{VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "s1"}}}}
 	p.Spec.Containers = []corev1.Container{{EnvFrom: []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "c1"}}}}}}
+	p.Spec.Volumes = append(p.Spec.Volumes,
+		corev1.Volume{VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}},
+		corev1.Volume{Name: "scratch", VolumeSource: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}})
+	claimed := func(claim string) *corev1.PersistentVolume {
+		return &corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{ClaimRef: &corev1.ObjectReference{Namespace: "ns", Name: claim}}}
+	}
+	objects.volumes = map[string]*corev1.PersistentVolume{"pv1": claimed("data"), "pv2": claimed("web-scratch"), "pv3": claimed("other"), "pv4": {}}
 	n := NewNode(objects)
 	agent := func(name string) user.Info {
 		return &user.DefaultInfo{Name: NodeUserPrefix + name, Groups: []string{NodesGroup}}
@@ -109,6 +116,16 @@ func TestNodeSeesOnlyWhatItsPodsName(t *testing.T) {
 		{"all secrets", resource(agent("n1"), "list", "ns", "", "secrets", "", ""), false},
 		{"write a secret", resource(agent("n1"), "update", "ns", "", "secrets", "", "s1"), false},
 		{"config map", resource(agent("n1"), "get", "ns", "", "configmaps", "", "c1"), true},
+		{"claim of its pod", resource(agent("n1"), "get", "ns", "", "persistentvolumeclaims", "", "data"), true},
+		{"claim of an ephemeral volume", resource(agent("n1"), "get", "ns", "", "persistentvolumeclaims", "", "web-scratch"), true},
+		{"claim from another node", resource(agent("n2"), "get", "ns", "", "persistentvolumeclaims", "", "data"), false},
+		{"volume of its pod's claim", resource(agent("n1"), "get", "", "", "persistentvolumes", "", "pv1"), true},
+		{"ephemeral volume of its pod", resource(agent("n1"), "get", "", "", "persistentvolumes", "", "pv2"), true},
+		{"volume from another node", resource(agent("n2"), "get", "", "", "persistentvolumes", "", "pv1"), false},
+		{"volume of another claim", resource(agent("n1"), "get", "", "", "persistentvolumes", "", "pv3"), false},
+		{"volume of no claim", resource(agent("n1"), "get", "", "", "persistentvolumes", "", "pv4"), false},
+		{"all volumes", resource(agent("n1"), "list", "", "", "persistentvolumes", "", ""), false},
+		{"write a volume", resource(agent("n1"), "update", "", "", "persistentvolumes", "", "pv1"), false},
 		{"token of its pod's account", resource(agent("n1"), "create", "ns", "", "serviceaccounts", "token", "app"), true},
 		{"token from another node", resource(agent("n2"), "create", "ns", "", "serviceaccounts", "token", "app"), false},
 		{"its pods", mine, true},

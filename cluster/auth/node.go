@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
+	"k8s.io/component-helpers/storage/ephemeral"
 )
 
 // Names by which a node's agent is known.
@@ -97,6 +98,8 @@ func (n *Node) decide(ctx context.Context, node string, a authorizer.Attributes)
 			}
 		case "/secrets", "/configmaps", "/persistentvolumeclaims":
 			return n.readReferenced(ctx, node, a)
+		case "/persistentvolumes":
+			return n.readVolume(ctx, node, a)
 		case "/serviceaccounts":
 			return n.serviceAccount(ctx, node, a)
 		case "coordination.k8s.io/leases":
@@ -147,6 +150,19 @@ func (n *Node) readReferenced(ctx context.Context, node string, a authorizer.Att
 	})
 }
 
+// readVolume lets a node read the volumes of the claims of its pods.
+func (n *Node) readVolume(ctx context.Context, node string, a authorizer.Attributes) (authorizer.Decision, string, error) {
+	if a.GetVerb() != "get" || a.GetSubresource() != "" || a.GetName() == "" {
+		return authorizer.DecisionNoOpinion, "can only get individual resources of this type", nil
+	}
+	v, err := n.objects.Volume(ctx, a.GetName())
+	if err != nil || v.Spec.ClaimRef == nil {
+		return authorizer.DecisionNoOpinion, noRelationship(node), nil
+	}
+	ref := v.Spec.ClaimRef
+	return n.ifAnyPod(ctx, node, ref.Namespace, func(p *corev1.Pod) bool { return References(p, "persistentvolumeclaims", ref.Name) })
+}
+
 // serviceAccount lets a node read the accounts of its pods (their
 // imagePullSecrets) and request their tokens.
 func (n *Node) serviceAccount(ctx context.Context, node string, a authorizer.Attributes) (authorizer.Decision, string, error) {
@@ -175,7 +191,7 @@ func (n *Node) ifAnyPod(ctx context.Context, node, namespace string, match func(
 // "secrets", "configmaps" or "persistentvolumeclaims".
 func References(p *corev1.Pod, resource, name string) bool {
 	found := false
-	visitReferences(&p.Spec, func(r, n string) {
+	visitReferences(p, func(r, n string) {
 		found = found || r == resource && n == name
 	})
 	return found
@@ -184,11 +200,12 @@ func References(p *corev1.Pod, resource, name string) bool {
 // ReferencesAny tells whether the pod's spec names any object of the resource.
 func ReferencesAny(p *corev1.Pod, resource string) bool {
 	found := false
-	visitReferences(&p.Spec, func(r, _ string) { found = found || r == resource })
+	visitReferences(p, func(r, _ string) { found = found || r == resource })
 	return found
 }
 
-func visitReferences(s *corev1.PodSpec, visit func(resource, name string)) {
+func visitReferences(p *corev1.Pod, visit func(resource, name string)) {
+	s := &p.Spec
 	for _, r := range s.ImagePullSecrets {
 		visit("secrets", r.Name)
 	}
@@ -227,6 +244,8 @@ func visitReferences(s *corev1.PodSpec, visit func(resource, name string)) {
 			visit("configmaps", v.ConfigMap.Name)
 		case v.PersistentVolumeClaim != nil:
 			visit("persistentvolumeclaims", v.PersistentVolumeClaim.ClaimName)
+		case v.Ephemeral != nil:
+			visit("persistentvolumeclaims", ephemeral.VolumeClaimName(p, &v))
 		case v.Projected != nil:
 			for _, src := range v.Projected.Sources {
 				if src.Secret != nil {

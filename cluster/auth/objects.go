@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,6 +27,7 @@ type Objects interface {
 	Secret(ctx context.Context, namespace, name string) (*corev1.Secret, error)
 	Node(ctx context.Context, name string) (*corev1.Node, error)
 	Namespace(ctx context.Context, name string) (*corev1.Namespace, error)
+	Volume(ctx context.Context, name string) (*corev1.PersistentVolume, error)
 	// Pods lists one namespace, or all with "".
 	Pods(ctx context.Context, namespace string) ([]corev1.Pod, error)
 }
@@ -120,6 +122,25 @@ func (o *StorageObjects) Node(ctx context.Context, name string) (*corev1.Node, e
 // Namespace implements Objects.
 func (o *StorageObjects) Namespace(ctx context.Context, name string) (*corev1.Namespace, error) {
 	return get[*corev1.Namespace](ctx, o, "namespaces", "", name)
+}
+
+// Volume implements Objects.
+func (o *StorageObjects) Volume(ctx context.Context, name string) (*corev1.PersistentVolume, error) {
+	return get[*corev1.PersistentVolume](ctx, o, "persistentvolumes", "", name)
+}
+
+// StorageClass reads a class by its name.
+func (o *StorageObjects) StorageClass(ctx context.Context, name string) (*storagev1.StorageClass, error) {
+	return get[*storagev1.StorageClass](ctx, o, "storageclasses", "", name)
+}
+
+// StorageClasses lists all classes.
+func (o *StorageObjects) StorageClasses(ctx context.Context) ([]storagev1.StorageClass, error) {
+	l, err := list[*storagev1.StorageClassList](ctx, o, "storageclasses", "")
+	if err != nil {
+		return nil, err
+	}
+	return l.Items, nil
 }
 
 // RuntimeClass reads a class by its name.

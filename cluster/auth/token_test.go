@@ -27,6 +27,7 @@ type fakeObjects struct {
 	accounts map[string]*corev1.ServiceAccount
 	pods     map[string]*corev1.Pod
 	nodes    map[string]*corev1.Node
+	volumes  map[string]*corev1.PersistentVolume
 }
 
 func found[T any](m map[string]T, key string) (T, error) {
@@ -48,6 +49,9 @@ func (f *fakeObjects) Secret(_ context.Context, ns, name string) (*corev1.Secret
 }
 func (f *fakeObjects) Node(_ context.Context, name string) (*corev1.Node, error) {
 	return found(f.nodes, name)
+}
+func (f *fakeObjects) Volume(_ context.Context, name string) (*corev1.PersistentVolume, error) {
+	return found(f.volumes, name)
 }
 func (f *fakeObjects) Namespace(_ context.Context, name string) (*corev1.Namespace, error) {
 	return found(map[string]*corev1.Namespace{}, name)
