@@ -12,7 +12,10 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
 
+	"github.com/skiff-sh/skiff/node/eviction"
 	"github.com/skiff-sh/skiff/node/image"
+	"github.com/skiff-sh/skiff/node/imagegc"
+	"github.com/skiff-sh/skiff/node/logs"
 	"github.com/skiff-sh/skiff/node/pod"
 )
 
@@ -31,7 +34,7 @@ type Config struct {
 	RESTConfig *rest.Config // with the client identity system:node:NAME
 
 	// TLS of the node's HTTPS API: HTTP/1.1 only, with client certificates that are
-	// required and verified. GetConfigForClient lets both change without a restart.
+	// verified if given. GetConfigForClient lets both change without a restart.
 	TLS        *tls.Config
 	ListenAddr string // ":10250" when empty
 
@@ -57,6 +60,14 @@ type Config struct {
 	Labels  map[string]string
 	Taints  []v1.Taint // put on the Node when it registers first
 	MaxPods int        // 110 when 0
+
+	// Eviction are the thresholds at which room is made; kubelet's defaults when nil.
+	Eviction *eviction.Config
+	ImageGC  imagegc.Policy // imagegc.Default when zero
+
+	LogMaxSize  int64 // bytes at which a container's log is rotated; logs.MaxSize when 0
+	LogMaxFiles int   // of each container, at least 2; logs.MaxFiles when 0
+	PodPids     int64 // processes that a pod may have; 0: no limit
 
 	Network Network
 	Runtime pod.Runtime // pod.Wrap(*runtime.Runtime)
@@ -108,6 +119,19 @@ func (c *Config) complete() error {
 	}
 	if c.MaxPods == 0 {
 		c.MaxPods = 110
+	}
+	if c.Eviction == nil {
+		d := eviction.Default()
+		c.Eviction = &d
+	}
+	if c.ImageGC == (imagegc.Policy{}) {
+		c.ImageGC = imagegc.Default
+	}
+	if c.LogMaxSize == 0 {
+		c.LogMaxSize = logs.MaxSize
+	}
+	if c.LogMaxFiles == 0 {
+		c.LogMaxFiles = logs.MaxFiles
 	}
 	if c.RuntimeVersion == "" {
 		c.RuntimeVersion = c.Version

@@ -208,7 +208,7 @@ func (a *agent) access() access {
 	c := &rest.Config{Host: servers.Host, Transport: &memberTransport{member: a.member,
 		RoundTripper: &watchful{RoundTripper: a.servers.Wrap(servers.DynamicTransport(a.identity)), refused: a.identity.Refresh}}}
 	asNode(c)
-	serving := pki.MutualTLS(a.identity, pki.TLSOptions{Protos: []string{"http/1.1"}})
+	serving := pki.ServerTLS(a.identity, pki.TLSOptions{Protos: []string{"http/1.1"}})
 	return access{api: c, tls: serving, settings: a.known.Settings, contact: func() node.Contact {
 		return node.Contact{Removed: a.removed(), AliveFraction: a.roster.AliveFraction(cluster.Peers(a.gossip), a.id)}
 	}}

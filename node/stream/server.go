@@ -2,8 +2,8 @@
 // on port 10250. Logs are streamed as text; exec, attach and port-forward
 // speak SPDY (k8s.io/cri-streaming); the API server translates WebSockets.
 //
-// Only the cluster itself may call: client certificates of the cluster's CA
-// with the name skiff:apiserver or the group system:masters.
+// Who may call is said at gate: the cluster itself, and those who the cluster's
+// rules let read metrics and the like.
 package stream
 
 import (
@@ -15,20 +15,17 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"slices"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/skiff-sh/skiff/node/pod"
 )
 
 const (
-	callerName  = "skiff:apiserver"
-	callerGroup = "system:masters"
-
 	idleTimeout     = 4 * time.Hour
 	creationTimeout = 30 * time.Second
 )
@@ -52,18 +49,22 @@ type Config struct {
 	NodeName string
 	DataDir  string
 	TLS      *tls.Config // see node.Config
-	Logger   *slog.Logger
+	// Client asks the API server who others are and what they may do; nil lets
+	// nobody in but the cluster.
+	Client kubernetes.Interface
+	Logger *slog.Logger
 }
 
 // Server serves the node API.
 type Server struct {
-	cfg Config
-	mux *http.ServeMux
+	cfg  Config
+	mux  *http.ServeMux
+	gate *gate
 }
 
 // New returns a Server that serves nothing yet.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, mux: http.NewServeMux()}
+	s := &Server{cfg: cfg, mux: http.NewServeMux(), gate: newGate(cfg.NodeName, cfg.Client)}
 	s.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok")) })
 	s.mux.HandleFunc("GET /pods", s.pods)
 	s.mux.HandleFunc("GET /pods/{$}", s.pods)
@@ -104,21 +105,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// ServeHTTP lets the cluster in and nobody else.
+// ServeHTTP lets in whom the gate admits.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !allowed(r.TLS) {
-		http.Error(w, "Forbidden: only the API server may use the node API", http.StatusForbidden)
+	if no := s.gate.admit(r); no != nil {
+		http.Error(w, no.text, no.code)
 		return
 	}
 	s.mux.ServeHTTP(w, r)
-}
-
-func allowed(t *tls.ConnectionState) bool {
-	if t == nil || len(t.VerifiedChains) == 0 || len(t.PeerCertificates) == 0 {
-		return false
-	}
-	who := t.PeerCertificates[0].Subject
-	return who.CommonName == callerName || slices.Contains(who.Organization, callerGroup)
 }
 
 func (s *Server) pods(w http.ResponseWriter, _ *http.Request) {

@@ -27,6 +27,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
@@ -156,6 +157,12 @@ func (c ca) pool() *x509.CertPool {
 // serve starts the node API and returns its address and a client of it.
 func serve(t *testing.T) (base string, c ca, client *tls.Config, dir string) {
 	t.Helper()
+	return serveAsking(t, nil)
+}
+
+// serveAsking is serve with somebody to ask who others are.
+func serveAsking(t *testing.T, api kubernetes.Interface) (base string, c ca, client *tls.Config, dir string) {
+	t.Helper()
 	c = newCA(t)
 	dir = t.TempDir()
 	serving := c.issue(t, "system:node:n1")
@@ -167,8 +174,8 @@ func serve(t *testing.T) (base string, c ca, client *tls.Config, dir string) {
 	if err := os.WriteFile(filepath.Join(dir, "1.log"), []byte("2026-01-01T00:00:00Z stdout F out\n2026-01-01T00:00:01Z stderr F err\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := New(Config{Pods: pods{v}, Images: noImages{}, NodeName: "n1", DataDir: dir, Logger: slog.New(slog.DiscardHandler),
-		TLS: &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{serving}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: c.pool(), NextProtos: []string{"http/1.1"}}})
+	s := New(Config{Pods: pods{v}, Images: noImages{}, Client: api, NodeName: "n1", DataDir: dir, Logger: slog.New(slog.DiscardHandler),
+		TLS: &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{serving}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: c.pool(), NextProtos: []string{"http/1.1"}}})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -209,13 +216,13 @@ func TestOnlyTheClusterMayCall(t *testing.T) {
 	if code, _ := get(t, as(c.issue(t, "admin", callerGroup)), base+"/pods"); code != 200 {
 		t.Errorf("an administrator got %d", code)
 	}
-	if code, _ := get(t, as(c.issue(t, "system:node:n2", "system:nodes")), base+"/pods"); code != 403 {
+	if code, _ := get(t, as(c.issue(t, "system:node:n2", "system:nodes")), base+"/pods"); code != 401 {
 		t.Errorf("another node got %d", code)
 	}
 	if code, body := get(t, as(newCA(t).issue(t, callerName)), base+"/healthz"); code != 0 {
 		t.Errorf("a stranger got %d %s", code, body)
 	}
-	if code, body := get(t, &tls.Config{RootCAs: c.pool()}, base+"/healthz"); code != 0 {
+	if code, body := get(t, &tls.Config{RootCAs: c.pool()}, base+"/healthz"); code != 401 {
 		t.Errorf("nobody got %d %s", code, body)
 	}
 }
