@@ -153,7 +153,11 @@ func (m *Manager) claim(ctx context.Context, pod *v1.Pod, v *v1.Volume) (Mounted
 }
 
 func (c *claimed) mounted() Mounted {
-	return Mounted{Path: c.Path, ReadOnly: c.ReadOnly, CreateMissing: c.HostPath, Options: c.Options, Claim: c.Claim}
+	m := Mounted{Path: c.Path, ReadOnly: c.ReadOnly, CreateMissing: c.HostPath, Options: c.Options, Claim: c.Claim, kind: kindFS}
+	if c.HostPath {
+		m.kind = kindHost
+	}
+	return m
 }
 
 // shareWith gives a volume to the pod's group, unless another pod has it by now:

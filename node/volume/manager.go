@@ -95,6 +95,8 @@ type Mounted struct {
 	CreateMissing bool   // a directory is made at Path before it is mounted
 	Options       []string
 	Claim         string // name of the PersistentVolumeClaim behind it, or ""
+
+	kind kind
 }
 
 // Get returns a volume by its name in the pod.
@@ -202,11 +204,13 @@ func (m *Manager) setup(ctx context.Context, p *Pod, pod *v1.Pod, v *v1.Volume, 
 func (m *Manager) place(uid string, v *v1.Volume) Mounted {
 	switch {
 	case v.HostPath != nil:
-		return Mounted{Path: v.HostPath.Path, CreateMissing: true}
+		return Mounted{Path: v.HostPath.Path, CreateMissing: true, kind: kindHost}
+	case v.EmptyDir != nil && v.EmptyDir.Medium != v1.StorageMediumDefault:
+		return Mounted{Path: filepath.Join(m.cfg.Root, uid, "volumes", v.Name), kind: kindFS}
 	case v.EmptyDir != nil:
-		return Mounted{Path: filepath.Join(m.cfg.Root, uid, "volumes", v.Name)}
+		return Mounted{Path: filepath.Join(m.cfg.Root, uid, "volumes", v.Name), kind: kindDisk}
 	case v.ConfigMap != nil:
-		return Mounted{Path: filepath.Join(m.cfg.Root, uid, "volumes", v.Name), ReadOnly: true}
+		return Mounted{Path: filepath.Join(m.cfg.Root, uid, "volumes", v.Name), ReadOnly: true, kind: kindDisk}
 	}
 	return Mounted{Path: filepath.Join(m.cfg.MemRoot, uid, v.Name), ReadOnly: true}
 }
