@@ -19,7 +19,7 @@ HELLO := node/image/demo/embedded/hello.gz
 GOTESTFLAGS ?=
 UNIT := $(shell go list ./... 2>/dev/null | grep -v -e /cmd/skiff-shim -e /cmd/test/integration$$)
 
-.PHONY: build demo test unit race integration soak lint verify bench generate clean deps deps-build shim
+.PHONY: build demo test unit race integration soak lint verify bench conformance generate clean deps deps-build shim
 
 BIN  ?= bin/skiff
 TAGS ?=
@@ -102,6 +102,11 @@ verify: shim lint
 # the table of budgets, beside etcd on the same disk; writes bench/results.json
 bench: deps build
 	go run ./cmd/test/bench -skiff bin/skiff -out bench/results.json
+
+# upstream's e2e tests against skiff: E2E=/path/to/e2e.test, and as you like AGNHOST=its
+# program, IMAGES=folder of archives, FOCUS=expression, FLAGS="-resume -shards 8"
+conformance: deps build
+	go run ./cmd/test/conformance -skiff bin/skiff -e2e "$(E2E)" $(if $(AGNHOST),-agnhost "$(AGNHOST)") $(if $(IMAGES),-images "$(IMAGES)") $(if $(FOCUS),-focus '$(FOCUS)') $(FLAGS)
 
 # generated code: OpenAPI definitions
 generate:

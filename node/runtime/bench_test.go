@@ -71,6 +71,30 @@ func BenchmarkPod(b *testing.B) {
 	}
 }
 
+// BenchmarkExec runs `true` again and again in one container.
+func BenchmarkExec(b *testing.B) {
+	for _, seccomp := range []SeccompType{SeccompUnconfined, SeccompRuntimeDefault} {
+		b.Run(string(seccomp), func(b *testing.B) {
+			e := newEnv(b)
+			ctx := context.Background()
+			s := e.sandbox()
+			c := e.container("sleep", "1000")
+			c.Seccomp.Type = seccomp
+			e.start(s, c)
+			var took []time.Duration
+			for b.Loop() {
+				begin := time.Now()
+				if code, err := s.Exec(ctx, c.ID, ExecConfig{Args: []string{"true"}}, nil, nil, nil, nil); err != nil || code != 0 {
+					b.Fatal(code, err)
+				}
+				took = append(took, time.Since(begin))
+				time.Sleep(20 * time.Millisecond) // else the kernel's grace periods overlap
+			}
+			report(b, "exec", took)
+		})
+	}
+}
+
 // BenchmarkHundredPods starts 100 pods at once and weighs their shims.
 func BenchmarkHundredPods(b *testing.B) {
 	e := newEnv(b)
