@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	apiresource "k8s.io/apimachinery/pkg/api/resource"
@@ -41,7 +42,7 @@ func lacking(p *v1.Pod, others []*v1.Pod, allocatable v1.ResourceList) (v1.Resou
 	names := slices.Sorted(maps.Keys(requests))
 	for _, name := range append(first, slices.DeleteFunc(names, func(n v1.ResourceName) bool { return slices.Contains(first, n) })...) {
 		want, have := requests[name], allocatable[name]
-		if want.IsZero() || have.IsZero() {
+		if want.IsZero() || have.IsZero() && !strings.HasPrefix(string(name), v1.ResourceHugePagesPrefix) {
 			continue
 		}
 		sum := used[name]

@@ -42,7 +42,6 @@ func refused(p *v1.Pod, selinux bool) field.ErrorList {
 	const unsupported = "is not supported"
 	s := &p.Spec
 	no(s.HostUsers != nil && !*s.HostUsers, spec.Child("hostUsers"), "user namespaces are not supported")
-	no(s.RuntimeClassName != nil && *s.RuntimeClassName != "", spec.Child("runtimeClassName"), "runtime classes are not supported")
 	no(len(s.ResourceClaims) > 0, spec.Child("resourceClaims"), unsupported)
 	no(s.OS != nil && s.OS.Name != "" && s.OS.Name != v1.Linux, spec.Child("os", "name"), "this node runs linux")
 	if sc := s.SecurityContext; sc != nil {
@@ -77,15 +76,6 @@ func refusedContainer(c *v1.Container, selinux bool, path *field.Path) (errs fie
 	const unsupported = "is not supported"
 	no(len(c.VolumeDevices) > 0, path.Child("volumeDevices"), unsupported)
 	no(len(c.Resources.Claims) > 0, path.Child("resources", "claims"), unsupported)
-	for kind, list := range map[string]v1.ResourceList{"limits": c.Resources.Limits, "requests": c.Resources.Requests} {
-		for name := range list {
-			switch name {
-			case v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage:
-			default:
-				no(true, path.Child("resources", kind).Key(string(name)), "this node has no such resource")
-			}
-		}
-	}
 	if lc := c.Lifecycle; lc != nil {
 		for name, h := range map[string]*v1.LifecycleHandler{"postStart": lc.PostStart, "preStop": lc.PreStop} {
 			no(h != nil && h.TCPSocket != nil, path.Child("lifecycle", name, "tcpSocket"), unsupported)
