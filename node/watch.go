@@ -159,8 +159,12 @@ func (s *services) run(ctx context.Context) {
 func (s *services) list(ctx context.Context) ([]*v1.Service, error) {
 	select {
 	case <-s.synced:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	default:
+		select {
+		case <-s.synced:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -28,7 +28,7 @@ func (w *worker) accept() bool {
 	if w.sandbox == nil { // else it was admitted by an earlier agent
 		reason, msg := pressed(w.pod, w.m.pressure())
 		if reason == "" {
-			reason, msg = w.m.admit(w)
+			reason, msg = w.admit()
 		}
 		if reason != "" {
 			w.eventPod(v1.EventTypeWarning, reason, "%s", msg)

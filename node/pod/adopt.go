@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -31,16 +32,22 @@ func (m *Manager) adopt(ctx context.Context, pods []*v1.Pod) error {
 	if err != nil {
 		return fmt.Errorf("finding the sandboxes that are running: %w", err)
 	}
-	alive := []string{}
+	statics := m.staticUIDs()
+	alive := slices.Clone(statics)
 	mounts := map[string]bool{}
 	var orphans []Sandbox
 	for _, sb := range boxes {
 		uid := sb.PodUID()
-		if !want[uid] || m.adopted[uid] != nil {
+		if slices.Contains(statics, uid) { // its worker has it
+			for _, c := range sb.Containers() {
+				mounts[c.ID] = true
+			}
+			continue
+		}
+		if !want[uid] || !m.adopting(uid, sb) {
 			orphans = append(orphans, sb)
 			continue
 		}
-		m.adopted[uid] = sb
 		alive = append(alive, uid)
 		for _, c := range sb.Containers() {
 			mounts[c.ID] = true
@@ -50,7 +57,7 @@ func (m *Manager) adopt(ctx context.Context, pods []*v1.Pod) error {
 		for _, c := range sb.Containers() {
 			mounts[c.ID] = true // until it is gone
 		}
-		if m.adopted[sb.PodUID()] == nil {
+		if m.waitingSandbox(sb.PodUID()) == nil {
 			alive = append(alive, sb.PodUID())
 		}
 		m.wg.Go(func() {
@@ -68,6 +75,24 @@ func (m *Manager) adopt(ctx context.Context, pods []*v1.Pod) error {
 	}
 	m.sweep(pods, mounts)
 	return nil
+}
+
+// adopting keeps a sandbox for its pod's worker; false when it has one already.
+func (m *Manager) adopting(uid string, sb Sandbox) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.adopted[uid] != nil {
+		return false
+	}
+	m.adopted[uid] = sb
+	return true
+}
+
+// waitingSandbox is what was kept for the worker of a pod; nil for nothing.
+func (m *Manager) waitingSandbox(uid string) Sandbox {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.adopted[uid]
 }
 
 // endOrphan stops a sandbox whose pod was deleted while no agent ran. It returns
@@ -117,10 +142,7 @@ func (m *Manager) endOrphan(ctx context.Context, sb Sandbox) bool {
 	for _, c := range ids {
 		warn("mount", m.cfg.Images.Unmount(c.ID))
 	}
-	m.mu.Lock()
-	mine := m.adopted[uid] == nil // else only a second sandbox of a pod that lives
-	m.mu.Unlock()
-	if mine {
+	if m.waitingSandbox(uid) == nil { // else only a second sandbox of a pod that lives
 		warn("address", m.cfg.Network.Detach(ctx, uid))
 		warn("image volumes", m.dropImageVolumes(types.UID(uid)))
 		warn("volumes", m.cfg.Volumes.Teardown(uid))
@@ -145,6 +167,7 @@ func (m *Manager) sweep(pods []*v1.Pod, mounts map[string]bool) {
 		keep[string(p.UID)] = true
 		logs[filepath.Base(PodLogDir(m.cfg.LogDir, p))] = true
 	}
+	m.keepStatics(keep, logs)
 	warn := func(what string, err error) {
 		if err != nil {
 			m.cfg.Logger.Warn("cleaning up after pods that are gone", "what", what, "err", err)
@@ -169,7 +192,7 @@ func (m *Manager) sweep(pods []*v1.Pod, mounts map[string]bool) {
 	keys, err := m.cfg.Images.Mounts()
 	warn("mounts", err)
 	for _, k := range keys {
-		if !mounts[k] && !m.volumeOfAdopted(k) {
+		if !mounts[k] && m.leftover(k) && !m.volumeOfAdopted(k) {
 			warn("mount", m.cfg.Images.Unmount(k))
 		}
 	}

@@ -92,6 +92,8 @@ func (w *worker) ensureImageVolume(ctx context.Context, c *container, v *v1.Volu
 // volumeOfAdopted says that a root file system is a volume of a pod whose
 // containers run on.
 func (m *Manager) volumeOfAdopted(key string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for uid := range m.adopted {
 		if strings.HasPrefix(key, imageVolumePrefix(types.UID(uid))) {
 			return true

@@ -48,6 +48,11 @@ type Config struct {
 	// FenceFile is where shims read the time of the last contact; see
 	// shimproto.Fence. Needed with Permit.
 	FenceFile string
+	// KeepStatic is told of each new status of a pod from a manifest, so that it is
+	// known after a restart; the status counts once it returns nil. StaticChanged
+	// is called after that, and when such a pod has ended. See AddStatic.
+	KeepStatic    func(p *v1.Pod) error
+	StaticChanged func()
 
 	DataDir    string // DataDir/pods/<uid> holds a pod's files
 	LogDir     string // LogDir/<namespace>_<name>_<uid>/<container>/<attempt>.log
@@ -80,6 +85,7 @@ type Manager struct {
 	wg      sync.WaitGroup
 	// adopted sandboxes wait here for their pod's worker.
 	adopted map[string]Sandbox
+	statics statics
 }
 
 // NewManager returns a Manager that runs nothing yet.
@@ -98,9 +104,14 @@ func NewManager(cfg Config) *Manager {
 // other pods are ended, and everything else that belongs to no pod removed.
 // Workers run until ctx ends; Wait awaits them. Containers go on.
 func (m *Manager) Start(ctx context.Context, pods []*v1.Pod) error {
-	m.ctx = ctx
+	if m.ctx == nil { // else pods of manifests run already
+		m.ctx = ctx
+	}
 	m.grants.load(pods)
-	if err := m.adopt(ctx, pods); err != nil {
+	m.statics.still.Lock()
+	err := m.adopt(ctx, pods)
+	m.statics.still.Unlock()
+	if err != nil {
 		return err
 	}
 	for _, p := range pods {
@@ -160,6 +171,7 @@ func (m *Manager) Keep(uids map[types.UID]bool) {
 	var gone []types.UID
 	for uid, w := range m.workers {
 		switch {
+		case w.static:
 		case uids[uid]:
 			m.found(uid)
 		case w.single():
@@ -218,6 +230,10 @@ func (m *Manager) forget(w *worker) {
 		return
 	}
 	delete(m.workers, w.uid)
+	if w.static {
+		m.followStatic(w)
+		return
+	}
 	if p := m.again[w.uid]; p != nil && m.ctx.Err() == nil {
 		delete(m.again, w.uid)
 		m.run(p)
@@ -264,6 +280,7 @@ type View struct {
 	Containers map[string]ContainerView
 	Volumes    *volume.Pod // nil before they are set up
 	State      State
+	Static     bool // from a manifest of this node, not from the API
 }
 
 // ContainerView is one container of a View.

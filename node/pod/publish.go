@@ -25,7 +25,7 @@ func (w *worker) publish(alarm *time.Time) {
 	}
 	shown := *w.pod
 	shown.Status = st
-	v := &View{Pod: &shown, Sandbox: w.sandbox, Containers: map[string]ContainerView{}, Volumes: w.vols, State: w.state}
+	v := &View{Pod: &shown, Sandbox: w.sandbox, Containers: map[string]ContainerView{}, Volumes: w.vols, State: w.state, Static: w.static}
 	for _, c := range w.ctrs {
 		v.Containers[c.spec.Name] = w.containerView(c)
 	}
@@ -38,6 +38,10 @@ func (w *worker) publish(alarm *time.Time) {
 			earlier(alarm, due)
 			return
 		}
+	}
+	if w.static {
+		w.remember(st, alarm)
+		return
 	}
 	w.write(st)
 }
@@ -297,6 +301,11 @@ func (w *worker) releaseAll(ctx context.Context) error {
 // deleted; that it is gone comes back by the watch.
 func (w *worker) deleteObject(ctx context.Context, alarm *time.Time) {
 	if w.deleted {
+		return
+	}
+	if w.static {
+		w.deleted = true
+		w.remove()
 		return
 	}
 	if w.now().Before(w.deleteAt) {

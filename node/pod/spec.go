@@ -24,7 +24,7 @@ func (w *worker) containerConfig(ctx context.Context, c *container, img *image.I
 		}
 	}
 	spec, p := c.spec, w.pod
-	services, err := w.m.cfg.Services(ctx)
+	services, err := w.services(ctx)
 	if err != nil {
 		return cfg, closeFiles, fmt.Errorf("waiting for the list of services: %w", err)
 	}

@@ -19,6 +19,8 @@ type worker struct {
 	m    *Manager
 	uid  types.UID
 	log  *slog.Logger
+	// static: the pod comes from a manifest; see static.go.
+	static bool
 	wake chan struct{} // room for one: a level, not an edge
 	view atomic.Pointer[View]
 	// changes counts changes of held objects.
