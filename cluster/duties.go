@@ -28,6 +28,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/controller/deployment"
 	"github.com/skiff-sh/skiff/cluster/controller/disruption"
 	"github.com/skiff-sh/skiff/cluster/controller/endpointslice"
+	"github.com/skiff-sh/skiff/cluster/controller/ephemeralvolume"
 	"github.com/skiff-sh/skiff/cluster/controller/garbagecollector"
 	"github.com/skiff-sh/skiff/cluster/controller/localpath"
 	"github.com/skiff-sh/skiff/cluster/controller/namespace"
@@ -39,6 +40,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/controller/rootca"
 	"github.com/skiff-sh/skiff/cluster/controller/serviceaccount"
 	"github.com/skiff-sh/skiff/cluster/controller/statefulset"
+	"github.com/skiff-sh/skiff/cluster/controller/volumeprotection"
 	"github.com/skiff-sh/skiff/cluster/nodehealth"
 	"github.com/skiff-sh/skiff/cluster/scheduler"
 )
@@ -191,6 +193,8 @@ func (t *term) nodes() {
 // storage makes the duties that deal with volumes.
 func (t *term) storage() {
 	add(t, "persistentvolume", "persistentvolume-controller", persistentvolume.New)
+	add(t, "volumeprotection", "volume-protection-controller", volumeprotection.New)
+	add(t, "ephemeralvolume", "ephemeral_volume", ephemeralvolume.New)
 	if t.cfg.Volumes != nil {
 		add(t, "localpath", "skiff.sh/local-path", func(c controller.Config) (*localpath.Controller, error) {
 			return localpath.New(localpath.Config{Config: c, Nodes: t.cfg.Volumes})

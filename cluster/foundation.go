@@ -92,8 +92,9 @@ func (s *Server) layFoundation(ctx context.Context, client kubernetes.Interface)
 	after := s.state.Revision() // what is deleted from now on is noticed
 	var parts sync.WaitGroup
 	for name, part := range map[string]func(context.Context, kubernetes.Interface) error{
-		"default roles":     auth.Reconcile,
-		"built-in services": s.ensureServices,
+		"default roles":         auth.Reconcile,
+		"default storage class": s.ensureStorageClass,
+		"built-in services":     s.ensureServices,
 	} {
 		parts.Go(func() {
 			s.untilDone(ctx, name, func(ctx context.Context) error { return part(ctx, client) })
