@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 	v1 "k8s.io/api/core/v1"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/skiff-sh/skiff/node/eviction"
 	"github.com/skiff-sh/skiff/node/objects"
 	"github.com/skiff-sh/skiff/node/pod"
 	"github.com/skiff-sh/skiff/node/stream"
@@ -37,6 +39,11 @@ type Agent struct {
 	volumes  *volume.Manager
 	local    *volume.Local
 	fence    *fence // nil: pods never have to stop for lack of contact
+
+	sources   eviction.Sources
+	pressed   atomic.Pointer[[]v1.NodeConditionType] // what new pods are refused for
+	housework sync.Mutex                             // one removes images at a time
+	gcFailed  bool                                   // of keepImages
 }
 
 // New validates the configuration and starts nothing.
@@ -95,6 +102,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.fence = newFence(a.cfg, a.renewLease, func() { a.pods.Poke() })
 	}
 	a.pods = pod.NewManager(a.podConfig(source, recorder))
+	a.sources = eviction.Sources{NodeDir: a.cfg.DataDir, ImageDir: a.imageDir(), Pods: podsMemory(a.cfg.Runtime)}
 
 	if a.fence != nil {
 		g.Go(func() error { a.fence.run(ctx); return nil })
@@ -103,7 +111,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.self.run(ctx) })
 	g.Go(func() error { return a.runPods(ctx) })
 	g.Go(func() error { return a.keepHouse(ctx) })
-	server := stream.New(stream.Config{Pods: a.pods, TLS: a.cfg.TLS, NodeName: a.cfg.Name,
+	server := stream.New(stream.Config{Pods: a.pods, TLS: a.cfg.TLS, Client: a.client, NodeName: a.cfg.Name,
 		Images: a.cfg.Images, Volumes: a.volumes, DataDir: a.cfg.DataDir, Logger: a.cfg.Logger})
 	g.Go(func() error { return server.Serve(ctx, listener) })
 	err = g.Wait()
@@ -141,9 +149,18 @@ func (a *Agent) podConfig(source *objects.Source, recorder record.EventRecorder)
 		Objects: source, Services: a.services.list, Node: a.self.node, Recorder: recorder,
 		DataDir: c.DataDir, LogDir: c.LogDir, ResolvConf: c.ResolvConf, DNS: dns,
 		Allocatable: a.machine.allocatable, MemoryCapacity: memory, Logger: c.Logger,
+		PidsPerPod: c.PodPids, Pressure: a.pressure,
 	}
 	if a.fence != nil {
 		pc.Permit, pc.FenceFile = a.fence.permit, a.fence.path
 	}
 	return pc
+}
+
+// pressure is what the node is short of, for those who decide whether to take a pod.
+func (a *Agent) pressure() []v1.NodeConditionType {
+	if p := a.pressed.Load(); p != nil {
+		return *p
+	}
+	return nil
 }

@@ -2,208 +2,144 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
+	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/skiff-sh/skiff/node/image"
+	"github.com/skiff-sh/skiff/node/imagegc"
 	"github.com/skiff-sh/skiff/node/logs"
-	"github.com/skiff-sh/skiff/node/pod"
 )
 
-// houseEvery is how often the machine's memory, disks and logs are looked at;
-// the kernel has no event for them. It costs a few system calls.
-const houseEvery = 10 * time.Second
+// How often the node looks after what the kernel tells of by no event. Room on the
+// disks, memory and log sizes have clocks of their own, which go faster when one of
+// them changes fast.
+const (
+	houseEvery = 10 * time.Second // the runtime
+	listEvery  = time.Minute      // the images
+	gcEvery    = 5 * time.Minute  // images that are old, and again after one that did not help
+)
 
-// pressure is what the machine is short of.
-type pressure struct{ memory, disk, pids bool }
-
-// keepHouse watches over memory, disks, log sizes and the list of images, and
-// ends a pod when the machine is short of something.
+// keepHouse watches over memory, disks, log sizes, images and the runtime.
 func (a *Agent) keepHouse(ctx context.Context) error {
-	tick := time.NewTicker(houseEvery)
-	defer tick.Stop()
-	last := time.Time{}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { a.keepLogs(ctx); return nil })
+	g.Go(func() error { a.keepFree(ctx); return nil })
+	g.Go(func() error { a.keepLimits(ctx); return nil })
+	g.Go(func() error { a.keepImages(ctx); return nil })
+	return g.Wait()
+}
+
+// keepLogs begins new files for logs that have grown large.
+func (a *Agent) keepLogs(ctx context.Context) {
+	r := &logs.Rotator{MaxSize: a.cfg.LogMaxSize, MaxFiles: a.cfg.LogMaxFiles}
 	for {
-		if time.Since(last) > time.Minute {
-			a.listImages()
-			last = time.Now()
-		}
-		a.look(ctx)
-		a.rotateLogs(ctx)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
-}
-
-// look measures, and acts when a threshold is crossed.
-func (a *Agent) look(ctx context.Context) {
-	var p pressure
-	var short string // in the words of an eviction
-	if total, free, err := memory(); err == nil && total > memoryReserve && free < memoryReserve {
-		p.memory = true
-		short = fmt.Sprintf("The node was low on resource: memory. Threshold quantity: %s, available: %dKi. ", "100Mi", free>>10)
-	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(a.cfg.DataDir, &fs); err == nil {
-		free, inodes := percent(fs.Bavail, fs.Blocks), percent(fs.Ffree, fs.Files)
-		if free < imageReserve {
-			a.pruneImages(ctx)
-			if err := unix.Statfs(a.cfg.DataDir, &fs); err == nil {
-				free = percent(fs.Bavail, fs.Blocks)
-			}
-		}
-		if free < diskReserve || inodes < inodeReserve {
-			p.disk = true
-			if short == "" {
-				short = fmt.Sprintf("The node was low on resource: ephemeral-storage. Threshold quantity: %d%%, available: %.1f%%. ", diskReserve, free)
-			}
-		}
-	}
-	p.pids = pidsShort()
-	if p.pids && short == "" {
-		short = "The node was low on resource: pids. "
-	}
-	a.self.setPressure(p)
-	if r, ok := a.cfg.Runtime.(interface{ Check() error }); ok {
-		a.self.setRuntime(r.Check())
-	}
-	if short != "" {
-		a.evictOne(ctx, p, short)
-	}
-}
-
-func percent(free, of uint64) float64 {
-	if of == 0 {
-		return 100 // a file system without that limit
-	}
-	return float64(free) * 100 / float64(of)
-}
-
-// pidsShort says that less than a tenth of the process numbers is free.
-func pidsShort() bool {
-	b, err := os.ReadFile("/proc/loadavg") // "0.1 0.2 0.3 1/234 5678": 234 exist
-	if err != nil {
-		return false
-	}
-	f := strings.Fields(string(b))
-	if len(f) < 4 {
-		return false
-	}
-	_, count, _ := strings.Cut(f[3], "/")
-	n, err1 := strconv.ParseInt(count, 10, 64)
-	most, err2 := strconv.ParseInt(readLine("/proc/sys/kernel/pid_max"), 10, 64)
-	return err1 == nil && err2 == nil && most > 0 && n > most/10*9
-}
-
-// evictOne ends the pod that weighs most and matters least.
-func (a *Agent) evictOne(ctx context.Context, p pressure, why string) {
-	type candidate struct {
-		v     *pod.View
-		over  bool // uses more than it asked for
-		usage int64
-	}
-	var list []candidate
-	for _, v := range a.pods.Views() {
-		if v.Sandbox == nil || v.State.Final() || v.Pod.DeletionTimestamp != nil || critical(v.Pod) {
-			continue
-		}
-		st, err := v.Sandbox.PodStats(ctx)
-		if err != nil {
-			continue
-		}
-		c := candidate{v: v, usage: int64(st.MemoryWorkingSet)}
-		if p.disk && !p.memory {
-			c.usage = 0
-			for _, ctr := range v.Containers {
-				if used, _, err := a.cfg.Images.MountUsage(ctr.ID); err == nil {
-					c.usage += used
+		var files []logs.File
+		for _, v := range a.pods.Views() {
+			for _, c := range v.Containers {
+				if c.Running && v.Sandbox != nil {
+					files = append(files, logs.File{Path: c.LogPath, Reopen: func() error { return v.Sandbox.ReopenLog(ctx, c.ID) }})
 				}
 			}
 		}
-		var request int64
-		for i := range v.Pod.Spec.Containers {
-			request += v.Pod.Spec.Containers[i].Resources.Requests.Memory().Value()
+		again, err := r.Look(time.Now(), files)
+		if err != nil && ctx.Err() == nil {
+			a.cfg.Logger.Warn("rotating logs", "err", err)
 		}
-		c.over = c.usage > request
-		list = append(list, c)
-	}
-	if len(list) == 0 {
-		return
-	}
-	slices.SortFunc(list, func(x, y candidate) int {
-		switch {
-		case x.over != y.over:
-			if x.over {
-				return -1
-			}
-			return 1
-		case priority(x.v.Pod) != priority(y.v.Pod):
-			return int(priority(x.v.Pod)) - int(priority(y.v.Pod))
-		case x.usage > y.usage:
-			return -1
-		case x.usage < y.usage:
-			return 1
-		}
-		return 0
-	})
-	victim := list[0].v.Pod
-	a.cfg.Logger.Warn("evicting a pod", "pod", victim.Namespace+"/"+victim.Name, "why", why)
-	a.self.recorder.Event(victim, v1.EventTypeWarning, "Evicted", why)
-	a.pods.Evict(victim.UID, "Evicted", why)
-}
-
-func critical(p *v1.Pod) bool { return p.Spec.Priority != nil && *p.Spec.Priority >= 2_000_000_000 }
-
-func priority(p *v1.Pod) int32 {
-	if p.Spec.Priority == nil {
-		return 0
-	}
-	return *p.Spec.Priority
-}
-
-// rotateLogs begins new files for logs that have grown large.
-func (a *Agent) rotateLogs(ctx context.Context) {
-	for _, v := range a.pods.Views() {
-		for name, c := range v.Containers {
-			if !c.Running || v.Sandbox == nil {
-				continue
-			}
-			err := logs.Rotate(c.LogPath, logs.MaxSize, logs.MaxFiles, time.Now(), func() error { return v.Sandbox.ReopenLog(ctx, c.ID) })
-			if err != nil && ctx.Err() == nil {
-				a.cfg.Logger.Warn("rotating a log", "pod", v.Pod.Namespace+"/"+v.Pod.Name, "container", name, "err", err)
-			}
+		if !pause(ctx, again) {
+			return
 		}
 	}
 }
 
-type pruner interface {
-	Prune(ctx context.Context, keep func(*image.Image) bool) ([]*image.Image, error)
-}
-
-// pruneImages makes room: images that no container uses go.
-func (a *Agent) pruneImages(ctx context.Context) {
-	p, ok := a.cfg.Images.(pruner)
+// collector is the agent's way to remove images.
+func (a *Agent) collector() (*imagegc.Collector, bool) {
+	store, ok := a.cfg.Images.(imagegc.Store)
 	if !ok {
-		return
+		return nil, false
 	}
-	gone, err := p.Prune(ctx, nil)
-	if err != nil && !errors.Is(err, context.Canceled) {
-		a.cfg.Logger.Warn("making room on the disk", "err", err)
+	return &imagegc.Collector{Policy: a.cfg.ImageGC, Store: store, Wanted: a.wantedImages, Event: a.nodeEvent, Logger: a.cfg.Logger,
+		Disk: func() (free, size int64, err error) {
+			var fs unix.Statfs_t
+			if err := unix.Statfs(a.imageDir(), &fs); err != nil {
+				return 0, 0, fmt.Errorf("statfs %s: %w", a.imageDir(), err)
+			}
+			return int64(fs.Bavail) * fs.Bsize, int64(fs.Blocks) * fs.Bsize, nil
+		}}, true
+}
+
+func (a *Agent) imageDir() string { return filepath.Join(a.cfg.DataDir, "images") }
+
+// wantedImages are those of all pods that have not ended, also of containers that
+// wait for their next start.
+func (a *Agent) wantedImages() (out []string) {
+	for _, v := range a.pods.Views() {
+		if v.State.Final() {
+			continue
+		}
+		for _, list := range [][]v1.Container{v.Pod.Spec.InitContainers, v.Pod.Spec.Containers} {
+			for i := range list {
+				out = append(out, list[i].Image)
+			}
+		}
+		for i := range v.Pod.Spec.EphemeralContainers {
+			out = append(out, v.Pod.Spec.EphemeralContainers[i].Image)
+		}
+		for i := range v.Pod.Spec.Volumes {
+			if s := v.Pod.Spec.Volumes[i].Image; s != nil {
+				out = append(out, s.Reference)
+			}
+		}
+		for _, list := range [][]v1.ContainerStatus{v.Pod.Status.InitContainerStatuses, v.Pod.Status.ContainerStatuses} {
+			for i := range list {
+				out = append(out, list[i].ImageID)
+			}
+		}
 	}
-	if len(gone) > 0 {
-		a.cfg.Logger.Info("removed images to make room", "images", len(gone))
-		a.listImages()
+	return out
+}
+
+// nodeEvent records an event about the Node.
+func (a *Agent) nodeEvent(kind, reason, message string) {
+	a.self.recorder.Event(&v1.ObjectReference{Kind: "Node", Name: a.cfg.Name, UID: types.UID(a.cfg.Name)}, kind, reason, message)
+}
+
+// keepImages removes images by the policy, tells which there are, and looks whether
+// the runtime can be used.
+func (a *Agent) keepImages(ctx context.Context) {
+	gc, collects := a.collector()
+	var listed, collected time.Time
+	for {
+		removed := 0
+		now := time.Now()
+		if collects && (now.Sub(collected) >= gcEvery || !a.gcFailed && gc.Full()) {
+			collected = now
+			var err error
+			a.housework.Lock()
+			removed, err = gc.Collect(ctx, now)
+			a.housework.Unlock()
+			if a.gcFailed = err != nil; a.gcFailed && ctx.Err() == nil {
+				a.nodeEvent(v1.EventTypeWarning, "ImageGCFailed", err.Error())
+				a.cfg.Logger.Warn("removing images that are not used", "err", err)
+			}
+		}
+		if removed > 0 || now.Sub(listed) >= listEvery {
+			a.listImages()
+			listed = now
+		}
+		if r, ok := a.cfg.Runtime.(interface{ Check() error }); ok {
+			a.self.setRuntime(r.Check())
+		}
+		if !pause(ctx, houseEvery) {
+			return
+		}
 	}
 }
 
@@ -236,3 +172,5 @@ func (a *Agent) listImages() {
 	}
 	a.self.setImages(out)
 }
+
+var _ imagegc.Store = (*image.Store)(nil)

@@ -12,14 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-)
 
-// What is kept back from pods, as kubelet's eviction thresholds have it.
-const (
-	memoryReserve = 100 << 20
-	diskReserve   = 10 // percent of the disk
-	inodeReserve  = 5  // percent of the inodes
-	imageReserve  = 15 // percent of the images' disk
+	"github.com/skiff-sh/skiff/node/eviction"
 )
 
 // machine is what a Node says of its hardware and operating system.
@@ -51,8 +45,8 @@ func lookAtMachine(c Config) (machine, error) {
 		v1.ResourcePods:             q(int64(c.MaxPods), resource.DecimalSI),
 	}
 	m.allocatable = m.capacity.DeepCopy()
-	m.allocatable[v1.ResourceMemory] = q(max(0, total-memoryReserve), resource.BinarySI)
-	m.allocatable[v1.ResourceEphemeralStorage] = q(disk-disk/100*diskReserve, resource.DecimalSI)
+	m.allocatable[v1.ResourceMemory] = q(total-eviction.Reserved(c.Eviction.Thresholds, eviction.MemoryAvailable, total), resource.BinarySI)
+	m.allocatable[v1.ResourceEphemeralStorage] = q(disk-eviction.Reserved(c.Eviction.Thresholds, eviction.NodeFsAvailable, disk), resource.DecimalSI)
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return m, fmt.Errorf("uname: %w", err)

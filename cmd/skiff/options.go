@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -39,7 +40,7 @@ func boolFlag(name, usage string) cli.Flag {
 
 // hostFlags are those of servers and agents; more come after the address.
 func hostFlags(more ...cli.Flag) []cli.Flag {
-	return append(append([]cli.Flag{
+	return slices.Concat([]cli.Flag{
 		configFlag(),
 		dataDirFlag(),
 		stringFlag("name", "name of this host in the cluster, for as long as it is a member (default: the one it has, at first the host name)", ""),
@@ -47,7 +48,7 @@ func hostFlags(more ...cli.Flag) []cli.Flag {
 		stringFlag("token", "what skiff token create has printed, with --join; needed once", ""),
 		stringFlag("advertise-address", "address by which others reach this host (default: --bind-address if that is one address, else that of the default route, followed when it changes)", ""),
 		stringFlag("bind-address", "address the ports for other hosts listen on", "0.0.0.0"),
-	}, more...),
+	}, more, []cli.Flag{
 		numberFlag("gossip-port", "port, UDP and TCP, by which all hosts watch over each other", cluster.DefaultGossipPort),
 		numberFlag("node-port", "port of this node's own API", 10250),
 		listFlag("node-label", "KEY=VALUE label of this node, put on it at every start"),
@@ -56,10 +57,11 @@ func hostFlags(more ...cli.Flag) []cli.Flag {
 		stringFlag("image-dir", "folder of image archives to load at start (default: DATA-DIR/images)", ""),
 		stringFlag("local-path-dir", "folder of the volumes that are provisioned on this node (default: DATA-DIR/storage)", ""),
 		stringFlag("resolv-conf", "resolvers for names outside of the cluster", "/etc/resolv.conf"),
+	}, houseFlags(), []cli.Flag{
 		upgradeKeyFlag(),
 		stringFlag("log-format", "text or json", "text"),
 		&cli.IntFlag{Name: "v", Usage: "log level: 0 for what matters, 1 for detail, 4 and more for the Kubernetes libraries too", EnvVars: env("v")},
-	)
+	})
 }
 
 // hostOptions are those of a host, whatever it does in the cluster.
@@ -77,6 +79,7 @@ type hostOptions struct {
 	maxPods              int
 	imageDir, resolvConf string
 	localPathDir         string
+	house                houseOptions
 	registries           map[string]image.Registry
 	upgradeKeys          binary.Keys // none: binaries need no signature
 	logger               *slog.Logger
@@ -135,6 +138,9 @@ func parseHost(c *cli.Context, ports ...string) (o hostOptions, err error) {
 	}
 	if o.maxPods = c.Int("max-pods"); o.maxPods < 1 {
 		return o, usagef("--max-pods %d: want at least 1", o.maxPods)
+	}
+	if o.house, err = parseHouse(c); err != nil {
+		return o, err
 	}
 	if o.join, err = parseJoin(c); err != nil {
 		return o, err

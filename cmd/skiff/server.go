@@ -139,7 +139,14 @@ func parseServer(c *cli.Context) (o serverOptions, err error) {
 }
 
 // podFlags are those of a host that runs pods.
-var podFlags = []string{"node-port", "node-label", "node-taint", "max-pods", "image-dir", "local-path-dir", "resolv-conf"}
+var podFlags = append([]string{"node-port", "node-label", "node-taint", "max-pods", "image-dir", "local-path-dir", "resolv-conf"}, flagNames(houseFlags())...)
+
+func flagNames(flags []cli.Flag) (out []string) {
+	for _, f := range flags {
+		out = append(out, f.Names()[0])
+	}
+	return out
+}
 
 // runServer opens everything before it starts anything, so that whatever is
 // wrong is said at once. It closes in this order: the node and the proxy, which

@@ -108,6 +108,15 @@ var (
 	DefaultTransition = 5 * time.Minute
 )
 
+// Default is what holds without any flag.
+func Default() Config {
+	list, err := Parse(DefaultHard, nil, nil, nil)
+	if err != nil {
+		panic(err) // they are constants
+	}
+	return Config{Thresholds: list, Transition: DefaultTransition}
+}
+
 // Parse reads the flags: hard and soft are SIGNAL<VALUE, grace is SIGNAL=DURATION and
 // reclaim SIGNAL=VALUE. Each error names its flag.
 func Parse(hard, soft, grace, reclaim []string) ([]Threshold, error) {
@@ -122,7 +131,7 @@ func Parse(hard, soft, grace, reclaim []string) ([]Threshold, error) {
 			if s == "" {
 				continue
 			}
-			sig, text, err := split(f.flag, s, "<")
+			sig, text, err := split(f.flag, strings.Replace(s, "=", "<", 1), "<") // maps in files come with =
 			if err != nil {
 				return nil, err
 			}
@@ -175,7 +184,7 @@ func Parse(hard, soft, grace, reclaim []string) ([]Threshold, error) {
 		}
 	}
 	has := func(list []string, sig Signal) bool {
-		return slices.ContainsFunc(list, func(s string) bool { n, _, _ := strings.Cut(s, "<"); return n == string(sig) })
+		return slices.ContainsFunc(list, func(s string) bool { n, _, _ := strings.Cut(strings.Replace(s, "=", "<", 1), "<"); return n == string(sig) })
 	}
 	for sig := range graces {
 		if !has(soft, sig) {

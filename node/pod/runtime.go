@@ -59,6 +59,8 @@ type Sandbox interface {
 	Events(ctx context.Context) <-chan runtime.Event
 	Signal(ctx context.Context, id string, sig syscall.Signal) error
 	RemoveContainer(ctx context.Context, id string) error
+	UpdateResources(ctx context.Context, id string, r runtime.Resources) error
+	UpdatePodResources(ctx context.Context, r runtime.Resources) error
 	ReopenLog(ctx context.Context, id string) error
 	Exec(ctx context.Context, id string, c runtime.ExecConfig, stdin io.Reader, stdout, stderr io.Writer, resize <-chan runtime.Size) (int, error)
 	Attach(ctx context.Context, id string, stdin io.Reader, stdout, stderr io.Writer, tty bool, resize <-chan runtime.Size) error
@@ -86,6 +88,9 @@ type wrapped struct{ r *runtime.Runtime }
 
 // Check says why the runtime cannot be used; nil if it can.
 func (w wrapped) Check() error { return w.r.Check() }
+
+// AllStats reads the counters of all pods together.
+func (w wrapped) AllStats() (runtime.Stats, error) { return w.r.AllStats() }
 
 func (w wrapped) CreateSandbox(ctx context.Context, c runtime.SandboxConfig) (Sandbox, error) {
 	s, err := w.r.CreateSandbox(ctx, c)

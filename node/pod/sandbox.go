@@ -117,6 +117,9 @@ func (w *worker) ensureSandbox(ctx context.Context) error {
 		}
 	}
 	if w.sandbox == nil {
+		if err := w.checkHandler(ctx); err != nil {
+			return err
+		}
 		sb, err := w.m.cfg.Runtime.CreateSandbox(ctx, w.sandboxConfig())
 		if err != nil {
 			return err

@@ -533,7 +533,7 @@ func TestActiveDeadlineAndEviction(t *testing.T) {
 	if p.Status.Reason != "DeadlineExceeded" || p.Status.Message != "Pod was active on the node longer than the specified deadline" {
 		t.Errorf("%+v", p.Status)
 	}
-	w.m.Evict("uid-b", "Evicted", "The node was low on resource: memory. ")
+	w.m.End("uid-b", Eviction{Reason: Evicted, Message: "The node was low on resource: memory. ", Grace: 1, Disruption: true})
 	p = w.await("b", "failed", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed })
 	found := false
 	for _, c := range p.Status.Conditions {

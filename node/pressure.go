@@ -1,0 +1,153 @@
+package node
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/skiff-sh/skiff/node/eviction"
+	"github.com/skiff-sh/skiff/node/pod"
+	"github.com/skiff-sh/skiff/node/runtime"
+)
+
+// pressure is what the Node says that it is short of.
+type pressure struct{ memory, disk, pids bool }
+
+func pressureOf(conds []v1.NodeConditionType) pressure {
+	has := func(c v1.NodeConditionType) bool { return slices.Contains(conds, c) }
+	return pressure{memory: has(v1.NodeMemoryPressure), disk: has(v1.NodeDiskPressure), pids: has(v1.NodePIDPressure)}
+}
+
+// evictedPatience is how long the room that an evicted pod gives is waited for before
+// another one goes.
+const evictedPatience = 30 * time.Second
+
+// keepFree measures what the node has left, says so, and makes room when there is too
+// little: first by what nobody needs, then by the pod that matters least.
+func (a *Agent) keepFree(ctx context.Context) {
+	var state eviction.State
+	cfg := a.cfg.Eviction
+	for ctx.Err() == nil {
+		obs, err := a.sources.Observe()
+		if err != nil {
+			a.cfg.Logger.Debug("measuring what the node has left", "err", err)
+		}
+		var d eviction.Decision
+		state, d = cfg.Decide(state, time.Now(), obs)
+		a.pressed.Store(&d.Conditions)
+		a.self.setPressure(pressureOf(d.Conditions))
+		if len(d.Starved) > 0 && a.makeRoom(ctx, d.Starved, obs) {
+			continue // and look at once
+		}
+		if !pause(ctx, d.Again) {
+			return
+		}
+	}
+}
+
+// makeRoom acts on the most urgent threshold; it says whether a pod was evicted.
+func (a *Agent) makeRoom(ctx context.Context, starved []eviction.Threshold, obs eviction.Observations) bool {
+	t := starved[0]
+	a.nodeEvent(v1.EventTypeWarning, "EvictionThresholdMet", "Attempting to reclaim "+string(t.Signal.Resource()))
+	separate := a.sources.Separate()
+	image := t.Signal == eviction.ImageFsAvailable || t.Signal == eviction.ImageFsInodesFree
+	if t.Signal.Disk() && (image || !separate) {
+		a.removeImages(ctx)
+		fresh, err := a.sources.Observe()
+		if err == nil && eviction.Relieved(a.cfg.Eviction.Thresholds, fresh) {
+			a.cfg.Logger.Info("made room without evicting a pod", "signal", t.Signal)
+			return false
+		}
+		if err == nil {
+			obs = fresh
+		}
+	}
+	pods := a.measure(ctx)
+	eviction.Rank(t.Signal, separate, pods)
+	for _, p := range pods {
+		if pod.Critical(p.Pod) {
+			continue
+		}
+		text, notes := eviction.Message(t, starved, obs, p)
+		a.cfg.Logger.Warn("evicting a pod", "pod", p.Pod.Namespace+"/"+p.Pod.Name, "why", text)
+		a.self.recorder.AnnotatedEventf(p.Pod, notes, v1.EventTypeWarning, pod.Evicted, "%s", text)
+		a.pods.End(p.Pod.UID, pod.Eviction{Reason: pod.Evicted, Message: text, Grace: a.cfg.Eviction.Grace(t, p.Pod), Disruption: true})
+		a.awaitGone(ctx, p.Pod.UID)
+		return true
+	}
+	a.cfg.Logger.Warn("the node runs short, and no pod may be evicted", "signal", t.Signal)
+	return false
+}
+
+func (a *Agent) removeImages(ctx context.Context) {
+	gc, ok := a.collector()
+	if !ok {
+		return
+	}
+	a.housework.Lock()
+	defer a.housework.Unlock()
+	n, err := gc.RemoveUnused(ctx, time.Now())
+	if err != nil && ctx.Err() == nil {
+		a.cfg.Logger.Warn("making room on the disk", "err", err)
+	}
+	if n > 0 {
+		a.listImages()
+	}
+}
+
+// awaitGone returns when nothing is left of a pod that was evicted.
+func (a *Agent) awaitGone(ctx context.Context, uid types.UID) {
+	ctx, cancel := context.WithTimeout(ctx, evictedPatience)
+	defer cancel()
+	for {
+		i := slices.IndexFunc(a.pods.Views(), func(v *pod.View) bool { return v.Pod.UID == uid && v.State != pod.Gone })
+		if i < 0 || !pause(ctx, 100*time.Millisecond) {
+			return
+		}
+	}
+}
+
+// measure tells what the running pods use.
+func (a *Agent) measure(ctx context.Context) (out []eviction.Pod) {
+	for _, v := range a.pods.Views() {
+		if v.Sandbox != nil && !v.State.Final() && v.Pod.DeletionTimestamp == nil && ctx.Err() == nil {
+			out = append(out, a.use(ctx, v))
+		}
+	}
+	return out
+}
+
+// use is what a pod uses.
+func (a *Agent) use(ctx context.Context, v *pod.View) eviction.Pod {
+	p := eviction.Pod{Pod: v.Pod}
+	st, err := v.Sandbox.PodStats(ctx)
+	if err != nil {
+		return p
+	}
+	p.Measured, p.Memory, p.Processes = true, int64(st.MemoryWorkingSet), int64(st.Pids)
+	byID, err := v.Sandbox.Stats(ctx)
+	if err != nil {
+		byID = nil // the pod's sum is enough to rank it
+	}
+	a.useOfDisk(v, &p)
+	for i := range p.Containers {
+		c := &p.Containers[i]
+		c.Memory = int64(byID[v.Containers[c.Name].ID].MemoryWorkingSet)
+	}
+	return p
+}
+
+// podsMemory is what all pods use together, and their limit; 0 is none.
+func podsMemory(r pod.Runtime) func() (int64, int64, error) {
+	all, ok := r.(interface{ AllStats() (runtime.Stats, error) })
+	if !ok {
+		return nil
+	}
+	return func() (int64, int64, error) {
+		st, err := all.AllStats()
+		return int64(st.MemoryWorkingSet), int64(st.MemoryLimit), err
+	}
+}
