@@ -39,6 +39,7 @@ type container struct {
 	memCgroup  string // absolute path
 	pidfd      *shimproto.Pidfd
 	streams    *streams
+	seccomp    *os.File // the program that processes of it load; nil: they make their own, or none
 
 	settled chan struct{} // closed when its start has succeeded or failed
 	done    chan struct{} // closed when exited, recorded, and its cgroup is gone
@@ -99,6 +100,17 @@ func (s *supervisor) run(c *container, req *shimproto.Start) (err error) {
 		c.privatePID = c.privatePID || ns.Type == specs.PIDNamespace && ns.Path == ""
 	}
 	checkOOMScore(spec.Process, s)
+	t, err := s.translation(spec.Linux.Seccomp)
+	if err != nil { // slower, and else the same
+		s.log.Warn("keep the translation of a seccomp profile", "err", err)
+	} else if t != nil {
+		spec.Linux.Seccomp, c.seccomp = t.beside, t.program
+		defer func() {
+			if err != nil {
+				c.closeSeccomp()
+			}
+		}()
+	}
 	cfg, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: c.status.ID, Spec: spec})
 	if err != nil {
 		return fmt.Errorf("invalid container configuration: %w", err)
@@ -117,6 +129,10 @@ func (s *supervisor) run(c *container, req *shimproto.Start) (err error) {
 
 	p := newProcess(spec.Process)
 	p.Init = true
+	if p.ExtraFiles, err = c.extraFiles(); err != nil {
+		return err
+	}
+	defer closeAll(p.ExtraFiles)
 	c.streams, err = openStreams(streamConfig{
 		process: p, tty: spec.Process.Terminal, stdin: req.Stdin, stdinOnce: req.StdinOnce, logPath: c.status.LogPath, log: s.log,
 	})
@@ -149,6 +165,38 @@ func (s *supervisor) run(c *container, req *shimproto.Start) (err error) {
 	c.process = *spec.Process
 	c.process.Capabilities, c.process.Args = nil, nil
 	return nil
+}
+
+// extraFiles are what a process of the container starts with beyond its standard
+// streams; none of them stays open when its command is executed. The caller
+// closes them: the container's own may be closed at any time.
+func (c *container) extraFiles() ([]*os.File, error) {
+	if c.seccomp == nil {
+		return nil, nil
+	}
+	raw, err := c.seccomp.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var derr error
+	err = raw.Control(func(own uintptr) { fd, derr = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 3) })
+	if err = errors.Join(err, derr); err != nil {
+		return nil, fmt.Errorf("seccomp program: %w", err)
+	}
+	return []*os.File{os.NewFile(uintptr(fd), "seccomp")}, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+func (c *container) closeSeccomp() {
+	if c.seccomp != nil {
+		c.seccomp.Close()
+	}
 }
 
 // joinSandbox adds the pod's namespaces to a container's specification.
@@ -235,6 +283,7 @@ func (s *supervisor) reapContainer(c *container) {
 		s.log.Error("reap a container", "id", c.status.ID, "err", err)
 	}
 	c.pidfd.Close()
+	c.closeSeccomp()
 	lc, lerr := libcontainer.Load(s.runcRoot(), c.status.ID)
 	if lerr == nil && !c.privatePID {
 		// Nothing ended the container's other processes.

@@ -37,6 +37,9 @@ import (
 // build is set by the linker: -X main.build=<version>.
 var build = "dev"
 
+// translateCommand is the argument of a process that translates a seccomp profile.
+const translateCommand = "translate-seccomp"
+
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "init" {
 		libcontainer.Init() // the first process of a container or exec; does not return
@@ -45,8 +48,15 @@ func main() {
 		fmt.Fprintln(os.Stderr, "skiff-shim is started by skiff, one for each pod; it has no use on its own")
 		os.Exit(2)
 	}
-	if os.Args[1] == shimproto.HoldCommand {
+	switch os.Args[1] {
+	case shimproto.HoldCommand:
 		hold()
+	case translateCommand:
+		if err := translate(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	slog.Error("shim ends", "err", run(os.Args[1])) // it ends in order by a request to shut down
 	os.Exit(1)

@@ -170,6 +170,10 @@ func (s *supervisor) startExec(id string, req *shimproto.Exec) (pid int, st *str
 		}
 	}
 	p := newProcess(&sp)
+	if p.ExtraFiles, err = c.extraFiles(); err != nil {
+		return 0, nil, nil, fmt.Errorf("exec: %w", err)
+	}
+	defer closeAll(p.ExtraFiles)
 	st, err = openStreams(streamConfig{process: p, tty: req.TTY, stdin: req.Stdin, log: s.log})
 	if err != nil {
 		return 0, nil, nil, err

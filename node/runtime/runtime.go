@@ -230,6 +230,7 @@ func (s *Sandbox) writeConfig(shim string) error {
 		SharePID:    s.cfg.ShareProcessNamespace && !s.cfg.HostPID,
 		Cgroup:      s.cgroup,
 		Sysctls:     s.cfg.Sysctls,
+		SeccompDir:  filepath.Join(s.r.cfg.StateDir, "seccomp"),
 		Client:      client,
 	}
 	if s.cfg.FenceFile != "" {

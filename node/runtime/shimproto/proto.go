@@ -165,6 +165,9 @@ type Sandbox struct {
 	// Fence limits how long the containers run without contact; nil: for ever.
 	// Shims of before it was added ignore it.
 	Fence *Fence `json:"fence,omitempty"`
+	// SeccompDir is where shims keep translated seccomp profiles, for all pods;
+	// "": nowhere. Shims of before it was added ignore it.
+	SeccompDir string `json:"seccompDir,omitempty"`
 	// Client is the creator's own record; the shim does not read it.
 	Client json.RawMessage `json:"client,omitempty"`
 }
