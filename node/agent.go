@@ -149,7 +149,7 @@ func (a *Agent) podConfig(source *objects.Source, recorder record.EventRecorder)
 		Objects: source, Services: a.services.list, Node: a.self.node, Recorder: recorder,
 		DataDir: c.DataDir, LogDir: c.LogDir, ResolvConf: c.ResolvConf, DNS: dns,
 		Allocatable: a.machine.allocatable, MemoryCapacity: memory, Logger: c.Logger,
-		PidsPerPod: c.PodPids, Pressure: a.pressure,
+		PidsPerPod: c.PodPids, Pressure: a.pressure, Sysctls: c.Sysctls,
 	}
 	if a.fence != nil {
 		pc.Permit, pc.FenceFile = a.fence.permit, a.fence.path

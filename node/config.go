@@ -69,6 +69,8 @@ type Config struct {
 	LogMaxFiles int   // of each container, at least 2; logs.MaxFiles when 0
 	PodPids     int64 // processes that a pod may have; 0: no limit
 
+	Sysctls pod.Sysctls // beyond the safe ones
+
 	Network Network
 	Runtime pod.Runtime // pod.Wrap(*runtime.Runtime)
 	Images  Images      // *image.Store

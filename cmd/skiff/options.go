@@ -16,6 +16,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster"
 	"github.com/skiff-sh/skiff/cluster/upgrade/binary"
 	"github.com/skiff-sh/skiff/node/image"
+	"github.com/skiff-sh/skiff/node/pod"
 )
 
 const flagsDescription = "Every flag can also be set by an environment variable, SKIFF_ and the flag's name in capitals with\n" +
@@ -56,6 +57,7 @@ func hostFlags(more ...cli.Flag) []cli.Flag {
 		numberFlag("max-pods", "pods that this node takes", 110),
 		stringFlag("image-dir", "folder of image archives to load at start (default: DATA-DIR/images)", ""),
 		stringFlag("local-path-dir", "folder of the volumes that are provisioned on this node (default: DATA-DIR/storage)", ""),
+		listFlag("allowed-unsafe-sysctls", "kernel settings beyond the safe ones that pods may change for themselves, such as net.core.somaxconn or kernel.msg*"),
 		stringFlag("resolv-conf", "resolvers for names outside of the cluster", "/etc/resolv.conf"),
 	}, houseFlags(), []cli.Flag{
 		upgradeKeyFlag(),
@@ -77,6 +79,7 @@ type hostOptions struct {
 	labels               map[string]string
 	taints               []corev1.Taint
 	maxPods              int
+	sysctls              pod.Sysctls
 	imageDir, resolvConf string
 	localPathDir         string
 	house                houseOptions
@@ -135,6 +138,9 @@ func parseHost(c *cli.Context, ports ...string) (o hostOptions, err error) {
 	}
 	if o.upgradeKeys, err = parseUpgradeKeys(c); err != nil {
 		return o, err
+	}
+	if o.sysctls, err = pod.ParseSysctls(c.StringSlice("allowed-unsafe-sysctls")); err != nil {
+		return o, usagef("--allowed-unsafe-sysctls: %v", err)
 	}
 	if o.maxPods = c.Int("max-pods"); o.maxPods < 1 {
 		return o, usagef("--max-pods %d: want at least 1", o.maxPods)

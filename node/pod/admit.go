@@ -22,6 +22,9 @@ func (m *Manager) admit(w *worker) (reason, message string) {
 			return "NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
 		}
 	}
+	if reason, message := m.cfg.Sysctls.admit(p); reason != "" {
+		return reason, message
+	}
 	return m.grants.admit(p)
 }
 

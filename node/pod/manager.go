@@ -62,6 +62,7 @@ type Config struct {
 	Allocatable    v1.ResourceList
 	MemoryCapacity int64
 	PidsPerPod     int64 // 0: no limit
+	Sysctls        Sysctls
 	// Pressure returns what the node is short of: it then takes no new pods. Nil: of
 	// nothing.
 	Pressure func() []v1.NodeConditionType

@@ -1,7 +1,6 @@
 package pod
 
 import (
-	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -12,13 +11,6 @@ import (
 
 	"github.com/skiff-sh/skiff/node/volume"
 )
-
-// safeSysctls are those that only change the pod's own namespaces.
-var safeSysctls = []string{
-	"kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.tcp_syncookies", "net.ipv4.ping_group_range",
-	"net.ipv4.ip_unprivileged_port_start", "net.ipv4.ip_local_reserved_ports", "net.ipv4.tcp_keepalive_time",
-	"net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl", "net.ipv4.tcp_keepalive_probes", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem",
-}
 
 // selinux tells whether the kernel labels processes. Where it does not, the
 // labels that a pod asks for mean nothing, as on every other container runtime.
@@ -50,9 +42,6 @@ func refused(p *v1.Pod, selinux bool) field.ErrorList {
 		no(selinux && sc.SELinuxChangePolicy != nil, path.Child("seLinuxChangePolicy"), unsupported)
 		no(sc.WindowsOptions != nil, path.Child("windowsOptions"), "this node runs linux")
 		no(confined(sc.AppArmorProfile), path.Child("appArmorProfile"), "AppArmor is not supported")
-		for i, sys := range sc.Sysctls {
-			no(!slices.Contains(safeSysctls, sys.Name), path.Child("sysctls").Index(i), fmt.Sprintf("forbidden sysctl: %q not allowlisted", sys.Name))
-		}
 	}
 	for i := range s.InitContainers {
 		errs = append(errs, refusedContainer(&s.InitContainers[i], selinux, spec.Child("initContainers").Index(i))...)

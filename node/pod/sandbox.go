@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"k8s.io/component-helpers/node/util/sysctl"
 	"net/netip"
 	"os"
 	"slices"
@@ -201,7 +202,7 @@ func (w *worker) sandboxConfig() runtime.SandboxConfig {
 	if sc := p.Spec.SecurityContext; sc != nil && len(sc.Sysctls) > 0 {
 		cfg.Sysctls = map[string]string{}
 		for _, s := range sc.Sysctls {
-			cfg.Sysctls[s.Name] = s.Value
+			cfg.Sysctls[sysctl.NormalizeName(s.Name)] = s.Value
 		}
 	}
 	return cfg
