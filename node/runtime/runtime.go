@@ -146,6 +146,11 @@ func (r *Runtime) CreateSandbox(ctx context.Context, c SandboxConfig) (_ *Sandbo
 	if err := validUID(c.PodUID); err != nil {
 		return nil, err
 	}
+	switch c.Class {
+	case "", Burstable, BestEffort:
+	default:
+		return nil, fmt.Errorf("sandbox of pod %s: there is no class of pods %q", c.PodUID, c.Class)
+	}
 	done, err := r.begin(ctx)
 	if err != nil {
 		return nil, err
@@ -204,15 +209,11 @@ func (r *Runtime) CreateSandbox(ctx context.Context, c SandboxConfig) (_ *Sandbo
 }
 
 func (r *Runtime) newSandbox(c SandboxConfig, name string) *Sandbox {
-	parent := c.CgroupParent
-	if parent == "" {
-		parent = r.cfg.CgroupRoot
-	}
 	return &Sandbox{
 		r:      r,
 		cfg:    c,
 		dir:    filepath.Join(r.root(), name),
-		cgroup: filepath.Join("/", parent, "pod"+c.PodUID),
+		cgroup: filepath.Join("/", r.cfg.CgroupRoot, c.Class, "pod"+c.PodUID),
 		known:  map[string]ContainerStatus{},
 		done:   make(chan struct{}),
 	}

@@ -34,10 +34,10 @@ type SandboxConfig struct {
 	HostIPC               bool `json:"hostIPC,omitempty"`
 	ShareProcessNamespace bool `json:"shareProcessNamespace,omitempty"`
 
-	// CgroupParent is the cgroup below which pod<uid> is made;
-	// Config.CgroupRoot when empty.
-	CgroupParent string    `json:"cgroupParent,omitempty"`
-	Resources    Resources `json:"resources"` // of the pod as a whole
+	// Class is the cgroup in Config.CgroupRoot in which the pod's is made: Burstable,
+	// BestEffort, or "" for the root itself.
+	Class     string    `json:"class,omitempty"`
+	Resources Resources `json:"resources"` // of the pod as a whole
 
 	// FenceFile and FenceAfter: the shim ends all containers when the last contact
 	// that shimproto.FenceRecord in this file tells of is longer ago; "": never.
