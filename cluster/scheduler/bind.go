@@ -13,6 +13,18 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
+// bindWithVolumes is bind for a pod with claims that get their volumes on the
+// node. It waits for those of others, so it does not take a worker.
+func (s *Scheduler) bindWithVolumes(ctx context.Context, it *item, p *podInfo, node string) {
+	err := s.bindVolumes(ctx, p.pod, p.plan)
+	s.state.volumes.release(p.plan)
+	if err != nil {
+		s.bindFailed(ctx, it, p.pod, node, fmt.Errorf("binding volumes: %w", err))
+		return
+	}
+	s.later(ctx, func(ctx context.Context) { s.bind(ctx, it, p.pod, node) })
+}
+
 // bind writes a decision; on failure the pod is taken off its node again and
 // comes back later.
 func (s *Scheduler) bind(ctx context.Context, it *item, pod *corev1.Pod, node string) {
@@ -23,6 +35,10 @@ func (s *Scheduler) bind(ctx context.Context, it *item, pod *corev1.Pod, node st
 			"Successfully assigned %s/%s to %s", pod.Namespace, pod.Name, node)
 		return
 	}
+	s.bindFailed(ctx, it, pod, node, err)
+}
+
+func (s *Scheduler) bindFailed(ctx context.Context, it *item, pod *corev1.Pod, node string, err error) {
 	s.state.forget(pod.UID)
 	s.queue.move(podGone) // the room is free again
 	switch {
@@ -100,6 +116,29 @@ func (b apiBinder) Bind(ctx context.Context, pod *corev1.Pod, node string) error
 	}, metav1.CreateOptions{})
 	if err != nil {
 		return fmt.Errorf("bind pod %s/%s to %s: %w", pod.Namespace, pod.Name, node, err)
+	}
+	return nil
+}
+
+func (b apiBinder) Claim(ctx context.Context, namespace, name string) (*corev1.PersistentVolumeClaim, error) {
+	claim, err := b.client.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("read claim %s/%s: %w", namespace, name, err)
+	}
+	return claim, nil
+}
+
+func (b apiBinder) UpdateClaim(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*corev1.PersistentVolumeClaim, error) {
+	out, err := b.client.CoreV1().PersistentVolumeClaims(claim.Namespace).Update(ctx, claim, metav1.UpdateOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("update claim %s/%s: %w", claim.Namespace, claim.Name, err)
+	}
+	return out, nil
+}
+
+func (b apiBinder) UpdateVolume(ctx context.Context, v *corev1.PersistentVolume) error {
+	if _, err := b.client.CoreV1().PersistentVolumes().Update(ctx, v, metav1.UpdateOptions{}); err != nil {
+		return fmt.Errorf("update volume %s: %w", v.Name, err)
 	}
 	return nil
 }

@@ -27,6 +27,7 @@ func wantedNodes(total int) int {
 type refusals struct {
 	nodes   int            // how many were looked at
 	reasons map[string]int // reason -> number of nodes
+	whole   string         // why no node was looked at, "" if they were
 	wakes   event          // what may change that
 }
 
@@ -43,12 +44,18 @@ type chooser struct {
 // is held.
 func (c *chooser) choose(p *podInfo, s *state) (*nodeInfo, *refusals) {
 	c.checks, c.wakes, c.fits = c.checks[:0], c.wakes[:0], c.fits[:0]
+	r := &refusals{}
+	if len(p.claimKeys) > 0 {
+		if p.claims, r.whole = s.volumes.claimsOf(p.pod); r.whole != "" {
+			r.nodes, r.wakes = len(s.nodes), volumeChanged
+			return nil, r
+		}
+	}
 	for i := range filters {
 		if f := filters[i].prepare(p, s); f != nil {
 			c.checks, c.wakes = append(c.checks, f), append(c.wakes, filters[i].wakes)
 		}
 	}
-	r := &refusals{}
 	c.search(p, s, r)
 	if len(c.fits) == 0 {
 		r.nodes = len(s.nodes)

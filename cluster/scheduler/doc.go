@@ -10,7 +10,11 @@
 // A pod that fits nowhere waits until something changes that the filters which
 // refused it care about. Nothing polls, and an idle cluster costs nothing.
 //
-// Limits: no preemption, no volumes that are bound to nodes, no dynamic resource
+// Claims whose class waits for the pod's node get their volumes there before the
+// pod is bound (bind_volumes.go): the decision is written to volume or claim,
+// and the binding waits until whoever binds and makes volumes has done so.
+//
+// Limits: no preemption, no limits of CSI drivers, no dynamic resource
 // allocation and no pod groups. A pod that asks for what is not supported stays
 // Pending with an event that names the field.
 package scheduler

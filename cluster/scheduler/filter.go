@@ -21,8 +21,11 @@ var filters = []filter{
 	{name: "NodeName", wakes: nodeAdded, prepare: nodeNameFilter},
 	{name: "TaintToleration", wakes: nodeAdded | nodeTaints, prepare: taintFilter},
 	{name: "NodeAffinity", wakes: nodeAdded | nodeLabels, prepare: nodeAffinityFilter},
+	{name: "VolumeRestrictions", wakes: podGone | volumeChanged, prepare: restrictionsFilter},
 	{name: "NodePorts", wakes: nodeAdded | podGone, prepare: portFilter},
 	{name: "NodeResourcesFit", wakes: nodeAdded | nodeResources | podGone | podResources, prepare: fitFilter},
+	{name: "VolumeZone", wakes: nodeAdded | nodeLabels | volumeChanged, prepare: zoneFilter},
+	{name: "VolumeBinding", wakes: nodeAdded | nodeLabels | nodeResources | volumeChanged, prepare: volumeFilter},
 	{name: "PodTopologySpread", wakes: nodeAdded | nodeLabels | nodeTaints | podAdded | podGone | podLabels, prepare: spreadFilter},
 	{name: "InterPodAffinity", wakes: nodeAdded | nodeLabels | podAdded | podGone | podLabels | namespaceLabels, prepare: podAffinityFilter},
 }
@@ -40,4 +43,7 @@ const (
 	podLabels
 	podResources
 	namespaceLabels
+	volumeChanged // claims, volumes and classes
+
+	lastEvent = volumeChanged
 )

@@ -78,6 +78,10 @@ type podInfo struct {
 	typicalCPU, typicalMemory int64
 	ports                     []hostPort
 	owner                     types.UID // of the controller; "" without one
+	claimKeys                 []string  // namespace/name of its claims
+
+	claims []claimState // worked out for each decision
+	plan   []claimPlan  // what was decided for those without a volume
 
 	affinity, antiAffinity                   []affinityTerm // required
 	preferredAffinity, preferredAntiAffinity []weightedTerm
@@ -98,6 +102,9 @@ func newPodInfo(pod *corev1.Pod) (*podInfo, error) {
 	p.typicalCPU = typical.Cpu().MilliValue()
 	p.typicalMemory = typical.Memory().Value()
 	p.ports = hostPorts(pod)
+	for _, name := range claimNames(pod) {
+		p.claimKeys = append(p.claimKeys, claimKey(pod.Namespace, name))
+	}
 	if ref := metav1.GetControllerOfNoCopy(pod); ref != nil {
 		p.owner = ref.UID
 	}

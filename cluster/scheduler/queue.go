@@ -243,7 +243,7 @@ func (q *queue) move(e event) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.moves++
-	for kind := event(1); kind <= namespaceLabels; kind <<= 1 {
+	for kind := event(1); kind <= lastEvent; kind <<= 1 {
 		if e&kind != 0 {
 			q.lastMove[kind] = q.moves
 		}

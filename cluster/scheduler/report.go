@@ -11,6 +11,9 @@ import (
 // message is what users read in the FailedScheduling event: "0/3 nodes are
 // available: 1 Insufficient cpu, 2 node(s) had untolerated taint(s)."
 func (r *refusals) message() string {
+	if r.whole != "" {
+		return fmt.Sprintf("0/%d nodes are available: %s.", r.nodes, r.whole)
+	}
 	if r.nodes == 0 {
 		return "no nodes available to schedule pods"
 	}
@@ -30,14 +33,6 @@ func unsupported(pod *corev1.Pod) string {
 	}
 	if pod.Spec.SchedulingGroup != nil {
 		return "spec.schedulingGroup"
-	}
-	for i, v := range pod.Spec.Volumes {
-		switch {
-		case v.PersistentVolumeClaim != nil:
-			return fmt.Sprintf("spec.volumes[%d].persistentVolumeClaim", i)
-		case v.Ephemeral != nil:
-			return fmt.Sprintf("spec.volumes[%d].ephemeral", i)
-		}
 	}
 	return ""
 }

@@ -25,6 +25,12 @@ type Binder interface {
 	Bind(ctx context.Context, pod *corev1.Pod, node string) error
 	// Explain records in the pod's status why it has no node.
 	Explain(ctx context.Context, pod *corev1.Pod, condition corev1.PodCondition) error
+	// Claim reads a claim as it is now.
+	Claim(ctx context.Context, namespace, name string) (*corev1.PersistentVolumeClaim, error)
+	// UpdateClaim and UpdateVolume write those of the version that they were read
+	// at.
+	UpdateClaim(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*corev1.PersistentVolumeClaim, error)
+	UpdateVolume(ctx context.Context, v *corev1.PersistentVolume) error
 }
 
 // Config describes a Scheduler.
@@ -52,6 +58,7 @@ type Scheduler struct {
 	pods     corelisters.PodLister
 	handlers []cache.DoneChecker
 	writes   chan func(context.Context) // what the workers do
+	waits    sync.WaitGroup             // bindings that wait for volumes
 }
 
 // New registers event handlers and starts nothing.
@@ -83,6 +90,10 @@ func New(cfg Config) (*Scheduler, error) {
 			return ns.Labels
 		}),
 	}
+	var err error
+	if s.state.volumes, err = newVolumes(cfg.Informers); err != nil {
+		return nil, fmt.Errorf("scheduler: %w", err)
+	}
 	if err := s.watch(); err != nil {
 		return nil, fmt.Errorf("scheduler: %w", err)
 	}
@@ -102,6 +113,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		s.schedule(ctx, it, pod)
 	}
 	wg.Wait()
+	s.waits.Wait()
 	return nil
 }
 
@@ -119,7 +131,7 @@ func (s *Scheduler) schedule(ctx context.Context, it *item, pod *corev1.Pod) {
 	s.state.mu.Lock()
 	n, why := s.chooser.choose(p, s.state)
 	if n != nil {
-		s.state.assume(p, n.name)
+		s.state.assume(p, n)
 	}
 	s.state.mu.Unlock()
 	if n == nil {
@@ -127,6 +139,10 @@ func (s *Scheduler) schedule(ctx context.Context, it *item, pod *corev1.Pod) {
 		return
 	}
 	node := n.name
+	if len(p.plan) > 0 {
+		s.waits.Go(func() { s.bindWithVolumes(ctx, it, p, node) })
+		return
+	}
 	s.later(ctx, func(ctx context.Context) { s.bind(ctx, it, pod, node) })
 }
 

@@ -61,6 +61,20 @@ func (b *fakeBinder) Explain(_ context.Context, pod *corev1.Pod, c corev1.PodCon
 	return nil
 }
 
+func (b *fakeBinder) Claim(ctx context.Context, namespace, name string) (*corev1.PersistentVolumeClaim, error) {
+	return b.client.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, name, metav1.GetOptions{})
+}
+
+func (b *fakeBinder) UpdateClaim(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*corev1.PersistentVolumeClaim, error) {
+	claim.ResourceVersion = strconv.FormatInt(b.version.Add(1)+1000, 10)
+	return b.client.CoreV1().PersistentVolumeClaims(claim.Namespace).Update(ctx, claim, metav1.UpdateOptions{})
+}
+
+func (b *fakeBinder) UpdateVolume(ctx context.Context, v *corev1.PersistentVolume) error {
+	_, err := b.client.CoreV1().PersistentVolumes().Update(ctx, v, metav1.UpdateOptions{})
+	return err
+}
+
 func (b *fakeBinder) node(pod string) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -311,9 +325,10 @@ func TestBackoff(t *testing.T) {
 
 // memoryBinder confirms at once, as an API server without latency would.
 type memoryBinder struct {
-	s    *Scheduler
-	left atomic.Int64
-	done chan struct{}
+	Binder // no pod of the benchmark has claims
+	s      *Scheduler
+	left   atomic.Int64
+	done   chan struct{}
 }
 
 func (b *memoryBinder) Bind(_ context.Context, pod *corev1.Pod, node string) error {

@@ -23,6 +23,10 @@ type state struct {
 	assumed map[types.UID]bool
 	// withAffinity holds the pods whose own terms concern pods that come later.
 	withAffinity map[types.UID]*podInfo
+	// claims counts the pods that use each claim.
+	claims map[string]int
+	// volumes is what claims get; it has a lock of its own.
+	volumes *volumes
 	// next is where the search for nodes goes on, so that all get their share
 	// when only some are looked at.
 	next int
@@ -33,7 +37,7 @@ type state struct {
 func newState(namespaceLabels func(string) labels.Set) *state {
 	return &state{
 		byName: map[string]*nodeInfo{}, where: map[types.UID]string{}, assumed: map[types.UID]bool{},
-		withAffinity: map[types.UID]*podInfo{}, namespaceLabels: namespaceLabels,
+		withAffinity: map[types.UID]*podInfo{}, claims: map[string]int{}, namespaceLabels: namespaceLabels,
 	}
 }
 
@@ -91,9 +95,23 @@ func podEvent(old, cur *podInfo) event {
 }
 
 // assume records a decision before the API shows it; the caller holds the lock.
-func (s *state) assume(p *podInfo, node string) {
-	s.place(p, node)
+func (s *state) assume(p *podInfo, n *nodeInfo) {
+	if p.plan = nil; len(p.claims) > 0 {
+		p.plan, _ = s.planClaims(p, n)
+		s.volumes.assume(p.plan)
+	}
+	s.place(p, n.name)
 	s.assumed[p.pod.UID] = true
+}
+
+// node gives the object of a node, nil if there is none.
+func (s *state) node(name string) *corev1.Node {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n, ok := s.byName[name]; ok {
+		return n.node
+	}
+	return nil
 }
 
 // forget takes an assumption back. It does nothing if the API has shown the pod
@@ -124,6 +142,9 @@ func (s *state) place(p *podInfo, node string) {
 	s.removeLocked(p.pod.UID)
 	s.info(node).add(p)
 	s.where[p.pod.UID] = node
+	for _, key := range p.claimKeys {
+		s.claims[key]++
+	}
 	if len(p.antiAffinity)+len(p.affinity)+len(p.preferredAffinity)+len(p.preferredAntiAffinity) > 0 {
 		s.withAffinity[p.pod.UID] = p
 	}
@@ -138,6 +159,11 @@ func (s *state) removeLocked(uid types.UID) bool {
 	delete(s.assumed, uid)
 	delete(s.withAffinity, uid)
 	n := s.byName[name]
+	for _, key := range n.pods[uid].claimKeys {
+		if s.claims[key]--; s.claims[key] == 0 {
+			delete(s.claims, key)
+		}
+	}
 	n.remove(uid)
 	s.dropIfEmpty(n)
 	return true

@@ -5,8 +5,11 @@ import (
 	"maps"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/skiff-sh/skiff/cluster/localpath"
 )
 
 // watch registers the handlers that keep state and queue in step with the API.
@@ -21,7 +24,22 @@ func (s *Scheduler) watch() error {
 	if err := handle(s, core.Namespaces().Informer(), s.namespaceChanged); err != nil {
 		return fmt.Errorf("watch namespaces: %w", err)
 	}
+	if err := handle(s, core.PersistentVolumeClaims().Informer(), func(_, _ *corev1.PersistentVolumeClaim) { s.volumesChanged() }); err != nil {
+		return fmt.Errorf("watch claims: %w", err)
+	}
+	if err := handle(s, core.PersistentVolumes().Informer(), func(_, _ *corev1.PersistentVolume) { s.volumesChanged() }); err != nil {
+		return fmt.Errorf("watch volumes: %w", err)
+	}
+	if err := handle(s, s.cfg.Informers.Storage().V1().StorageClasses().Informer(), func(_, _ *storagev1.StorageClass) { s.volumesChanged() }); err != nil {
+		return fmt.Errorf("watch storage classes: %w", err)
+	}
 	return nil
+}
+
+// volumesChanged lets those look again that wait for claims, volumes or classes.
+func (s *Scheduler) volumesChanged() {
+	s.queue.move(volumeChanged)
+	s.state.volumes.poke()
 }
 
 // handle calls on with nil as old for additions and as cur for deletions.
@@ -82,7 +100,9 @@ func nodeEvent(old, cur *corev1.Node) event {
 	if !maps.Equal(old.Labels, cur.Labels) {
 		e |= nodeLabels
 	}
-	if !equality.Semantic.DeepEqual(old.Status.Allocatable, cur.Status.Allocatable) {
+	if !equality.Semantic.DeepEqual(old.Status.Allocatable, cur.Status.Allocatable) ||
+		old.Annotations[localpath.RootAnnotation] != cur.Annotations[localpath.RootAnnotation] ||
+		old.Annotations[localpath.CapacityAnnotation] != cur.Annotations[localpath.CapacityAnnotation] {
 		e |= nodeResources
 	}
 	return e
@@ -102,6 +122,7 @@ func (s *Scheduler) podChanged(old, cur *corev1.Pod) {
 		s.queue.move(s.state.setPod(cur))
 	case cur.DeletionTimestamp != nil || cur.Spec.SchedulerName != s.cfg.Name:
 		s.queue.drop(cur.UID)
+		s.state.volumes.poke() // it may wait for some
 	case !s.state.isAssumed(cur.UID):
 		s.queue.put(cur, old == nil || podNeedsChanged(old, cur))
 	}
@@ -109,6 +130,7 @@ func (s *Scheduler) podChanged(old, cur *corev1.Pod) {
 
 func (s *Scheduler) podLeft(pod *corev1.Pod) {
 	s.queue.drop(pod.UID)
+	s.state.volumes.poke()
 	if s.state.removePod(pod.UID) {
 		s.queue.move(podGone)
 	}
