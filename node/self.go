@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	containers "github.com/skiff-sh/skiff/node/runtime"
 	"github.com/skiff-sh/skiff/node/volume"
 )
 
@@ -382,6 +383,7 @@ func (s *self) status(n *v1.Node, now metav1.Time) v1.NodeStatus {
 		}
 	}
 	st.Images = images
+	st.RuntimeHandlers = handlers()
 	conds := []v1.NodeCondition{
 		condition(v1.NodeMemoryPressure, p.memory, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
 		condition(v1.NodeDiskPressure, p.disk, "KubeletHasDiskPressure", "kubelet has disk pressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
@@ -413,6 +415,17 @@ func (s *self) status(n *v1.Node, now metav1.Time) v1.NodeStatus {
 	}
 	st.Conditions = out
 	return st
+}
+
+// handlers are the runtimes that a pod may ask for by its class, and what they
+// can do; the one without a name is for pods without a class.
+func handlers() (out []v1.NodeRuntimeHandler) {
+	for _, name := range []string{"", "runc"} {
+		recursive, users := containers.RecursiveReadonly(), false
+		out = append(out, v1.NodeRuntimeHandler{Name: name,
+			Features: &v1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: &recursive, UserNamespaces: &users}})
+	}
+	return out
 }
 
 func condition(t v1.NodeConditionType, bad bool, badReason, badMessage, reason, message string) v1.NodeCondition {

@@ -121,7 +121,7 @@ func (e env) value(ctx context.Context, c *v1.Container, from *v1.EnvVarSource) 
 				return "", false, fmt.Errorf("container %s not found", n)
 			}
 		}
-		v, err := e.fields.Resource(target, from.ResourceFieldRef.Resource, from.ResourceFieldRef.Divisor)
+		v, err := e.fields.Resource(e.pod, target, from.ResourceFieldRef.Resource, from.ResourceFieldRef.Divisor)
 		return v, true, err
 	case from.ConfigMapKeyRef != nil:
 		ref := from.ConfigMapKeyRef

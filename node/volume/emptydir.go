@@ -28,7 +28,7 @@ func (m *Manager) emptyDir(dir string, e *v1.EmptyDirVolumeSource, pod *v1.Pod, 
 		if mounted, err := mountinfo.Mounted(dir); err != nil || mounted {
 			return err
 		}
-		bits := 0o777
+		bits := 0o1777 // as mount makes it
 		if group != nil {
 			bits |= unix.S_ISGID
 		}

@@ -43,7 +43,7 @@ func (f Fields) Field(pod *v1.Pod, path string) (string, error) {
 		return formatMap(pod.Labels), nil
 	case "metadata.annotations":
 		return formatMap(pod.Annotations), nil
-	case "spec.nodeName":
+	case "spec.nodeName", "spec.host": // what it was called once
 		return f.NodeName, nil
 	case "spec.serviceAccountName":
 		return pod.Spec.ServiceAccountName, nil
@@ -87,8 +87,8 @@ func formatMap(m map[string]string) string {
 }
 
 // Resource returns a container's request or limit in units of the divisor,
-// rounded up. A missing limit is what the node can give.
-func (f Fields) Resource(c *v1.Container, name string, divisor resource.Quantity) (string, error) {
+// rounded up. A missing limit is that of the pod, or what the node can give.
+func (f Fields) Resource(pod *v1.Pod, c *v1.Container, name string, divisor resource.Quantity) (string, error) {
 	which, res, ok := strings.Cut(name, ".")
 	if !ok {
 		return "", fmt.Errorf("unsupported container resource : %v", name)
@@ -98,8 +98,11 @@ func (f Fields) Resource(c *v1.Container, name string, divisor resource.Quantity
 	switch which {
 	case "limits":
 		var has bool
-		if q, has = c.Resources.Limits[rn]; !has || q.IsZero() {
-			if a, ok := f.Allocatable[rn]; ok {
+		huge := strings.HasPrefix(res, v1.ResourceHugePagesPrefix) // never more than the limit, so always with one
+		if q, has = c.Resources.Limits[rn]; !huge && (!has || q.IsZero()) {
+			if p := podLimit(pod, rn); !p.IsZero() {
+				q = p
+			} else if a, ok := f.Allocatable[rn]; ok {
 				q = a
 			}
 		}
@@ -123,4 +126,11 @@ func (f Fields) Resource(c *v1.Container, name string, divisor resource.Quantity
 		d = divisor.Value()
 	}
 	return strconv.FormatInt(int64(math.Ceil(float64(q.Value())/float64(d))), 10), nil
+}
+
+func podLimit(pod *v1.Pod, name v1.ResourceName) resource.Quantity {
+	if pod.Spec.Resources == nil {
+		return resource.Quantity{}
+	}
+	return pod.Spec.Resources.Limits[name]
 }

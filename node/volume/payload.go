@@ -27,7 +27,9 @@ func writePayload(dir string, files map[string]file, group *int64) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if err := os.Chmod(dir, dirMode(group)); err != nil {
+	// The volume itself looks like an emptyDir; that it is mounted read-only keeps
+	// containers from writing to it.
+	if err := os.Chmod(dir, dirMode(group)|0o777); err != nil {
 		return err
 	}
 	if group != nil {
@@ -49,7 +51,7 @@ func writePayload(dir string, files map[string]file, group *int64) error {
 
 func dirMode(group *int64) os.FileMode {
 	if group != nil {
-		return 0o775 | os.ModeSetgid
+		return 0o755 | os.ModeSetgid
 	}
 	return 0o755
 }

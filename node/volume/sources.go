@@ -97,7 +97,7 @@ func (c *collector) downward(items []v1.DownwardAPIVolumeFile) error {
 			if ctr == nil {
 				return fmt.Errorf("container %s not found", ref.ContainerName)
 			}
-			v, err = c.fields.Resource(ctr, ref.Resource, ref.Divisor)
+			v, err = c.fields.Resource(c.pod, ctr, ref.Resource, ref.Divisor)
 		default:
 			err = fmt.Errorf("file %s names no source", it.Path)
 		}

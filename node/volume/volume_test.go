@@ -295,10 +295,13 @@ func TestFields(t *testing.T) {
 	if _, err := f.Field(p, "spec.foo"); err == nil {
 		t.Error("an unknown path was answered")
 	}
+	f.Allocatable["hugepages-2Mi"], f.Allocatable["ephemeral-storage"] = resource.MustParse("4Mi"), resource.MustParse("10Gi")
+	p.Spec.Resources = &v1.ResourceRequirements{Limits: v1.ResourceList{"ephemeral-storage": resource.MustParse("3Gi")}}
 	c := &v1.Container{Resources: v1.ResourceRequirements{Requests: v1.ResourceList{"cpu": resource.MustParse("250m")}}}
 	for _, tc := range []struct{ name, divisor, want string }{
+		{"limits.hugepages-2Mi", "1", "0"}, {"limits.ephemeral-storage", "1Gi", "3"},
 		{"requests.cpu", "0", "1"}, {"requests.cpu", "1m", "250"}, {"limits.cpu", "1", "2"}, {"limits.memory", "1Mi", "1024"}} {
-		if got, err := f.Resource(c, tc.name, resource.MustParse(tc.divisor)); err != nil || got != tc.want {
+		if got, err := f.Resource(p, c, tc.name, resource.MustParse(tc.divisor)); err != nil || got != tc.want {
 			t.Errorf("%s/%s = %q, %v; want %q", tc.name, tc.divisor, got, err, tc.want)
 		}
 	}
