@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/skiff-sh/skiff/node/eviction"
+	"github.com/skiff-sh/skiff/node/meter"
 	"github.com/skiff-sh/skiff/node/objects"
 	"github.com/skiff-sh/skiff/node/pod"
 	"github.com/skiff-sh/skiff/node/stream"
@@ -38,6 +39,7 @@ type Agent struct {
 	pods     *pod.Manager
 	volumes  *volume.Manager
 	local    *volume.Local
+	meter    *meter.Meter
 	fence    *fence // nil: pods never have to stop for lack of contact
 
 	sources   eviction.Sources
@@ -61,7 +63,7 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the node's API client: %w", err)
 	}
-	a := &Agent{cfg: cfg, client: client, ready: make(chan struct{})}
+	a := &Agent{cfg: cfg, client: client, ready: make(chan struct{}), meter: meter.New(cfg.Name)}
 	if a.machine, err = lookAtMachine(cfg); err != nil {
 		return nil, fmt.Errorf("looking at this machine: %w", err)
 	}
@@ -149,7 +151,7 @@ func (a *Agent) podConfig(source *objects.Source, recorder record.EventRecorder)
 		Objects: source, Services: a.services.list, Node: a.self.node, Recorder: recorder,
 		DataDir: c.DataDir, LogDir: c.LogDir, ResolvConf: c.ResolvConf, DNS: dns,
 		Allocatable: a.machine.allocatable, MemoryCapacity: memory, Logger: c.Logger,
-		PidsPerPod: c.PodPids, Pressure: a.pressure, Sysctls: c.Sysctls,
+		PidsPerPod: c.PodPids, Pressure: a.pressure, Sysctls: c.Sysctls, Meter: a.meter,
 	}
 	if a.fence != nil {
 		pc.Permit, pc.FenceFile = a.fence.permit, a.fence.path

@@ -74,6 +74,7 @@ func (a *Agent) makeRoom(ctx context.Context, starved []eviction.Threshold, obs 
 		text, notes := eviction.Message(t, starved, obs, p)
 		a.cfg.Logger.Warn("evicting a pod", "pod", p.Pod.Namespace+"/"+p.Pod.Name, "why", text)
 		a.self.recorder.AnnotatedEventf(p.Pod, notes, v1.EventTypeWarning, pod.Evicted, "%s", text)
+		a.meter.Evicted(string(t.Signal))
 		a.pods.End(p.Pod.UID, pod.Eviction{Reason: pod.Evicted, Message: text, Grace: a.cfg.Eviction.Grace(t, p.Pod), Disruption: true})
 		a.awaitGone(ctx, p.Pod.UID)
 		return true

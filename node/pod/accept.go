@@ -31,6 +31,7 @@ func (w *worker) accept() bool {
 			reason, msg = w.admit()
 		}
 		if reason != "" {
+			w.m.cfg.Meter.Rejected(reason)
 			w.eventPod(v1.EventTypeWarning, reason, "%s", msg)
 			w.end = ending{reason: reason, message: "Pod was rejected: " + msg}
 			w.rejected = true

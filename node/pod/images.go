@@ -11,11 +11,13 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/skiff-sh/skiff/node/image"
+	"github.com/skiff-sh/skiff/node/meter"
 )
 
 // pulls fetches each image once, however many containers wait for it.
 type pulls struct {
 	images Images
+	meter  *meter.Meter
 	mu     sync.Mutex
 	active map[string]*pull
 }
@@ -28,7 +30,9 @@ type pull struct {
 	start time.Time
 }
 
-func newPulls(i Images) *pulls { return &pulls{images: i, active: map[string]*pull{}} }
+func newPulls(i Images, m *meter.Meter) *pulls {
+	return &pulls{images: i, meter: m, active: map[string]*pull{}}
+}
 
 // get joins or starts a pull of ref with these credentials; wake is called
 // when it ended. A pull goes on when its first pod is deleted: others may wait.
@@ -50,6 +54,11 @@ func (p *pulls) get(ctx context.Context, ref string, secrets [][]byte, wake func
 				pl.img, pl.err = p.images.Pull(ctx, ref, auth, nil)
 			}
 			pl.took = time.Since(pl.start)
+			if pl.err != nil {
+				p.meter.Pulled(pl.took, 0, pl.err)
+			} else {
+				p.meter.Pulled(pl.took, pl.img.Size, nil)
+			}
 			p.mu.Lock()
 			delete(p.active, key)
 			p.mu.Unlock()
@@ -80,6 +89,7 @@ func (w *worker) ensureImage(ctx context.Context, c *container) *image.Image {
 		c.pull = nil
 		if pl.err == nil {
 			c.pullBack = backoff{}
+			w.pulling += pl.took
 			w.event(c, v1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %v (%v including waiting). Image size: %d bytes.",
 				spec.Image, pl.took.Round(time.Millisecond), pl.took.Round(time.Millisecond), pl.img.Size)
 			return pl.img

@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/skiff-sh/skiff/node/meter"
 	"github.com/skiff-sh/skiff/node/objects"
 	"github.com/skiff-sh/skiff/node/volume"
 )
@@ -41,10 +42,8 @@ type Config struct {
 	// Permit says whether a pod that must not run twice may run here, given for
 	// how long it tolerates that the node cannot be reached. Nil: always.
 	Permit func(tolerated time.Duration) Permit
-	// Probed, unless nil, is told of each question of a probe: kind is Liveness,
-	// Readiness or Startup, result successful, failed or unknown. It is called
-	// from many goroutines.
-	Probed func(p *v1.Pod, container, kind, result string, took time.Duration)
+	// Meter counts what happens; nil: nobody does.
+	Meter *meter.Meter
 	// FenceFile is where shims read the time of the last contact; see
 	// shimproto.Fence. Needed with Permit.
 	FenceFile string
@@ -94,7 +93,7 @@ func NewManager(cfg Config) *Manager {
 	if cfg.now == nil {
 		cfg.now = time.Now
 	}
-	m := &Manager{cfg: cfg, writes: make(chan struct{}, 16), pulls: newPulls(cfg.Images),
+	m := &Manager{cfg: cfg, writes: make(chan struct{}, 16), pulls: newPulls(cfg.Images, cfg.Meter),
 		workers: map[types.UID]*worker{}, again: map[types.UID]*v1.Pod{}, missing: map[types.UID]*time.Timer{}, adopted: map[string]Sandbox{}}
 	m.grants = &grants{m: m, pods: map[types.UID]*grant{}}
 	return m
@@ -225,6 +224,7 @@ func (m *Manager) poke(uid types.UID) {
 
 func (m *Manager) forget(w *worker) {
 	m.grants.forget(w.uid)
+	m.cfg.Meter.Gone(w.pod)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.workers[w.uid] != w {

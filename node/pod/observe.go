@@ -61,6 +61,7 @@ func (w *worker) exited(c *container, s runtime.ContainerStatus) {
 	c.ready, c.started = false, false
 	c.waiting = v1.ContainerStateWaiting{}
 	c.ended, c.finished = w.terminated(c, s), s.FinishedAt
+	w.m.cfg.Meter.Terminated(c.kind(), c.ended.ExitCode, c.ended.Reason)
 	if c.hookErr != "" && c.restarts(w.pod.Spec.RestartPolicy) {
 		c.wait("PostStartHookError", c.hookErr)
 		c.retryAt = w.now().Add(errorShown)

@@ -108,9 +108,9 @@ func (w *worker) probe(ctx context.Context, c *container, kind probe.Kind, p *v1
 		mine(func() { w.event(c, v1.EventTypeWarning, reason, "%s", msg) })
 	}
 	cfg.Settled = func(ok bool) { mine(func() { settled(ok) }) }
-	if asked := w.m.cfg.Probed; asked != nil {
-		pod, name := w.pod, c.spec.Name
-		cfg.Asked = func(r probe.Result, took time.Duration) { asked(pod, name, string(kind), r.Label(), took) }
+	pod, name := w.pod, c.spec.Name
+	cfg.Asked = func(r probe.Result, took time.Duration) {
+		w.m.cfg.Meter.Probed(pod, name, string(kind), r.Label(), took)
 	}
 	w.m.wg.Go(func() { probe.Run(ctx, cfg) })
 }

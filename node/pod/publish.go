@@ -23,6 +23,7 @@ func (w *worker) publish(alarm *time.Time) {
 	if !w.frozen {
 		st = w.status(now)
 	}
+	w.meterStart(st, now)
 	shown := *w.pod
 	shown.Status = st
 	v := &View{Pod: &shown, Sandbox: w.sandbox, Containers: map[string]ContainerView{}, Volumes: w.vols, State: w.state, Static: w.static}

@@ -12,7 +12,9 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/component-helpers/node/util/sysctl"
 
+	"github.com/skiff-sh/skiff/node/meter"
 	"github.com/skiff-sh/skiff/node/runtime"
 	"github.com/skiff-sh/skiff/node/volume"
 )
@@ -121,7 +123,9 @@ func (w *worker) ensureSandbox(ctx context.Context) error {
 		if err := w.checkHandler(ctx); err != nil {
 			return err
 		}
+		began := time.Now()
 		sb, err := w.m.cfg.Runtime.CreateSandbox(ctx, w.sandboxConfig())
+		w.m.cfg.Meter.Operation(meter.RunSandbox, began, err)
 		if err != nil {
 			return err
 		}

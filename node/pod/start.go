@@ -12,6 +12,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/skiff-sh/skiff/node/image"
+	"github.com/skiff-sh/skiff/node/meter"
 	"github.com/skiff-sh/skiff/node/runtime"
 )
 
@@ -202,7 +203,10 @@ func (w *worker) launch(ctx context.Context, c *container) bool {
 	}
 	w.event(c, v1.EventTypeNormal, "Created", "Container created")
 	before := c.cur
-	if err := w.sandbox.StartContainer(ctx, cfg); err != nil {
+	began := time.Now()
+	err = w.sandbox.StartContainer(ctx, cfg)
+	w.m.cfg.Meter.Operation(meter.StartContainer, began, err)
+	if err != nil {
 		if ctx.Err() != nil || !w.sandbox.Alive() {
 			// It may have started for all that. Its root goes with the sandbox,
 			// or the next agent finds that nobody uses it.
@@ -211,6 +215,7 @@ func (w *worker) launch(ctx context.Context, c *container) bool {
 		}
 		unmount()
 		w.event(c, v1.EventTypeWarning, "Failed", "Error: %s", err)
+		w.m.cfg.Meter.Started(c.kind(), "RunContainerError")
 		w.startFailed(c, id, attempt, err, w.now())
 		c.image, c.imageID = statusImage(img, c.spec.Image)
 		c.wait("RunContainerError", err.Error())
@@ -221,6 +226,7 @@ func (w *worker) launch(ctx context.Context, c *container) bool {
 		w.poke()
 		return true
 	}
+	w.m.cfg.Meter.Started(c.kind(), "")
 	w.event(c, v1.EventTypeNormal, "Started", "Container started")
 	if c.ended != nil {
 		c.last = c.ended

@@ -16,13 +16,13 @@ import (
 
 // worker runs one pod. Its goroutine owns all fields but those under mu.
 type worker struct {
-	m    *Manager
-	uid  types.UID
-	log  *slog.Logger
+	m   *Manager
+	uid types.UID
+	log *slog.Logger
 	// static: the pod comes from a manifest; see static.go.
 	static bool
-	wake chan struct{} // room for one: a level, not an edge
-	view atomic.Pointer[View]
+	wake   chan struct{} // room for one: a level, not an edge
+	view   atomic.Pointer[View]
 	// changes counts changes of held objects.
 	changes atomic.Int64
 
@@ -45,10 +45,12 @@ type worker struct {
 	pod       *v1.Pod // latest, as of this pass
 	state     State
 	accepted  time.Time
-	start     time.Time // status.startTime
-	refused   string    // fields that are not supported
-	end       ending    // in force
-	endedBy   time.Time // when stopping began
+	pulling   time.Duration // of its images, so far
+	metered   bool          // that it came to run was told
+	start     time.Time     // status.startTime
+	refused   string        // fields that are not supported
+	end       ending        // in force
+	endedBy   time.Time     // when stopping began
 	sandbox   Sandbox
 	unlisten  context.CancelFunc
 	ips       []string
