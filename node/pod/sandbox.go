@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"k8s.io/component-helpers/node/util/sysctl"
 	"net/netip"
 	"os"
 	"slices"
