@@ -41,7 +41,7 @@ func (w *worker) containerConfig(ctx context.Context, c *container, img *image.I
 		Resources: containerResources(p, spec, w.m.cfg.MemoryCapacity),
 		TTY:       spec.TTY, Stdin: spec.Stdin, StdinOnce: spec.StdinOnce,
 		LogPath:     w.logPath(c, attempt),
-		Annotations: map[string]string{noteImage: spec.Image, noteImageID: imageID, noteName: name, noteStop: stopSignal(spec, img)},
+		Annotations: map[string]string{noteImage: spec.Image, noteImageID: imageID, noteName: name, noteStop: stopSignal(spec, img), noteResources: resourcesNote(&spec.Resources)},
 	}
 	if len(cfg.Args) == 0 {
 		return cfg, closeFiles, errors.New("no command specified")
@@ -54,6 +54,9 @@ func (w *worker) containerConfig(ctx context.Context, c *container, img *image.I
 	}
 	if err := w.security(&cfg, spec, img); err != nil {
 		return cfg, closeFiles, err
+	}
+	if w.vols != nil {
+		cfg.User.SupplementalGroups = append(cfg.User.SupplementalGroups, w.vols.Groups()...)
 	}
 	if err := os.MkdirAll(filepath.Dir(cfg.LogPath), 0o755); err != nil {
 		return cfg, closeFiles, fmt.Errorf("making the log's directory: %w", err)

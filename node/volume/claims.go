@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
@@ -50,6 +51,7 @@ type claimed struct {
 	ReadOnly bool     `json:"readOnly,omitempty"`
 	Once     bool     `json:"once,omitempty"` // ReadWriteOncePod
 	Options  []string `json:"options,omitempty"`
+	Group    *int64   `json:"group,omitempty"` // of the volume's annotation: the pod's processes get it
 	Owned    bool     `json:"owned,omitempty"` // fsGroup has been applied
 	uid      string
 }
@@ -153,7 +155,7 @@ func (m *Manager) claim(ctx context.Context, pod *v1.Pod, v *v1.Volume) (Mounted
 }
 
 func (c *claimed) mounted() Mounted {
-	m := Mounted{Path: c.Path, ReadOnly: c.ReadOnly, CreateMissing: c.HostPath, Options: c.Options, Claim: c.Claim, kind: kindFS}
+	m := Mounted{Path: c.Path, ReadOnly: c.ReadOnly, CreateMissing: c.HostPath, Options: c.Options, Claim: c.Claim, group: c.Group, kind: kindFS}
 	if c.HostPath {
 		m.kind = kindHost
 	}
@@ -267,7 +269,15 @@ func (m *Manager) usable(pv *v1.PersistentVolume) (*claimed, error) {
 			return nil, fmt.Errorf("PersistentVolume %q cannot be used on node %s: node affinity: %w", pv.Name, node.Name, err)
 		}
 	}
-	c := &claimed{Volume: pv.Name, Once: slices.Contains(pv.Spec.AccessModes, v1.ReadWriteOncePod)}
+	var group *int64
+	if text, ok := pv.Annotations[annotationGroup]; ok {
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || n < 0 {
+			return nil, fmt.Errorf("PersistentVolume %q: metadata.annotations[%s]: %q is no group ID", pv.Name, annotationGroup, text)
+		}
+		group = &n
+	}
+	c := &claimed{Volume: pv.Name, Group: group, Once: slices.Contains(pv.Spec.AccessModes, v1.ReadWriteOncePod)}
 	switch {
 	case pv.Spec.HostPath != nil:
 		if len(pv.Spec.MountOptions) > 0 {
@@ -295,6 +305,9 @@ func (m *Manager) usable(pv *v1.PersistentVolume) (*claimed, error) {
 	}
 	return nil, refuse(sourceName(pv), "this kind of volume is not supported")
 }
+
+// annotationGroup gives the processes of pods with a volume one more group.
+const annotationGroup = "pv.beta.kubernetes.io/gid"
 
 // sourceName is the field that says what a PersistentVolume is.
 func sourceName(pv *v1.PersistentVolume) string {

@@ -304,3 +304,21 @@ func TestOwnershipOfClaims(t *testing.T) {
 	}
 	check(dir+"/sub", 4243, os.ModeDir|os.ModeSetgid|0o770)
 }
+
+func TestGroupOfAVolume(t *testing.T) {
+	w := newWorld(t)
+	w.api.volumes["pv-1"].Annotations[annotationGroup] = "1234"
+	p := claiming("uid-1", "data")
+	vols, err := w.Setup(t.Context(), p, Fields{})
+	if err != nil || len(vols.Groups()) != 1 || vols.Groups()[0] != 1234 {
+		t.Fatalf("groups %v, %v", vols.Groups(), err)
+	}
+	if got := w.Adopt(p).Groups(); len(got) != 1 {
+		t.Errorf("adopted: %v", got)
+	}
+	w = newWorld(t)
+	w.api.volumes["pv-1"].Annotations[annotationGroup] = "staff"
+	if _, err := w.Setup(t.Context(), p, Fields{}); err == nil || !strings.Contains(err.Error(), `metadata.annotations[pv.beta.kubernetes.io/gid]: "staff" is no group ID`) {
+		t.Errorf("%v", err)
+	}
+}

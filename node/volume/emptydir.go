@@ -33,7 +33,7 @@ func (m *Manager) emptyDir(dir string, e *v1.EmptyDirVolumeSource, pod *v1.Pod, 
 			bits |= unix.S_ISGID
 		}
 		opts := fmt.Sprintf("mode=%o,gid=%d,size=%d", bits, gid, m.memorySize(e, pod))
-		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, opts); err != nil {
 			return fmt.Errorf("mounting a tmpfs: %w", err)
 		}
 		return nil

@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -96,13 +97,25 @@ type Mounted struct {
 	Options       []string
 	Claim         string // name of the PersistentVolumeClaim behind it, or ""
 
-	kind kind
+	group *int64
+	kind  kind
 }
 
 // Get returns a volume by its name in the pod.
 func (p *Pod) Get(name string) (Mounted, bool) {
 	v, ok := p.vols[name]
 	return v, ok
+}
+
+// Groups are those that volumes give to the pod's processes.
+func (p *Pod) Groups() (out []int64) {
+	for _, v := range p.vols {
+		if v.group != nil && !slices.Contains(out, *v.group) {
+			out = append(out, *v.group)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // Path returns where a volume lies on the host.
