@@ -109,6 +109,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.fence != nil {
 		g.Go(func() error { a.fence.run(ctx); return nil })
 	}
+	g.Go(func() error { a.enforce(ctx); return nil })
 	g.Go(func() error { a.services.run(ctx); return nil })
 	g.Go(func() error { return a.self.run(ctx) })
 	g.Go(func() error { return a.runPods(ctx) })

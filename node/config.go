@@ -61,6 +61,8 @@ type Config struct {
 	Taints  []v1.Taint // put on the Node when it registers first
 	MaxPods int        // 110 when 0
 
+	// Reserved is kept back from pods: cpu, memory, ephemeral-storage and ResourcePID.
+	Reserved v1.ResourceList
 	// Eviction are the thresholds at which room is made; kubelet's defaults when nil.
 	Eviction *eviction.Config
 	ImageGC  imagegc.Policy // imagegc.Default when zero

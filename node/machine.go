@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
 	"strconv"
@@ -12,8 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-
-	"github.com/skiff-sh/skiff/node/eviction"
 )
 
 // machine is what a Node says of its hardware and operating system.
@@ -44,9 +43,15 @@ func lookAtMachine(c Config) (machine, error) {
 		v1.ResourceEphemeralStorage: q(disk, resource.BinarySI),
 		v1.ResourcePods:             q(int64(c.MaxPods), resource.DecimalSI),
 	}
-	m.allocatable = m.capacity.DeepCopy()
-	m.allocatable[v1.ResourceMemory] = q(total-eviction.Reserved(c.Eviction.Thresholds, eviction.MemoryAvailable, total), resource.BinarySI)
-	m.allocatable[v1.ResourceEphemeralStorage] = q(disk-eviction.Reserved(c.Eviction.Thresholds, eviction.NodeFsAvailable, disk), resource.DecimalSI)
+	limiter, ok := c.Runtime.(interface{ LimitsHugePages() bool })
+	huge, err := hugePages("/sys/kernel/mm/hugepages", ok && limiter.LimitsHugePages())
+	if err != nil {
+		return m, err
+	}
+	maps.Copy(m.capacity, huge)
+	if m.allocatable, err = reserve(m.capacity, c.Reserved, c.Eviction.Thresholds); err != nil {
+		return m, err
+	}
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return m, fmt.Errorf("uname: %w", err)

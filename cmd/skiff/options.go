@@ -59,7 +59,7 @@ func hostFlags(more ...cli.Flag) []cli.Flag {
 		stringFlag("local-path-dir", "folder of the volumes that are provisioned on this node (default: DATA-DIR/storage)", ""),
 		listFlag("allowed-unsafe-sysctls", "kernel settings beyond the safe ones that pods may change for themselves, such as net.core.somaxconn or kernel.msg*"),
 		stringFlag("resolv-conf", "resolvers for names outside of the cluster", "/etc/resolv.conf"),
-	}, houseFlags(), []cli.Flag{
+	}, reserveFlags(), houseFlags(), []cli.Flag{
 		upgradeKeyFlag(),
 		stringFlag("log-format", "text or json", "text"),
 		&cli.IntFlag{Name: "v", Usage: "log level: 0 for what matters, 1 for detail, 4 and more for the Kubernetes libraries too", EnvVars: env("v")},
@@ -82,6 +82,7 @@ type hostOptions struct {
 	sysctls              pod.Sysctls
 	imageDir, resolvConf string
 	localPathDir         string
+	reserved             corev1.ResourceList // kept back from pods
 	house                houseOptions
 	registries           map[string]image.Registry
 	upgradeKeys          binary.Keys // none: binaries need no signature
@@ -144,6 +145,9 @@ func parseHost(c *cli.Context, ports ...string) (o hostOptions, err error) {
 	}
 	if o.maxPods = c.Int("max-pods"); o.maxPods < 1 {
 		return o, usagef("--max-pods %d: want at least 1", o.maxPods)
+	}
+	if o.reserved, err = parseReserved(c); err != nil {
+		return o, err
 	}
 	if o.house, err = parseHouse(c); err != nil {
 		return o, err

@@ -20,6 +20,8 @@ type grants struct {
 
 	mu   sync.Mutex
 	pods map[types.UID]*grant // admitted and not over
+	// weight is what the class of burstable pods was last given; see shares.
+	weight int64
 }
 
 type grant struct {
@@ -111,6 +113,7 @@ func (g *grants) enter(p *v1.Pod, a allocation) {
 		g.pods[p.UID] = e
 	}
 	e.allocation, e.over = a, false
+	g.shares()
 }
 
 // end tells that a pod takes no room any more; forget that it is gone.
@@ -120,6 +123,7 @@ func (g *grants) end(uid types.UID) {
 	if e := g.pods[uid]; e != nil && !e.over {
 		e.over, e.pending, e.granted = true, nil, 0
 		g.retry()
+		g.shares()
 	}
 }
 
@@ -226,6 +230,7 @@ func (g *grants) try(e *grant) {
 			e.allocation, e.pod, e.pending = next, p, nil
 			e.granted = p.Generation
 			e.begun++
+			g.shares()
 			g.event(p, v1.EventTypeNormal, "ResizeStarted", "Pod resize started", p.Generation, "")
 			g.m.poke(p.UID)
 			return

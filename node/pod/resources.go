@@ -2,8 +2,10 @@ package pod
 
 import (
 	"slices"
+	"strings"
 
 	v1 "k8s.io/api/core/v1"
+	apiresource "k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/component-helpers/resource"
 
 	"github.com/skiff-sh/skiff/node/runtime"
@@ -76,6 +78,7 @@ func containerResources(pod *v1.Pod, c *v1.Container, memoryCapacity int64) runt
 	r.CPUShares = cpuShares(req.MilliValue())
 	r.CPUQuota = cpuQuota(limits.Cpu().MilliValue())
 	r.MemoryLimit = limits.Memory().Value()
+	r.HugePages = hugePages(c.Resources.Limits)
 	return r
 }
 
@@ -86,6 +89,7 @@ func podResources(pod *v1.Pod, pids int64) runtime.Resources {
 	o := resource.PodResourcesOptions{}
 	requests, limits := resource.PodRequests(pod, o), resource.PodLimits(pod, o)
 	r := runtime.Resources{CPUPeriod: cpuPeriod, PidsLimit: pids, CPUShares: cpuShares(requests.Cpu().MilliValue())}
+	r.HugePages = hugePages(limits)
 	whole := computingOf(pod.Spec.Resources).Limits
 	if limited(v1.ResourceCPU, pod) || !whole.Cpu().IsZero() {
 		r.CPUQuota = cpuQuota(limits.Cpu().MilliValue())
@@ -94,6 +98,22 @@ func podResources(pod *v1.Pod, pids int64) runtime.Resources {
 		r.MemoryLimit = limits.Memory().Value()
 	}
 	return r
+}
+
+// hugePages are the limits of huge pages by their size.
+func hugePages(limits v1.ResourceList) (out map[int64]int64) {
+	for name, q := range limits {
+		size, ok := strings.CutPrefix(string(name), v1.ResourceHugePagesPrefix)
+		page, err := apiresource.ParseQuantity(size)
+		if !ok || err != nil {
+			continue
+		}
+		if out == nil {
+			out = map[int64]int64{}
+		}
+		out[page.Value()] = q.Value()
+	}
+	return out
 }
 
 // limited says that every container has a limit.

@@ -92,6 +92,12 @@ func (w wrapped) Check() error { return w.r.Check() }
 // AllStats reads the counters of all pods together.
 func (w wrapped) AllStats() (runtime.Stats, error) { return w.r.AllStats() }
 
+// SetClass limits the pods of a class together.
+func (w wrapped) SetClass(class string, r runtime.Resources) error { return w.r.SetClass(class, r) }
+
+// LimitsHugePages says whether containers can be kept to their huge pages.
+func (w wrapped) LimitsHugePages() bool { return w.r.LimitsHugePages() }
+
 func (w wrapped) CreateSandbox(ctx context.Context, c runtime.SandboxConfig) (Sandbox, error) {
 	s, err := w.r.CreateSandbox(ctx, c)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -75,7 +76,23 @@ func (w *worker) takeDirty() bool {
 
 // fields answers the downward API.
 func (w *worker) fields() volume.Fields {
-	return volume.Fields{NodeName: w.m.cfg.NodeName, PodIPs: w.ips, HostIPs: w.m.cfg.HostIPs, Allocatable: w.m.cfg.Allocatable}
+	return volume.Fields{NodeName: w.m.cfg.NodeName, PodIPs: w.ips, HostIPs: w.m.cfg.HostIPs, Allocatable: w.mostOf()}
+}
+
+// mostOf is what a container without limits may use: what the pod may as a whole,
+// else what the node can give.
+func (w *worker) mostOf() v1.ResourceList {
+	r := w.pod.Spec.Resources
+	if r == nil || len(r.Limits) == 0 {
+		return w.m.cfg.Allocatable
+	}
+	out := maps.Clone(r.Limits)
+	for name, q := range w.m.cfg.Allocatable {
+		if _, ok := out[name]; !ok {
+			out[name] = q
+		}
+	}
+	return out
 }
 
 // refreshVolumes brings contents up to date after a change of their sources
@@ -189,7 +206,7 @@ func addrStrings(addrs []netip.Addr) []string {
 func (w *worker) sandboxConfig() runtime.SandboxConfig {
 	p := w.pod
 	cfg := runtime.SandboxConfig{
-		PodUID: string(w.uid), Name: p.Name, Namespace: p.Namespace, Attempt: w.attempts,
+		PodUID: string(w.uid), Class: classOf(p), Name: p.Name, Namespace: p.Namespace, Attempt: w.attempts,
 		HostNetwork: p.Spec.HostNetwork, HostPID: p.Spec.HostPID, HostIPC: p.Spec.HostIPC,
 		ShareProcessNamespace: p.Spec.ShareProcessNamespace != nil && *p.Spec.ShareProcessNamespace,
 		Resources:             podResources(p, w.m.cfg.PidsPerPod),

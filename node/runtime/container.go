@@ -141,6 +141,9 @@ type Resources struct {
 	CPUSet      string // cpuset.cpus
 	MemorySet   string // cpuset.mems
 	OOMScoreAdj int    // containers only
+	// HugePages are limits in bytes by the size of the page; none where a size is
+	// missing. Without effect where LimitsHugePages is false.
+	HugePages map[int64]int64 `json:",omitempty"`
 	// Unified are further cgroup v2 settings; refused on v1.
 	Unified map[string]string
 }

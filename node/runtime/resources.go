@@ -42,6 +42,9 @@ func (r *Runtime) linuxResources(res Resources) (*specs.LinuxResources, error) {
 	if res.PidsLimit > 0 {
 		out.Pids = &specs.LinuxPids{Limit: &res.PidsLimit}
 	}
+	if r.LimitsHugePages() {
+		out.HugepageLimits = hugePageLimits(pageSizes(), res.HugePages)
+	}
 	if len(res.Unified) > 0 {
 		if !r.cgroups.v2 {
 			return nil, errors.New("unified resources need cgroup version 2, this machine has version 1")
