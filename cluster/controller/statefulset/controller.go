@@ -6,8 +6,10 @@
 // knows no order. Updates go from the last pod to the first, down to the
 // partition, within maxUnavailable.
 //
-// Limits: persistentVolumeClaimRetentionPolicy is not carried out (claims are
-// kept, and an event says so); identities of existing pods are not repaired.
+// Claims outlive pods and set unless persistentVolumeClaimRetentionPolicy says
+// otherwise (claims.go).
+//
+// Limits: identities of existing pods are not repaired.
 package statefulset
 
 import (
@@ -24,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	appslisters "k8s.io/client-go/listers/apps/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/skiff-sh/skiff/cluster/controller"
@@ -39,6 +42,7 @@ type Controller struct {
 	loop    *controller.Loop
 	sets    appslisters.StatefulSetLister
 	pods    cache.SharedIndexInformer
+	claims  corelisters.PersistentVolumeClaimLister
 	history controller.History
 	now     func() time.Time
 }
@@ -52,6 +56,7 @@ func New(cfg controller.Config) (*Controller, error) {
 	c := &Controller{
 		cfg: cfg, now: time.Now,
 		sets: apps.StatefulSets().Lister(), pods: cfg.Informers.Core().V1().Pods().Informer(),
+		claims: cfg.Informers.Core().V1().PersistentVolumeClaims().Lister(),
 	}
 	c.history = controller.History{
 		Client: cfg.Client, Revisions: apps.ControllerRevisions().Lister(), Kind: kind, StillThere: c.live,
@@ -67,7 +72,7 @@ func New(cfg controller.Config) (*Controller, error) {
 func (c *Controller) Run(ctx context.Context) error { return c.loop.Run(ctx) }
 
 func (c *Controller) watch() error {
-	if err := controller.IndexPodsByOwner(c.pods); err != nil {
+	if err := errors.Join(controller.IndexPodsByOwner(c.pods), controller.IndexPodsByClaim(c.pods)); err != nil {
 		return err
 	}
 	apps := c.cfg.Informers.Apps().V1()
@@ -81,7 +86,26 @@ func (c *Controller) watch() error {
 	if err != nil {
 		return err
 	}
+	err = controller.Watch(c.loop, c.cfg.Informers.Core().V1().PersistentVolumeClaims().Informer(), c.claimChanged)
+	if err != nil {
+		return err
+	}
 	return controller.Watch(c.loop, c.pods, c.podChanged)
+}
+
+// claimChanged looks at the sets whose pods may wait for a claim's end.
+func (c *Controller) claimChanged(old, cur *corev1.PersistentVolumeClaim) {
+	if cur != nil {
+		return
+	}
+	for _, pod := range controller.PodsWithClaim(c.pods, old.Namespace, old.Name) {
+		c.podChanged(nil, pod)
+	}
+	for _, ref := range old.OwnerReferences {
+		if parent, _, ok := parse(ref.Name); ok && ref.Kind == podKind.Kind {
+			c.loop.Add(controller.Key(old.Namespace, parent))
+		}
+	}
 }
 
 func (c *Controller) podChanged(old, cur *corev1.Pod) {
@@ -126,7 +150,6 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 	if set.DeletionTimestamp != nil {
 		return nil
 	}
-	c.warn(set)
 	in, history, err := c.gather(ctx, set, selector)
 	if errors.Is(err, controller.ErrCollision) {
 		status := *set.Status.DeepCopy()
@@ -138,6 +161,9 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 		return errors.Join(err, c.saveStatus(ctx, set, status))
 	}
 	if err != nil {
+		return err
+	}
+	if err := c.keepClaims(ctx, in); err != nil {
 		return err
 	}
 	failed := c.apply(ctx, in, decide(in))
@@ -153,18 +179,6 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 		failed = c.history.Prune(ctx, history, set.Spec.RevisionHistoryLimit, inUse)
 	}
 	return errors.Join(failed, c.saveStatus(ctx, set, status))
-}
-
-// warn tells about fields that are not carried out, once for every generation.
-func (c *Controller) warn(set *appsv1.StatefulSet) {
-	p := set.Spec.PersistentVolumeClaimRetentionPolicy
-	if p == nil || set.Status.ObservedGeneration == set.Generation {
-		return
-	}
-	if p.WhenDeleted == appsv1.DeletePersistentVolumeClaimRetentionPolicyType || p.WhenScaled == appsv1.DeletePersistentVolumeClaimRetentionPolicyType {
-		c.cfg.Events.Event(set, corev1.EventTypeWarning, "UnsupportedField",
-			"spec.persistentVolumeClaimRetentionPolicy: Delete is not supported, volume claims are kept")
-	}
 }
 
 func (c *Controller) gather(ctx context.Context, set *appsv1.StatefulSet, selector labels.Selector) (input, []*appsv1.ControllerRevision, error) {

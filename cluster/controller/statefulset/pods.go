@@ -56,14 +56,8 @@ func (c *Controller) create(ctx context.Context, set *appsv1.StatefulSet, n crea
 		return err
 	}
 	for _, claim := range claimsFor(set, n.ordinal) {
-		_, err := c.cfg.Client.CoreV1().PersistentVolumeClaims(set.Namespace).Create(ctx, claim, metav1.CreateOptions{})
-		switch {
-		case err == nil:
-			c.cfg.Events.Eventf(set, corev1.EventTypeNormal, "SuccessfulCreate", "create Claim %s Pod %s in StatefulSet %s success", claim.Name, pod.Name, set.Name)
-		case apierrors.IsAlreadyExists(err):
-		default:
-			c.cfg.Events.Eventf(set, corev1.EventTypeWarning, "FailedCreate", "create Claim %s for Pod %s in StatefulSet %s failed error: %v", claim.Name, pod.Name, set.Name, err)
-			return fmt.Errorf("create claim %s/%s: %w", claim.Namespace, claim.Name, err)
+		if err := c.createClaim(ctx, set, pod, claim); err != nil {
+			return err
 		}
 	}
 	_, err = c.cfg.Client.CoreV1().Pods(set.Namespace).Create(ctx, pod, metav1.CreateOptions{})
@@ -115,7 +109,7 @@ func claimName(template, set string, ordinal int) string {
 	return fmt.Sprintf("%s-%s-%d", template, set, ordinal)
 }
 
-// claimsFor are the volume claims of an ordinal; they outlive its pods.
+// claimsFor are the volume claims of an ordinal, without owners.
 func claimsFor(set *appsv1.StatefulSet, ordinal int) []*corev1.PersistentVolumeClaim {
 	var out []*corev1.PersistentVolumeClaim
 	for i := range set.Spec.VolumeClaimTemplates {
