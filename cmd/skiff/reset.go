@@ -138,6 +138,9 @@ func (r *reset) describe(c *cli.Context, deleteData bool) {
 	if !deleteData {
 		return
 	}
+	if volumes, err := os.ReadDir(filepath.Join(r.dataDir, "storage")); err == nil && len(volumes) > 0 {
+		say("volumes of PersistentVolumes to delete, with what is in them: %d below %s", len(volumes), filepath.Join(r.dataDir, "storage"))
+	}
 	say("data directory to DELETE: %s", r.dataDir)
 	if name := r.member(); name != "" {
 		say("the other servers keep this host as member %s, unless it has left: see skiff leave, or skiff member remove %s on a server", name, name)
