@@ -5,12 +5,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	resourcehelper "k8s.io/component-helpers/resource"
+	"k8s.io/utils/ptr"
 )
 
 // SetPodDefaults fills what a Pod leaves open. Some of it is for pods alone and
 // not for templates, so that a template stays as it was written: requests that
 // follow limits, host ports on the host network, service links.
 func SetPodDefaults(pod *corev1.Pod) {
+	if g := pod.Spec.TerminationGracePeriodSeconds; g != nil && *g < 0 {
+		pod.Spec.TerminationGracePeriodSeconds = ptr.To[int64](1) // the shortest that sends a signal
+	}
 	SetDefaults(&pod.Spec)
 	spec := &pod.Spec
 	for _, list := range [][]corev1.Container{spec.InitContainers, spec.Containers} {

@@ -6,6 +6,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/yaml"
+
+	"k8s.io/utils/ptr"
 )
 
 // always is what every pod gets, container aside.
@@ -137,5 +139,13 @@ func BenchmarkCreate(b *testing.B) {
 		}
 		QOS(p)
 		PodWarnings(p, nil)
+	}
+}
+
+func TestNegativeGrace(t *testing.T) {
+	p := &corev1.Pod{}
+	p.Spec.TerminationGracePeriodSeconds = ptr.To[int64](-1)
+	if SetPodDefaults(p); *p.Spec.TerminationGracePeriodSeconds != 1 {
+		t.Errorf("%d", *p.Spec.TerminationGracePeriodSeconds)
 	}
 }
