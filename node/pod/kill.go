@@ -11,13 +11,15 @@ import (
 	v1 "k8s.io/api/core/v1"
 )
 
-// minGrace is left to a container even if its grace period is over, so that
-// it sees its signal.
+// minGrace is left to a container even if its grace period is over, as by a
+// preStop hook, so that it sees its signal. A grace period of 0 means 0.
 const minGrace = 2 * time.Second
 
 // killing is a container's way to its end: preStop hook, stop signal, SIGKILL.
 type killing struct {
+	began    time.Time
 	deadline time.Time
+	floor    time.Time          // SIGKILL comes no sooner
 	hook     context.CancelFunc // the preStop hook runs; ends it
 	held     bool               // others have to end before the signal
 	signaled bool
@@ -68,7 +70,7 @@ func (w *worker) killBy(ctx context.Context, c *container, deadline time.Time, w
 		why = "Stopping container " + c.spec.Name
 	}
 	w.event(c, v1.EventTypeNormal, "Killing", "%s", why)
-	k := &killing{deadline: deadline}
+	k := &killing{began: w.now(), deadline: deadline}
 	c.kill = k
 	c.stopLiveness()
 	c.stopHook()
@@ -114,8 +116,8 @@ func (w *worker) driveKill(ctx context.Context, c *container, alarm *time.Time) 
 		return
 	}
 	if !k.signaled {
-		if floor := now.Add(minGrace); k.deadline.Before(floor) {
-			k.deadline = floor
+		if k.deadline.After(k.began) {
+			k.floor = now.Add(minGrace)
 		}
 		if err := w.sandbox.Signal(ctx, c.cur.ID, signalNumber(c.stop)); err != nil {
 			w.log.Debug("signalling a container", "container", c.spec.Name, "err", err)
@@ -126,8 +128,12 @@ func (w *worker) driveKill(ctx context.Context, c *container, alarm *time.Time) 
 		}
 		k.signaled = true
 	}
-	if now.Before(k.deadline) {
-		earlier(alarm, k.deadline)
+	due := k.deadline
+	if due.Before(k.floor) {
+		due = k.floor
+	}
+	if now.Before(due) {
+		earlier(alarm, due)
 		return
 	}
 	if err := w.sandbox.Signal(ctx, c.cur.ID, unix.SIGKILL); err != nil {

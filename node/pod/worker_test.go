@@ -584,3 +584,33 @@ func TestAdmission(t *testing.T) {
 		t.Errorf("%+v", p.Status)
 	}
 }
+
+// A preStop hook that never ends takes the whole grace period; the container
+// gets its signal and two seconds more.
+func TestEndlessHookLeavesTimeForTheSignal(t *testing.T) {
+	w := newWorld(t)
+	p := w.pod("a", func(p *v1.Pod) {
+		p.Spec.Containers[0].Lifecycle = &v1.Lifecycle{PreStop: &v1.LifecycleHandler{Exec: &v1.ExecAction{Command: []string{"bye"}}}}
+	})
+	end := make(chan struct{})
+	defer close(end)
+	w.rt.boxes["uid-a"] = &fakeSandbox{r: w.rt, exec: func([]string) int { <-end; return 0 }, signal: func(runtime.ContainerStatus, syscall.Signal) {}}
+	w.add(p)
+	w.await("a", "ready", isReady)
+	w.remove("a", 5)
+	box := w.rt.box("uid-a")
+	w.eventually("the hook runs", func() bool { return strings.Contains(box.asked(), "exec bye") })
+	w.pass(5 * time.Second)
+	w.eventually("asked to stop", func() bool { return strings.Contains(box.asked(), "terminated c") })
+	w.pass(time.Second)
+	for range 2 { // the second look is after the first, which takes no time away
+		looked := make(chan struct{})
+		w.m.workers["uid-a"].post(func() { close(looked) })
+		<-looked
+	}
+	if strings.Contains(box.asked(), "killed c") {
+		t.Error("killed as soon as it got its signal")
+	}
+	w.pass(time.Second)
+	w.eventually("killed", func() bool { return strings.Contains(box.asked(), "killed c") })
+}
