@@ -22,6 +22,7 @@ import (
 	"github.com/skiff-sh/skiff/node/meter"
 	"github.com/skiff-sh/skiff/node/objects"
 	"github.com/skiff-sh/skiff/node/pod"
+	"github.com/skiff-sh/skiff/node/static"
 	"github.com/skiff-sh/skiff/node/stream"
 	"github.com/skiff-sh/skiff/node/volume"
 )
@@ -41,6 +42,9 @@ type Agent struct {
 	local    *volume.Local
 	meter    *meter.Meter
 	fence    *fence // nil: pods never have to stop for lack of contact
+
+	manifests *static.Folder // nil: there are no static pods
+	mirrors   *static.Mirrors
 
 	sources   eviction.Sources
 	pressed   atomic.Pointer[[]v1.NodeConditionType] // what new pods are refused for
@@ -103,6 +107,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.cfg.Contact != nil {
 		a.fence = newFence(a.cfg, a.renewLease, func() { a.pods.Poke() })
 	}
+	if err := a.readManifests(recorder); err != nil {
+		return err
+	}
 	a.pods = pod.NewManager(a.podConfig(source, recorder))
 	a.sources = eviction.Sources{NodeDir: a.cfg.DataDir, ImageDir: a.imageDir(), Pods: podsMemory(a.cfg.Runtime)}
 
@@ -112,6 +119,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { a.enforce(ctx); return nil })
 	g.Go(func() error { a.services.run(ctx); return nil })
 	g.Go(func() error { return a.self.run(ctx) })
+	if err := a.runManifests(ctx, g); err != nil {
+		g.Go(func() error { return err })
+	}
 	g.Go(func() error { return a.runPods(ctx) })
 	g.Go(func() error { return a.keepHouse(ctx) })
 	server := stream.New(stream.Config{Pods: a.pods, TLS: a.cfg.TLS, Client: a.client, NodeName: a.cfg.Name,
@@ -153,6 +163,7 @@ func (a *Agent) podConfig(source *objects.Source, recorder record.EventRecorder)
 		DataDir: c.DataDir, LogDir: c.LogDir, ResolvConf: c.ResolvConf, DNS: dns,
 		Allocatable: a.machine.allocatable, MemoryCapacity: memory, Logger: c.Logger,
 		PidsPerPod: c.PodPids, Pressure: a.pressure, Sysctls: c.Sysctls, Meter: a.meter,
+		KeepStatic: a.keepStatic, StaticChanged: a.mirrors.Poke,
 	}
 	if a.fence != nil {
 		pc.Permit, pc.FenceFile = a.fence.permit, a.fence.path

@@ -52,6 +52,11 @@ type Config struct {
 	ClusterDomain string     // default: what Network.DNS says
 	ResolvConf    string     // of the host; /etc/resolv.conf when empty
 
+	// ManifestDir is the folder of static pods; "": there are none. PreparePod adds
+	// defaults to a pod and checks it, as the API does; needed with ManifestDir.
+	ManifestDir string
+	PreparePod  func(*v1.Pod) error
+
 	// Contact says what is known of the cluster while no server answers. With it the
 	// agent holds a lease, and stops pods of StatefulSets when it has lost it for
 	// longer than they tolerate. Nil, for a node that needs no fence: it never does.
@@ -102,6 +107,7 @@ func (c *Config) complete() error {
 	need(c.Runtime != nil, "Runtime")
 	need(c.Images != nil, "Images")
 	need(c.Version != "", "Version")
+	need(c.ManifestDir == "" || c.PreparePod != nil, "PreparePod")
 	need(c.Logger != nil, "Logger")
 	if c.MaxPods < 0 {
 		errs = append(errs, fmt.Errorf("node: max pods %d is negative", c.MaxPods))

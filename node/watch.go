@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/skiff-sh/skiff/node/pod"
+	"github.com/skiff-sh/skiff/node/static"
 )
 
 // reflect keeps a store up to date until ctx ends. The pauses after failures
@@ -52,7 +53,7 @@ func (a *Agent) runPods(ctx context.Context) error {
 	failed := make(chan error, 1)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	store := &podStore{m: a.pods, ctx: ctx, node: a.cfg.Name, log: a.cfg.Logger, failed: func(err error) {
+	store := &podStore{m: a.pods, mirrors: a.mirrors, ctx: ctx, node: a.cfg.Name, log: a.cfg.Logger, failed: func(err error) {
 		select {
 		case failed <- err:
 		default:
@@ -71,6 +72,7 @@ func (a *Agent) runPods(ctx context.Context) error {
 // podStore hands what the watch says to the pod manager.
 type podStore struct {
 	m       *pod.Manager
+	mirrors *static.Mirrors
 	ctx     context.Context
 	node    string
 	log     *slog.Logger
@@ -83,19 +85,36 @@ func (s *podStore) take(obj any) error {
 	if !ok {
 		return nil
 	}
-	p.ManagedFields = nil
-	if p.Spec.NodeName != s.node {
+	if !s.mine(p) {
 		return nil
 	}
-	s.m.Update(p)
+	if static.IsMirror(p) {
+		s.mirrors.Saw(p)
+	} else {
+		s.m.Update(p)
+	}
 	return nil
+}
+
+// mine says that a pod is bound to this node, and strips what nobody here reads.
+// That it came from a manifest only a manifest can say.
+func (s *podStore) mine(p *v1.Pod) bool {
+	p.ManagedFields = nil
+	if _, claims := p.Annotations[pod.SourceAnnotation]; claims && !static.IsMirror(p) {
+		p.Annotations[pod.SourceAnnotation] = "api"
+	}
+	return p.Spec.NodeName == s.node
 }
 
 func (s *podStore) Add(obj any) error    { return s.take(obj) }
 func (s *podStore) Update(obj any) error { return s.take(obj) }
 func (s *podStore) Resync() error        { return nil }
 func (s *podStore) Delete(obj any) error {
-	if p, ok := obj.(*v1.Pod); ok {
+	p, ok := obj.(*v1.Pod)
+	switch {
+	case ok && static.IsMirror(p):
+		s.mirrors.Gone(p)
+	case ok:
 		s.m.Remove(p.UID)
 	}
 	return nil
@@ -103,15 +122,20 @@ func (s *podStore) Delete(obj any) error {
 
 // Replace is the first list, or a new one after the watch was broken.
 func (s *podStore) Replace(list []any, _ string) error {
-	var pods []*v1.Pod
+	var pods, mirrors []*v1.Pod
 	uids := map[types.UID]bool{}
 	for _, obj := range list {
-		if p, ok := obj.(*v1.Pod); ok && p.Spec.NodeName == s.node {
-			p.ManagedFields = nil
+		p, ok := obj.(*v1.Pod)
+		switch {
+		case !ok || !s.mine(p):
+		case static.IsMirror(p):
+			mirrors = append(mirrors, p)
+		default:
 			pods = append(pods, p)
 			uids[p.UID] = true
 		}
 	}
+	s.mirrors.Have(mirrors)
 	if !s.started {
 		s.started = true
 		if err := s.m.Start(s.ctx, pods); err != nil && s.ctx.Err() == nil {

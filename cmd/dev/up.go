@@ -147,7 +147,8 @@ func (c *Cluster) start(ctx context.Context, s *state, n nodeState) error {
 	if err != nil {
 		return err
 	}
-	var env []string
+	// As a variable: programs of before the flag ignore it.
+	env := []string{"SKIFF_STATIC_POD_PATH=" + p.nodeFile(n.Name, "manifests")}
 	if !member && s.Formed {
 		token, server, err := c.token(ctx, s, n)
 		if err != nil {

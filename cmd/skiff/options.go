@@ -57,6 +57,7 @@ func hostFlags(more ...cli.Flag) []cli.Flag {
 		numberFlag("max-pods", "pods that this node takes", 110),
 		stringFlag("image-dir", "folder of image archives to load at start (default: DATA-DIR/images)", ""),
 		stringFlag("local-path-dir", "folder of the volumes that are provisioned on this node (default: DATA-DIR/storage)", ""),
+		manifestFlag(),
 		listFlag("allowed-unsafe-sysctls", "kernel settings beyond the safe ones that pods may change for themselves, such as net.core.somaxconn or kernel.msg*"),
 		stringFlag("resolv-conf", "resolvers for names outside of the cluster", "/etc/resolv.conf"),
 	}, reserveFlags(), houseFlags(), []cli.Flag{
@@ -83,6 +84,7 @@ type hostOptions struct {
 	imageDir, resolvConf string
 	localPathDir         string
 	reserved             corev1.ResourceList // kept back from pods
+	manifests            string              // "": no static pods
 	house                houseOptions
 	registries           map[string]image.Registry
 	upgradeKeys          binary.Keys // none: binaries need no signature
@@ -158,6 +160,9 @@ func parseHost(c *cli.Context, ports ...string) (o hostOptions, err error) {
 	o.dataDir, o.imageDir, o.resolvConf = c.String("data-dir"), c.String("image-dir"), c.String("resolv-conf")
 	if o.localPathDir = c.String("local-path-dir"); o.localPathDir == "" {
 		o.localPathDir = filepath.Join(o.dataDir, "storage")
+	}
+	if err := o.parseManifests(c); err != nil {
+		return o, err
 	}
 	if o.localPathDir, err = filepath.Abs(o.localPathDir); err != nil || o.localPathDir == "/" {
 		return o, usagef("--local-path-dir %q: want a folder other than /", c.String("local-path-dir"))

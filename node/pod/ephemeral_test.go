@@ -106,7 +106,9 @@ func TestEphemeralContainerRunsOnceInAPodThatRuns(t *testing.T) {
 
 func TestEphemeralContainerWaitsForItsTargetAndImage(t *testing.T) {
 	w := newWorld(t)
-	w.add(w.pod("a", func(p *v1.Pod) { p.Spec.Containers[0].Image, p.Spec.Containers[0].ImagePullPolicy = "none", v1.PullNever }))
+	w.add(w.pod("a", func(p *v1.Pod) {
+		p.Spec.Containers[0].Image, p.Spec.Containers[0].ImagePullPolicy = "none", v1.PullNever
+	}))
 	w.await("a", "waits", func(p *v1.Pod) bool { return len(p.Status.ContainerStatuses) > 0 })
 	w.debug("a", debugger("look", func(e *v1.EphemeralContainer) { e.TargetContainerName = "c" }))
 	w.debug("a", debugger("noimage", func(e *v1.EphemeralContainer) { e.Image, e.ImagePullPolicy = "none", v1.PullNever }))

@@ -21,6 +21,12 @@ import (
 // for a server; and they end when they are taken out, never by a deletion in
 // the API.
 
+// Annotations of a pod by which its origin is known, as kubelet writes them.
+const (
+	HashAnnotation   = "kubernetes.io/config.hash"
+	SourceAnnotation = "kubernetes.io/config.source"
+)
+
 // keepAgain is how long after a failure a status is kept again.
 const keepAgain = 2 * time.Second
 
@@ -34,6 +40,13 @@ type statics struct {
 	// before StartStatic these root file systems were mounted; nil without it.
 	mounts []string
 }
+
+// MergeStatus is the status st for a pod that has the status base in the API:
+// conditions of others are kept.
+func MergeStatus(base, st v1.PodStatus) v1.PodStatus { return mergeStatus(base, st) }
+
+// Newer compares versions of one object of the API.
+func Newer(a, b *v1.Pod) bool { return newer(a, b) }
 
 func fullName(p *v1.Pod) string { return p.Namespace + "/" + p.Name }
 
