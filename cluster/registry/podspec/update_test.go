@@ -160,7 +160,6 @@ containers:
 		`spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use "kubernetes.io/os" instead`,
 		`spec.volumes[0].gitRepo: deprecated in v1.11, and disabled by default in v1.33+`,
 		`spec.imagePullSecrets[0].name: invalid empty name ""`,
-		`spec.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1`,
 		`spec.containers[0].resources.limits[memory]: fractional byte value "500m" is invalid, must be an integer`,
 		`spec.containers[0].resources.requests[memory]: fractional byte value "500m" is invalid, must be an integer`,
 		`spec.containers[0].env[1]: hides previous definition of "A", which may be dropped when using apply`,
