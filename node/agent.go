@@ -22,6 +22,7 @@ import (
 	"github.com/skiff-sh/skiff/node/meter"
 	"github.com/skiff-sh/skiff/node/objects"
 	"github.com/skiff-sh/skiff/node/pod"
+	"github.com/skiff-sh/skiff/node/runtime"
 	"github.com/skiff-sh/skiff/node/static"
 	"github.com/skiff-sh/skiff/node/stream"
 	"github.com/skiff-sh/skiff/node/volume"
@@ -125,7 +126,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.runPods(ctx) })
 	g.Go(func() error { return a.keepHouse(ctx) })
 	server := stream.New(stream.Config{Pods: a.pods, TLS: a.cfg.TLS, Client: a.client, NodeName: a.cfg.Name,
-		Images: a.cfg.Images, Volumes: a.volumes, DataDir: a.cfg.DataDir, Logger: a.cfg.Logger})
+		Images: a.cfg.Images, Volumes: a.volumes, DataDir: a.cfg.DataDir, ImageDir: a.imageDir(), Meter: a.meter,
+		Collectors: a.cfg.Collectors, AllPods: allPods(a.cfg.Runtime), Logger: a.cfg.Logger})
 	g.Go(func() error { return server.Serve(ctx, listener) })
 	err = g.Wait()
 	a.pods.Wait()
@@ -175,6 +177,14 @@ func (a *Agent) podConfig(source *objects.Source, recorder record.EventRecorder)
 func (a *Agent) pressure() []v1.NodeConditionType {
 	if p := a.pressed.Load(); p != nil {
 		return *p
+	}
+	return nil
+}
+
+// allPods reads the counters of all pods together; nil where the runtime has none.
+func allPods(r pod.Runtime) func() (runtime.Stats, error) {
+	if all, ok := r.(interface{ AllStats() (runtime.Stats, error) }); ok {
+		return all.AllStats
 	}
 	return nil
 }

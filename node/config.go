@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"path/filepath"
 
+	"github.com/prometheus/client_golang/prometheus"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
@@ -77,6 +78,8 @@ type Config struct {
 	PodPids     int64 // processes that a pod may have; 0: no limit
 
 	Sysctls pod.Sysctls // beyond the safe ones
+
+	Collectors []prometheus.Collector // of others on this host, for /metrics
 
 	Network Network
 	Runtime pod.Runtime // pod.Wrap(*runtime.Runtime)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -140,7 +141,8 @@ func newNodePart(o hostOptions, to access) (_ *nodePart, err error) {
 		ClusterDomain: set.ClusterDomain, ResolvConf: o.resolvConf, Labels: o.labels, Taints: o.taints, MaxPods: o.maxPods,
 		Reserved: o.reserved, Eviction: &o.house.eviction, ImageGC: o.house.imageGC, LogMaxSize: o.house.logMaxSize, LogMaxFiles: o.house.logMaxFiles, PodPids: o.house.podPids, LocalPathDir: o.localPathDir, Sysctls: o.sysctls,
 		ManifestDir: o.manifests, PreparePod: preparePod,
-		Network: podNetwork{a.proxy.Network()}, Runtime: pod.Wrap(containers), Images: images{a.images, a.loaded},
+		Collectors: []prometheus.Collector{a.proxy.Collector()},
+		Network:    podNetwork{a.proxy.Network()}, Runtime: pod.Wrap(containers), Images: images{a.images, a.loaded},
 		Version: componentversion.Get().GitVersion, RuntimeVersion: version, Logger: o.logger.With("component", "node"),
 	})
 	if err != nil {

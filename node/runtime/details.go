@@ -186,8 +186,8 @@ func (d *Details) readV2(dir string) {
 	d.MemoryFailures = fields("memory.events")["max"]
 	d.Swap, _ = readNumber(filepath.Join(dir, "memory.swap.current"))
 	d.IO = ioV2(dir)
-	d.CPUStall, d.MemoryStall, d.IOStall = readStall(filepath.Join(dir, "cpu.pressure")),
-		readStall(filepath.Join(dir, "memory.pressure")), readStall(filepath.Join(dir, "io.pressure"))
+	d.CPUStall, d.MemoryStall, d.IOStall = ReadStall(filepath.Join(dir, "cpu.pressure")),
+		ReadStall(filepath.Join(dir, "memory.pressure")), ReadStall(filepath.Join(dir, "io.pressure"))
 }
 
 // ioV2 reads lines such as "8:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0".
@@ -225,8 +225,9 @@ func ioV2(dir string) []IOCounters {
 	return sortIO(by)
 }
 
-// readStall reads lines such as "some avg10=0.00 avg60=0.00 avg300=0.00 total=0".
-func readStall(path string) *Stall {
+// ReadStall reads a pressure file, with lines such as "some avg10=0.00 avg60=0.00 avg300=0.00
+// total=0"; nil where there is none.
+func ReadStall(path string) *Stall {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil

@@ -17,12 +17,16 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/skiff-sh/skiff/node/meter"
 	"github.com/skiff-sh/skiff/node/pod"
+	"github.com/skiff-sh/skiff/node/runtime"
+	"github.com/skiff-sh/skiff/node/stats"
 )
 
 const (
@@ -48,7 +52,14 @@ type Config struct {
 	Volumes  Volumes
 	NodeName string
 	DataDir  string
-	TLS      *tls.Config // see node.Config
+	ImageDir string // DataDir when empty
+	// Meter, Collectors and AllPods are for metrics: what the node has counted, what
+	// else is told under /metrics, and the counters of all pods together. They may
+	// be nil.
+	Meter      *meter.Meter
+	Collectors []prometheus.Collector
+	AllPods    func() (runtime.Stats, error)
+	TLS        *tls.Config // see node.Config
 	// Client asks the API server who others are and what they may do; nil lets
 	// nobody in but the cluster.
 	Client kubernetes.Interface
@@ -57,14 +68,15 @@ type Config struct {
 
 // Server serves the node API.
 type Server struct {
-	cfg  Config
-	mux  *http.ServeMux
-	gate *gate
+	cfg   Config
+	mux   *http.ServeMux
+	gate  *gate
+	rates *stats.Rates
 }
 
 // New returns a Server that serves nothing yet.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, mux: http.NewServeMux(), gate: newGate(cfg.NodeName, cfg.Client)}
+	s := &Server{cfg: cfg, mux: http.NewServeMux(), gate: newGate(cfg.NodeName, cfg.Client), rates: &stats.Rates{}}
 	s.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok")) })
 	s.mux.HandleFunc("GET /pods", s.pods)
 	s.mux.HandleFunc("GET /pods/{$}", s.pods)
@@ -82,9 +94,7 @@ func New(cfg Config) *Server {
 		s.mux.HandleFunc("POST "+p, s.portForward)
 	}
 	s.mux.HandleFunc("DELETE /skiff/volumes/{volume}", s.deleteVolume)
-	s.mux.HandleFunc("GET /stats/summary", s.summary)
-	s.mux.HandleFunc("GET /metrics", s.metrics)
-	s.mux.HandleFunc("GET /metrics/resource", s.resourceMetrics)
+	s.metricsRoutes()
 	return s
 }
 

@@ -34,6 +34,7 @@ import (
 	"k8s.io/client-go/transport/spdy"
 	clientexec "k8s.io/client-go/util/exec"
 
+	"github.com/skiff-sh/skiff/node/meter"
 	"github.com/skiff-sh/skiff/node/pod"
 	"github.com/skiff-sh/skiff/node/runtime"
 )
@@ -91,7 +92,7 @@ func (box) PodStats(context.Context) (runtime.Stats, error) {
 	return runtime.Stats{CPUUsageNanos: 2_500_000_000, MemoryWorkingSet: 1 << 20}, nil
 }
 func (box) Stats(context.Context) (map[string]runtime.Stats, error) {
-	return map[string]runtime.Stats{"id-1": {CPUUsageNanos: 1_500_000_000, MemoryWorkingSet: 4096}}, nil
+	return map[string]runtime.Stats{"id-1": {ID: "id-1", CPUUsageNanos: 1_500_000_000, MemoryWorkingSet: 4096}}, nil
 }
 
 type pods struct{ v *pod.View }
@@ -174,7 +175,7 @@ func serveAsking(t *testing.T, api kubernetes.Interface) (base string, c ca, cli
 	if err := os.WriteFile(filepath.Join(dir, "1.log"), []byte("2026-01-01T00:00:00Z stdout F out\n2026-01-01T00:00:01Z stderr F err\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := New(Config{Pods: pods{v}, Images: noImages{}, Client: api, NodeName: "n1", DataDir: dir, Logger: slog.New(slog.DiscardHandler),
+	s := New(Config{Pods: pods{v}, Images: noImages{}, Client: api, Meter: meter.New("n1"), NodeName: "n1", DataDir: dir, Logger: slog.New(slog.DiscardHandler),
 		TLS: &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{serving}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: c.pool(), NextProtos: []string{"http/1.1"}}})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -347,11 +348,17 @@ func TestFigures(t *testing.T) {
 	base, _, cfg, _ := serve(t)
 	for path, want := range map[string][]string{
 		"/metrics":          {"kubelet_running_pods 1\n", `kubelet_running_containers{container_state="running"} 1`},
-		"/metrics/resource": {`container_cpu_usage_seconds_total{container="c",namespace="ns",pod="p"} 1.5 `, `pod_memory_working_set_bytes{namespace="ns",pod="p"} 1048576 `, "node_memory_working_set_bytes "},
+		"/metrics/resource": {`container_cpu_usage_seconds_total{container="c",namespace="ns",pod="p"} 1.5 `, `pod_memory_working_set_bytes{namespace="ns",pod="p"} 1.048576e+06 `, "node_memory_working_set_bytes "},
+		"/metrics/cadvisor": {`container_cpu_usage_seconds_total{container="c",cpu="total",id="",image="",name="id-1",namespace="ns",pod="p"} 1.5`, "machine_memory_bytes ", `container_memory_working_set_bytes{container="",id="/",`},
+		"/metrics/probes":   {},
 		"/stats/summary":    {`"nodeName":"n1"`, `"usageCoreNanoSeconds":2500000000`, `"name":"c"`},
-		"/pods":             {`"kind":"PodList"`, `"name":"p"`},
+		"/stats/summary?only_cpu_and_memory=true": {`"usageNanoCores":0`},
+		"/pods": {`"kind":"PodList"`, `"name":"p"`},
 	} {
 		code, body := get(t, cfg, base+path)
+		if code != 200 {
+			t.Errorf("%s: %d", path, code)
+		}
 		for _, w := range want {
 			if code != 200 || !strings.Contains(body, w) {
 				t.Errorf("%s: %d, no %q in %s", path, code, w, body)
