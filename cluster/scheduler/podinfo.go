@@ -97,8 +97,12 @@ var guess = corev1.ResourceList{
 // newPodInfo works out a pod. An error means that the pod cannot be scheduled as
 // it is; the rest is still usable for a pod that already runs.
 func newPodInfo(pod *corev1.Pod) (*podInfo, error) {
-	p := &podInfo{pod: pod, requests: amountOf(resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{UseStatusResources: true}))}
-	typical := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{UseStatusResources: true, NonMissingContainerRequests: guess})
+	// While a change of resources is under way, the larger ones count: those asked
+	// for, granted and in force.
+	o := resourcehelper.PodResourcesOptions{UseStatusResources: true, InPlacePodLevelResourcesVerticalScalingEnabled: true}
+	p := &podInfo{pod: pod, requests: amountOf(resourcehelper.PodRequests(pod, o))}
+	o.NonMissingContainerRequests = guess
+	typical := resourcehelper.PodRequests(pod, o)
 	p.typicalCPU = typical.Cpu().MilliValue()
 	p.typicalMemory = typical.Memory().Value()
 	p.ports = hostPorts(pod)

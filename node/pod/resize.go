@@ -344,9 +344,9 @@ func (w *worker) resourcesStatus(c *container) (has *v1.ResourceRequirements, gr
 
 // podResourcesStatus says the same of the pod as a whole.
 func (w *worker) podResourcesStatus() (has *v1.ResourceRequirements, granted v1.ResourceList) {
-	o := resource.PodResourcesOptions{}
+	o := resource.PodResourcesOptions{ExcludeOverhead: true} // who counts the pod adds it
 	granted = resource.PodRequests(w.pod, o)
-	p := &v1.Pod{Spec: v1.PodSpec{Overhead: w.pod.Spec.Overhead, Resources: w.pod.Spec.Resources}}
+	p := &v1.Pod{Spec: v1.PodSpec{Resources: w.pod.Spec.Resources}}
 	if w.sandbox != nil && w.sandbox.Alive() && w.pod.Spec.Resources != nil {
 		_, whole := w.cgroupGiven()
 		p.Spec.Resources = &whole
