@@ -20,6 +20,12 @@ import (
 // ResourcePID is the name under which process numbers are kept back from pods.
 const ResourcePID v1.ResourceName = "pid"
 
+// declaredFeatures are the gates of newer parts of the API that this node honours,
+// sorted; servers look here before they let a pod use one.
+var declaredFeatures = []string{
+	"InPlacePodLevelResourcesVerticalScaling", "InPlacePodVerticalScalingInitContainers", "RestartAllContainersOnContainerExits",
+}
+
 // hugePages gives the machine's huge pages, if the runtime can limit what a
 // container takes of them: by this no pod gets another's.
 func hugePages(root string, limits bool) (v1.ResourceList, error) {

@@ -383,6 +383,7 @@ func (s *self) status(n *v1.Node, now metav1.Time) v1.NodeStatus {
 		}
 	}
 	st.Images = images
+	st.DeclaredFeatures = slices.Clone(declaredFeatures)
 	st.RuntimeHandlers = handlers()
 	conds := []v1.NodeCondition{
 		condition(v1.NodeMemoryPressure, p.memory, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),

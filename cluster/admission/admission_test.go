@@ -342,7 +342,7 @@ func TestRuntimeClass(t *testing.T) {
 
 func TestResize(t *testing.T) {
 	o := usual()
-	o.node = &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{
+	o.node = &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{DeclaredFeatures: []string{"InPlacePodVerticalScalingInitContainers"},
 		Allocatable: corev1.ResourceList{"cpu": resource.MustParse("2"), "memory": resource.MustParse("1Gi")}}}
 	o.limits = []corev1.LimitRange{{Spec: corev1.LimitRangeSpec{Limits: []corev1.LimitRangeItem{{Type: corev1.LimitTypeContainer,
 		Max: corev1.ResourceList{"memory": resource.MustParse("2Gi")}}}}}}
@@ -352,6 +352,14 @@ func TestResize(t *testing.T) {
 			l := corev1.ResourceList{"cpu": resource.MustParse(cpu), "memory": resource.MustParse(memory)}
 			p.Spec.Containers[0].Resources = corev1.ResourceRequirements{Requests: l, Limits: l}
 		})
+	}
+	next := sized("2", "1Gi")
+	next.Generation = 2
+	old := usual()
+	old.node = o.node.DeepCopy()
+	old.node.Status.DeclaredFeatures = nil
+	if err := run(t, old, admin, admission.Update, "pods", "resize", "ns", "p", next, sized("1", "1Gi")); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), `not available on node "n"`) {
+		t.Error(err)
 	}
 	for _, tc := range []struct{ cpu, memory, want string }{
 		{"2", "1Gi", ""},

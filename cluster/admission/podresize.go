@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -19,6 +20,10 @@ type podResize struct {
 	*admission.Handler
 	objects Objects
 }
+
+// resizes is what nodes declare that resize pods. Those of earlier versions would
+// never do what they are asked.
+const resizes = "InPlacePodVerticalScalingInitContainers"
 
 // resizedPod gives the pod of a request that resizes one, else nil.
 func resizedPod(a admission.Attributes) (*corev1.Pod, error) {
@@ -44,6 +49,9 @@ func (r *podResize) Validate(ctx context.Context, a admission.Attributes, _ admi
 	}
 	if err != nil {
 		return admission.NewForbidden(a, fmt.Errorf("failed to get node %q: %w", pod.Spec.NodeName, err))
+	}
+	if !slices.Contains(node.Status.DeclaredFeatures, resizes) {
+		return admission.NewForbidden(a, fmt.Errorf("pod update requires features %s which are not available on node %q: it runs an earlier version", resizes, node.Name))
 	}
 	var over []string
 	requests := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
