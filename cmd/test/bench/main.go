@@ -1,5 +1,6 @@
 // Command bench measures the budgets of one node against a real server on a
-// throw-away host, what a cluster of three servers takes to get over the death of
+// throw-away host, what a node full of pods costs (memory, CPU, probes, logs,
+// execs), what a cluster of three servers takes to get over the death of
 // its leader and of a node, what many idle nodes cost, puts through Raft beside
 // etcd with as many members on the same disk, snapshots, the upgrade of three
 // servers, and the way back from the loss of all of them. It prints a table and
@@ -54,7 +55,7 @@ func main() {
 	out := flag.String("out", "bench/results.json", "where the figures go")
 	idle := flag.Duration("idle", 30*time.Second, "how long to watch the idle node")
 	quick := flag.Bool("quick", false, "only the node: leave out the rest")
-	only := flag.String("only", "", "measure only this: node, cluster, fleet, puts, snapshots, saves or operations")
+	only := flag.String("only", "", "measure only this: node, pods, cluster, fleet, puts, snapshots, saves or operations")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -76,6 +77,7 @@ func bench(ctx context.Context, binary, out string, idle time.Duration, quick bo
 		measure func() ([]row, error)
 	}{
 		{"node", func() ([]row, error) { return measure(ctx, binary, idle) }},
+		{"pods", func() ([]row, error) { return benchPods(ctx, binary, idle) }},
 		{"cluster", func() ([]row, error) { return benchCluster(ctx, binary, 30, 6) }},
 		{"fleet", func() ([]row, error) { return benchFleet(ctx, 2*idle) }},
 		{"puts", func() ([]row, error) { return benchPuts(ctx) }},
@@ -97,7 +99,7 @@ func bench(ctx context.Context, binary, out string, idle time.Duration, quick bo
 		}
 	}
 	if !known {
-		return fmt.Errorf("-only %s: want node, cluster, fleet, puts, snapshots, saves or operations", only)
+		return fmt.Errorf("-only %s: want node, pods, cluster, fleet, puts, snapshots, saves or operations", only)
 	}
 	print(rows)
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
@@ -137,9 +139,31 @@ type instance struct {
 	config *rest.Config
 	client kubernetes.Interface
 	log    *bytes.Buffer
+
+	started []row // what starting took
 }
 
-func measure(ctx context.Context, binary string, idle time.Duration) (rows []row, err error) {
+func measure(ctx context.Context, binary string, idle time.Duration) ([]row, error) {
+	return onServer(ctx, binary, nil, func(s *instance) (rows []row, err error) {
+		for _, step := range []func(context.Context) ([]row, error){
+			func(ctx context.Context) ([]row, error) { return s.idle(ctx, idle) },
+			s.createToRunning,
+			s.hundredReplicas,
+			s.creates,
+		} {
+			r, err := step(ctx)
+			if err != nil {
+				return nil, err
+			}
+			rows = append(rows, r...)
+		}
+		return append(s.started, rows...), nil
+	})
+}
+
+// onServer starts a server on a host of its own, with further flags, and removes
+// all of it after do.
+func onServer(ctx context.Context, binary string, args []string, do func(*instance) ([]row, error)) (rows []row, err error) {
 	dir, err := os.MkdirTemp("", "skiff-bench-")
 	if err != nil {
 		return nil, err
@@ -149,7 +173,7 @@ func measure(ctx context.Context, binary string, idle time.Duration) (rows []row
 		return nil, err
 	}
 	log := &bytes.Buffer{}
-	s := &instance{Server: &host.Server{Host: h, Binary: binary, DataDir: filepath.Join(dir, "data"), Log: log}, log: log}
+	s := &instance{Server: &host.Server{Host: h, Binary: binary, DataDir: filepath.Join(dir, "data"), Log: log, Args: args}, log: log}
 	defer func() {
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "--- the server said\n%s\n", log.String())
@@ -158,24 +182,10 @@ func measure(ctx context.Context, binary string, idle time.Duration) (rows []row
 		defer cancel()
 		err = errors.Join(err, s.Reset(clean), h.Close(), os.RemoveAll(dir))
 	}()
-	started, err := s.startUp(ctx)
-	if err != nil {
+	if s.started, err = s.startUp(ctx); err != nil {
 		return nil, err
 	}
-	rows = append(rows, started...)
-	for _, step := range []func(context.Context) ([]row, error){
-		func(ctx context.Context) ([]row, error) { return s.idle(ctx, idle) },
-		s.createToRunning,
-		s.hundredReplicas,
-		s.creates,
-	} {
-		r, err := step(ctx)
-		if err != nil {
-			return nil, err
-		}
-		rows = append(rows, r...)
-	}
-	return rows, nil
+	return do(s)
 }
 
 func (s *instance) startUp(ctx context.Context) ([]row, error) {

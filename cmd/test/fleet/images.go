@@ -45,6 +45,12 @@ func (i *images) Mount(_ context.Context, _, key string) (string, error) {
 	return "/fleet/" + key, nil
 }
 
+func (i *images) Mounted(key string) (string, bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return "/fleet/" + key, i.mounts[key]
+}
+
 func (i *images) Unmount(key string) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()

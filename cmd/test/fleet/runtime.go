@@ -186,6 +186,9 @@ func (s *sandbox) Remove(context.Context) error {
 	return nil
 }
 
+func (s *sandbox) UpdateResources(context.Context, string, runtime.Resources) error { return nil }
+func (s *sandbox) UpdatePodResources(context.Context, runtime.Resources) error      { return nil }
+
 func (s *sandbox) ReopenLog(context.Context, string) error { return nil }
 func (s *sandbox) Exec(context.Context, string, runtime.ExecConfig, io.Reader, io.Writer, io.Writer, <-chan runtime.Size) (int, error) {
 	return 0, errNotHere
