@@ -99,13 +99,27 @@ func (a *Agent) removeImages(ctx context.Context) {
 	}
 }
 
-// awaitGone returns when nothing is left of a pod that was evicted.
+// awaitGone returns when nothing is left of a pod that was evicted, on the disk either.
 func (a *Agent) awaitGone(ctx context.Context, uid types.UID) {
 	ctx, cancel := context.WithTimeout(ctx, evictedPatience)
 	defer cancel()
+	ids := map[string]bool{}
 	for {
-		i := slices.IndexFunc(a.pods.Views(), func(v *pod.View) bool { return v.Pod.UID == uid && v.State != pod.Gone })
-		if i < 0 || !pause(ctx, 100*time.Millisecond) {
+		there := false
+		for _, v := range a.pods.Views() {
+			if v.Pod.UID != uid {
+				continue
+			}
+			there = v.State != pod.Gone
+			for _, c := range v.Containers {
+				ids[c.ID] = true
+			}
+		}
+		if !there {
+			keys, err := a.cfg.Images.Mounts()
+			there = err == nil && slices.ContainsFunc(keys, func(k string) bool { return ids[k] })
+		}
+		if !there || !pause(ctx, 100*time.Millisecond) {
 			return
 		}
 	}

@@ -34,7 +34,7 @@ type Decision struct {
 // Bounds of the time between two looks. Between them it is the half of what a signal
 // needs to reach its threshold, if it goes on as between the last two.
 const (
-	lookMost  = 10 * time.Second
+	lookMost  = 2 * time.Second // a fast disk writes gigabytes in kubelet's ten seconds
 	lookLeast = 500 * time.Millisecond
 	// near a threshold is within so many hundredths of the capacity.
 	near      = 4

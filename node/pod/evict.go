@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"time"
 
 	"github.com/go-logr/logr"
 	v1 "k8s.io/api/core/v1"
@@ -64,4 +65,25 @@ func pressed(p *v1.Pod, conds []v1.NodeConditionType) (reason, message string) {
 		}
 	}
 	return Evicted, fmt.Sprintf("The node had condition: %v. ", conds)
+}
+
+// roomPatience is how long the volumes of an evicted pod wait for its last status.
+const roomPatience = 2 * time.Second
+
+// giveRoom removes the volumes of an evicted pod whose last status can't be written:
+// if they fill the disk of the only server, it never could be.
+func (w *worker) giveRoom(alarm *time.Time) {
+	if w.end.reason != Evicted || w.vols == nil || w.endedBy.IsZero() {
+		return
+	}
+	if due := w.endedBy.Add(roomPatience); w.now().Before(due) {
+		earlier(alarm, due)
+		return
+	}
+	if err := w.m.cfg.Volumes.Teardown(string(w.uid)); err != nil {
+		w.log.Warn("making room by the volumes of an evicted pod", "err", err)
+		earlier(alarm, w.now().Add(roomPatience))
+		return
+	}
+	w.vols = nil
 }

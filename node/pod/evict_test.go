@@ -1,12 +1,22 @@
 package pod
 
 import (
+	"errors"
+	"io/fs"
+	"os"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apiruntime "k8s.io/apimachinery/pkg/runtime"
+	clienttest "k8s.io/client-go/testing"
 	"k8s.io/utils/ptr"
+
+	"github.com/skiff-sh/skiff/node/runtime"
 )
 
 func TestPressedNodesTakeOnlyWhatTheyMust(t *testing.T) {
@@ -44,4 +54,42 @@ func TestPressedNodesTakeOnlyWhatTheyMust(t *testing.T) {
 			t.Errorf("%s: %q %q, want %q", tc.name, reason, got, tc.want)
 		}
 	}
+}
+
+// TestEvictedPodGivesRoomThoughNothingCanBeWritten is about the only server's own
+// disk, full of the files of a pod that was evicted for it.
+func TestEvictedPodGivesRoomThoughNothingCanBeWritten(t *testing.T) {
+	w := newWorld(t)
+	w.add(w.pod("a", func(p *v1.Pod) {
+		p.Spec.Volumes = []v1.Volume{{Name: "v", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}}}
+	}))
+	w.await("a", "running", isRunning)
+	v, err := w.m.Find("default", "a", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, ok := v.Volumes.Path("v")
+	if !ok {
+		t.Fatal("no volume")
+	}
+	var full atomic.Bool
+	full.Store(true)
+	w.client.PrependReactor("update", "pods", func(clienttest.Action) (bool, apiruntime.Object, error) {
+		return full.Load(), nil, apierrors.NewServiceUnavailable("the disk of the leading server is full")
+	})
+	w.m.End("uid-a", Eviction{Reason: Evicted, Message: "The node was low on resource: ephemeral-storage. ", Grace: 1, Disruption: true})
+	w.eventually("its containers end", func() bool {
+		return len(w.rt.box("uid-a").Containers()) > 0 && w.rt.box("uid-a").Containers()[0].State == runtime.Exited
+	})
+	w.pass(3 * time.Second)
+	w.eventually("its volume is gone", func() bool { _, err := os.Stat(dir); return errors.Is(err, fs.ErrNotExist) })
+	if w.rt.box("uid-a") == nil {
+		t.Error("its sandbox is gone before its last status is safe")
+	}
+	full.Store(false)
+	p := w.await("a", "failed", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed })
+	if p.Status.Reason != Evicted {
+		t.Errorf("%+v", p.Status)
+	}
+	w.eventually("its sandbox is removed", func() bool { return w.rt.box("uid-a") == nil })
 }

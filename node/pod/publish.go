@@ -251,6 +251,7 @@ func (w *worker) finish(ctx context.Context, gone bool, alarm *time.Time) {
 	safe := gone || w.gone || w.frozen || w.written
 	w.mu.Unlock()
 	if !safe {
+		w.giveRoom(alarm)
 		return // the writer wakes us
 	}
 	if w.now().Before(w.retryAt) {
