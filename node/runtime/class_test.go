@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -51,5 +52,72 @@ func TestSetClass(t *testing.T) {
 	}
 	if s := strings.Join(got, " "); s != "+pids +pids 100 1048576 max" {
 		t.Error(s)
+	}
+}
+
+func TestClasses(t *testing.T) {
+	e := newEnv(t)
+	for _, c := range []string{"cpu", "memory", "pids"} {
+		if !e.r.cgroups.has(c) {
+			t.Skipf("no %s controller here", c)
+		}
+	}
+	ctx := context.Background()
+	root := "/" + e.cfg.CgroupRoot
+	same := func(cgroup string, f cgroupFile, want1, want2 string) {
+		t.Helper()
+		name, want := f.v1, want1
+		if e.r.cgroups.v2 {
+			name, want = f.v2, want2
+		}
+		b, err := os.ReadFile(filepath.Join(e.r.cgroups.dir(f.controller, cgroup), name))
+		if err != nil || strings.TrimSpace(string(b)) != want {
+			t.Errorf("%s of %s: %q %v, want %s", name, cgroup, b, err, want)
+		}
+	}
+	for class, r := range map[string]Resources{"": {CPUShares: 2048, MemoryLimit: 1 << 30, PidsLimit: 5000}, Burstable: {CPUShares: 512}, BestEffort: {CPUShares: 2}} {
+		if err := e.r.SetClass(class, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	same(root, cpuShares, "2048", cpuWeight(2048))
+	same(root, memoryLimit, "1073741824", "1073741824")
+	same(root, pidsLimit, "5000", "5000")
+	same(root+"/burstable", cpuShares, "512", cpuWeight(512))
+	same(root+"/besteffort", cpuShares, "2", "1")
+
+	old := e.sandbox() // as every pod's was once
+	s := e.sandbox(func(c *SandboxConfig) { c.Class, c.Resources = Burstable, Resources{CPUShares: 100} })
+	c := e.start(s, e.container("sleep", "100"))
+	if want := root + "/burstable/pod" + s.PodUID(); s.CgroupPath() != want {
+		t.Errorf("cgroup %s, want %s", s.CgroupPath(), want)
+	}
+	same(s.CgroupPath(), cpuShares, "100", cpuWeight(100))
+	if st, _ := s.Container(c.ID); filepath.Dir(st.CgroupPath) != s.CgroupPath() {
+		t.Errorf("container's cgroup %s", st.CgroupPath)
+	}
+	if err := e.r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	e.open()
+	all, err := e.r.Sandboxes(ctx)
+	if err != nil || len(all) != 2 {
+		t.Fatal(all, err)
+	}
+	for _, a := range all {
+		if a.PodUID() == s.PodUID() && a.CgroupPath() != s.CgroupPath() || a.PodUID() == old.PodUID() && a.CgroupPath() != root+"/pod"+old.PodUID() {
+			t.Errorf("adopted at %s", a.CgroupPath())
+		}
+		if err := a.Remove(ctx); err != nil {
+			t.Error(err)
+		}
+		for _, d := range e.r.cgroups.dirs(a.CgroupPath()) {
+			if _, err := os.Stat(d); !os.IsNotExist(err) {
+				t.Errorf("%s is left: %v", d, err)
+			}
+		}
+	}
+	if _, err := e.r.CreateSandbox(ctx, SandboxConfig{PodUID: "x", Class: "../x"}); err == nil || !strings.Contains(err.Error(), `no class of pods "../x"`) {
+		t.Error(err)
 	}
 }
