@@ -117,19 +117,3 @@ func Usage(dir string) (bytes, inodes int64, err error) {
 	})
 	return bytes, inodes, err
 }
-
-// Exceeded returns the first disk emptyDir that is larger than its limit, in
-// the words of an eviction.
-func (p *Pod) Exceeded(pod *v1.Pod) (string, bool) {
-	for i := range pod.Spec.Volumes {
-		v := &pod.Spec.Volumes[i]
-		if v.EmptyDir == nil || v.EmptyDir.SizeLimit == nil || v.EmptyDir.SizeLimit.IsZero() || v.EmptyDir.Medium == v1.StorageMediumMemory {
-			continue
-		}
-		used, _, err := Usage(p.vols[v.Name].Path)
-		if err == nil && used > v.EmptyDir.SizeLimit.Value() {
-			return fmt.Sprintf("Usage of EmptyDir volume %q exceeds the limit %q. ", v.Name, v.EmptyDir.SizeLimit.String()), true
-		}
-	}
-	return "", false
-}

@@ -54,20 +54,6 @@ func (p *Pod) Stats() []Stats {
 	return out
 }
 
-// LocalUsage is how much of the node's disk the pod's volumes take.
-func (p *Pod) LocalUsage() (bytes, inodes int64) {
-	for _, v := range p.vols {
-		if v.kind != kindDisk {
-			continue
-		}
-		if b, i, err := Usage(v.Path); err == nil {
-			bytes += b
-			inodes += i
-		}
-	}
-	return bytes, inodes
-}
-
 // kind is how a volume is measured.
 type kind int
 

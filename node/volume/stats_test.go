@@ -40,7 +40,4 @@ func TestStats(t *testing.T) {
 	if list[1].Used < 1<<20 || list[1].Used > 2<<20 {
 		t.Errorf("the emptyDir uses %d bytes", list[1].Used)
 	}
-	if bytes, _ := vols.LocalUsage(); bytes < list[0].Used+list[1].Used {
-		t.Errorf("together %d bytes on disk", bytes)
-	}
 }
