@@ -39,6 +39,8 @@ type Config struct {
 	// Report tells users of a manifest that is not used as it is.
 	Report func(file string, err error)
 	Logger *slog.Logger
+
+	every time.Duration // lookEvery unless a test says otherwise
 }
 
 // Folder keeps the node's static pods as its manifests say. Its methods but Keep
@@ -63,6 +65,9 @@ type manifest struct {
 func Open(cfg Config) (*Folder, error) {
 	if !filepath.IsAbs(cfg.Dir) || !filepath.IsAbs(cfg.Records) {
 		return nil, fmt.Errorf("static pods: %q and %q must be absolute paths", cfg.Dir, cfg.Records)
+	}
+	if cfg.every == 0 {
+		cfg.every = lookEvery
 	}
 	f := &Folder{cfg: cfg, files: map[string]*manifest{}, running: map[types.UID]bool{}}
 	var err error
@@ -102,7 +107,7 @@ func (f *Folder) Keep(p *v1.Pod) error { return f.records.status(p) }
 func (f *Folder) Run(ctx context.Context, pods Pods) error {
 	watch, err := fsnotify.NewWatcher()
 	if err != nil {
-		f.cfg.Logger.Warn("changes of manifests are seen late", "err", err, "every", lookEvery)
+		f.cfg.Logger.Warn("changes of manifests are seen late", "err", err, "every", f.cfg.every)
 		watch = &fsnotify.Watcher{} // its channels never speak
 	} else {
 		defer watch.Close()
@@ -127,7 +132,7 @@ func (f *Folder) Run(ctx context.Context, pods Pods) error {
 			if err == nil { // also of a folder that was not there
 				_ = watch.Add(f.cfg.Dir)
 			}
-			next := lookEvery
+			next := f.cfg.every
 			if f.read() {
 				next = busyAgain
 			}
