@@ -124,14 +124,12 @@ func (c *Controller) syncOpen(ctx context.Context, claim *corev1.PersistentVolum
 	if err != nil {
 		return fmt.Errorf("binding mode of claim %s/%s: %w", claim.Namespace, claim.Name, err)
 	}
-	v, err := c.match(claim, delayed)
+	v, err := c.pick(claim, delayed)
 	if err != nil {
 		return fmt.Errorf("volume for claim %s/%s: %w", claim.Namespace, claim.Name, err)
 	}
 	if v != nil {
-		if c.behind(v) {
-			return controller.ErrAgain
-		}
+		defer c.unpick(v)
 		return c.bind(ctx, v, claim)
 	}
 	if !storagehelpers.PersistentVolumeClaimHasClass(claim) {
@@ -157,14 +155,41 @@ func (c *Controller) syncOpen(ctx context.Context, claim *corev1.PersistentVolum
 	return c.setClaimPhase(ctx, claim, corev1.ClaimPending, nil)
 }
 
+// pick chooses a volume for a claim and keeps others from choosing it until
+// unpick.
+func (c *Controller) pick(claim *corev1.PersistentVolumeClaim, delayed bool) (*corev1.PersistentVolume, error) {
+	c.picking.Lock()
+	defer c.picking.Unlock()
+	v, err := c.match(claim, delayed)
+	if v != nil {
+		c.picked[v.Name] = struct{}{}
+	}
+	return v, err
+}
+
+func (c *Controller) unpick(v *corev1.PersistentVolume) {
+	c.picking.Lock()
+	defer c.picking.Unlock()
+	delete(c.picked, v.Name)
+}
+
 // match finds the best volume for a claim: one that names it, else the smallest
 // that is large enough among those with the fewest access modes.
 func (c *Controller) match(claim *corev1.PersistentVolumeClaim, delayed bool) (*corev1.PersistentVolume, error) {
 	find := func(from []*corev1.PersistentVolume) (*corev1.PersistentVolume, error) {
-		from = slices.DeleteFunc(from, func(v *corev1.PersistentVolume) bool { return !storagehelpers.CheckAccessModes(claim, v) })
+		from = slices.DeleteFunc(from, func(v *corev1.PersistentVolume) bool {
+			_, picked := c.picked[v.Name]
+			return picked || !storagehelpers.CheckAccessModes(claim, v) || c.behind(v)
+		})
 		return storagehelpers.FindMatchingVolume(claim, from, nil, nil, delayed, true)
 	}
-	if v, err := find(c.at(byClaim, controller.Key(claim.Namespace, claim.Name))); v != nil || err != nil {
+	meant := c.at(byClaim, controller.Key(claim.Namespace, claim.Name))
+	for _, v := range meant {
+		if storagehelpers.IsVolumeBoundToClaim(v, claim) && c.behind(v) {
+			return nil, controller.ErrAgain // no other must be taken instead
+		}
+	}
+	if v, err := find(meant); v != nil || err != nil {
 		return v, err
 	}
 	if delayed {

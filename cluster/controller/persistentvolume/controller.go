@@ -66,6 +66,9 @@ type Controller struct {
 	mu      sync.Mutex
 	written map[types.UID]uint64 // the resourceVersion that the cache has to reach; guarded by mu
 	said    map[types.UID]string // the last event of a claim that waits; guarded by mu
+
+	picking sync.Mutex          // makes choosing a volume and noting it one step
+	picked  map[string]struct{} // volumes that are being bound; guarded by picking
 }
 
 // New returns a controller that does nothing before Run.
@@ -78,7 +81,7 @@ func New(cfg controller.Config) (*Controller, error) {
 		cfg: cfg, claims: core.PersistentVolumeClaims().Lister(), volumes: core.PersistentVolumes().Informer(),
 		classes: cfg.Informers.Storage().V1().StorageClasses().Lister(), pods: core.Pods().Informer(),
 		pending: core.PersistentVolumeClaims().Informer(),
-		written: map[types.UID]uint64{}, said: map[types.UID]string{},
+		written: map[types.UID]uint64{}, said: map[types.UID]string{}, picked: map[string]struct{}{},
 	}
 	c.loop = controller.NewLoop(controller.LoopConfig{Name: "persistentvolume", Sync: c.sync, Workers: 4, MinInterval: minInterval, Logger: cfg.Logger})
 	if err := c.watch(); err != nil {
@@ -190,7 +193,7 @@ func (c *Controller) volumeChanged(old, cur *corev1.PersistentVolume) {
 	if key := claimOf(cur); key != "" {
 		c.loop.Add(claimKey + key)
 	}
-	if old != nil && old.Status.Phase == cur.Status.Phase && old.Spec.ClaimRef != nil {
+	if old != nil && old.Status.Phase == cur.Status.Phase && cur.Spec.ClaimRef != nil {
 		return // nothing that others may have waited for
 	}
 	class := storagehelpers.GetPersistentVolumeClass(cur)
