@@ -51,6 +51,9 @@ func (n *nodeRestriction) pod(ctx context.Context, node string, a admission.Attr
 		if pod.Spec.NodeName != node {
 			return admission.NewForbidden(a, fmt.Errorf("node %q can only create pods with spec.nodeName set to itself", node))
 		}
+		if err := n.ownedBy(ctx, node, pod); err != nil {
+			return admission.NewForbidden(a, err)
+		}
 		if pod.Spec.ServiceAccountName != "" {
 			return admission.NewForbidden(a, fmt.Errorf("node %q can not create pods that reference a service account", node))
 		}
@@ -82,6 +85,30 @@ func (n *nodeRestriction) pod(ctx context.Context, node string, a admission.Attr
 		return nil
 	}
 	return admission.NewForbidden(a, fmt.Errorf("unexpected operation %q, subresource %q", a.GetOperation(), a.GetSubresource()))
+}
+
+// ownedBy checks that a mirror pod goes with its Node.
+func (n *nodeRestriction) ownedBy(ctx context.Context, node string, pod *corev1.Pod) error {
+	if len(pod.OwnerReferences) != 1 {
+		return fmt.Errorf("node %q can only create pods with a single owner reference set to itself", node)
+	}
+	owner := pod.OwnerReferences[0]
+	switch {
+	case owner.APIVersion != "v1" || owner.Kind != "Node" || owner.Name != node:
+		return fmt.Errorf("node %q can only create pods with an owner reference set to itself", node)
+	case owner.Controller == nil || !*owner.Controller:
+		return fmt.Errorf("node %q can only create pods with a controller owner reference set to itself", node)
+	case owner.BlockOwnerDeletion != nil && *owner.BlockOwnerDeletion:
+		return fmt.Errorf("node %q must not set blockOwnerDeletion on an owner reference", node)
+	}
+	obj, err := n.objects.Node(ctx, node)
+	if err != nil {
+		return err
+	}
+	if owner.UID != obj.UID {
+		return fmt.Errorf("node %s UID mismatch: expected %s got %s", node, owner.UID, obj.UID)
+	}
+	return nil
 }
 
 func (n *nodeRestriction) ownPod(ctx context.Context, node string, a admission.Attributes, name, verb string) error {
