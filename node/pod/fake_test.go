@@ -36,6 +36,7 @@ import (
 type fakeRuntime struct {
 	mu    sync.Mutex
 	boxes map[string]*fakeSandbox
+	all   []*fakeSandbox
 	made  int
 }
 
@@ -52,6 +53,8 @@ type fakeSandbox struct {
 	start  func(c runtime.ContainerConfig) error
 	exec   func(args []string) int
 	log    []string // what was asked, in order
+	refuse error    // of UpdateResources
+	usage  uint64   // of memory
 }
 
 func (r *fakeRuntime) CreateSandbox(_ context.Context, c runtime.SandboxConfig) (Sandbox, error) {
@@ -62,6 +65,7 @@ func (r *fakeRuntime) CreateSandbox(_ context.Context, c runtime.SandboxConfig) 
 		s.start, s.signal, s.exec = old.start, old.signal, old.exec
 	}
 	r.boxes[c.PodUID] = s
+	r.all = append(r.all, s)
 	r.made++
 	return s, nil
 }
@@ -202,6 +206,30 @@ func (s *fakeSandbox) RemoveContainer(_ context.Context, id string) error {
 	}
 	return runtime.ErrNotFound
 }
+func (s *fakeSandbox) UpdateResources(_ context.Context, id string, r runtime.Resources) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refuse != nil {
+		return s.refuse
+	}
+	for _, c := range s.ctrs {
+		if c.ID == id {
+			cfg := s.cfgs[id]
+			cfg.Resources = r
+			s.cfgs[id] = cfg
+			s.log = append(s.log, fmt.Sprintf("update %s cpu=%d/%d memory=%d", c.Name, r.CPUShares, r.CPUQuota, r.MemoryLimit))
+		}
+	}
+	return nil
+}
+
+func (s *fakeSandbox) UpdatePodResources(_ context.Context, r runtime.Resources) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.log = append(s.log, fmt.Sprintf("update pod cpu=%d/%d memory=%d", r.CPUShares, r.CPUQuota, r.MemoryLimit))
+	return nil
+}
+
 func (s *fakeSandbox) ReopenLog(context.Context, string) error { return nil }
 func (s *fakeSandbox) Exec(_ context.Context, _ string, c runtime.ExecConfig, _ io.Reader, out, _ io.Writer, _ <-chan runtime.Size) (int, error) {
 	s.mu.Lock()
@@ -224,8 +252,20 @@ func (s *fakeSandbox) Attach(context.Context, string, io.Reader, io.Writer, io.W
 func (s *fakeSandbox) DialPort(context.Context, int32) (net.Conn, error) {
 	return nil, errors.New("no port")
 }
-func (s *fakeSandbox) Stats(context.Context) (map[string]runtime.Stats, error) { return nil, nil }
-func (s *fakeSandbox) PodStats(context.Context) (runtime.Stats, error)         { return runtime.Stats{}, nil }
+func (s *fakeSandbox) Stats(context.Context) (map[string]runtime.Stats, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[string]runtime.Stats{}
+	for _, c := range s.ctrs {
+		out[c.ID] = runtime.Stats{MemoryUsage: s.usage}
+	}
+	return out, nil
+}
+func (s *fakeSandbox) PodStats(context.Context) (runtime.Stats, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return runtime.Stats{MemoryUsage: s.usage}, nil
+}
 func (s *fakeSandbox) Remove(context.Context) error {
 	s.r.mu.Lock()
 	defer s.r.mu.Unlock()
@@ -348,6 +388,8 @@ type world struct {
 	m       *Manager
 	runtime Runtime // rt, unless the test runs real containers
 	store   Images
+	net     Network // network, unless the test puts something in between
+	gate    *gate   // see crash_test.go
 	dir     string
 	cancel  context.CancelFunc
 
@@ -366,7 +408,7 @@ func newWorld(t *testing.T) *world {
 			"app": {ID: "sha256:1", RepoDigests: []string{"docker.io/library/app@sha256:2"}, Config: ocispec.ImageConfig{Entrypoint: []string{"/app"}, Cmd: []string{"run"}, Env: []string{"A=image"}}}},
 			pull: func(ref string) (*image.Image, error) { return nil, image.ErrNotFound }},
 		client: fake.NewSimpleClientset()}
-	w.runtime, w.store = w.rt, w.images
+	w.runtime, w.store, w.net = w.rt, w.images, w.network
 	// The fake API does not count versions; the worker wants them.
 	w.client.PrependReactor("update", "pods", func(a clienttest.Action) (bool, apiruntime.Object, error) {
 		p := a.(clienttest.UpdateAction).GetObject().(*v1.Pod)
@@ -391,7 +433,7 @@ func (w *world) start(pods []*v1.Pod) {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.cancel = cancel
 	w.events = record.NewFakeRecorder(1000)
-	w.m = NewManager(Config{NodeName: "n1", HostIPs: []string{"192.0.2.1"}, Client: w.client, Runtime: w.runtime, Images: w.store, Network: w.network,
+	w.m = NewManager(Config{NodeName: "n1", HostIPs: []string{"192.0.2.1"}, Client: w.client, Runtime: w.runtime, Images: w.store, Network: w.net,
 		Volumes: volume.New(volume.Config{Root: filepath.Join(w.dir, "pods"), MemRoot: filepath.Join(w.dir, "mem"), Objects: w.objects, Logger: slog.New(slog.DiscardHandler)}),
 		Objects: w.objects, Services: func(context.Context) ([]*v1.Service, error) { return nil, nil }, Node: func() *v1.Node { return w.node },
 		Recorder: w.events, DataDir: w.dir, LogDir: filepath.Join(w.dir, "logs"), ResolvConf: "/dev/null",
