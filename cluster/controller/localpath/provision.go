@@ -43,6 +43,9 @@ func (c *Controller) syncClaim(ctx context.Context, key string) error {
 		return nil
 	}
 	chosen := claim.Annotations[storagehelpers.AnnSelectedNode]
+	if chosen == "" {
+		return nil // the scheduler is asked for another node
+	}
 	node, err := c.nodes.Get(chosen)
 	if apierrors.IsNotFound(err) {
 		failed(fmt.Sprintf("node %q does not exist", chosen))
