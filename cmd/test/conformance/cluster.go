@@ -221,7 +221,11 @@ func (c *cluster) serve(archives []string, blobs string) (port int, hosts []stri
 		if err := remote.Write(to, img); err != nil {
 			return 0, nil, fmt.Errorf("serve %s: %w", text, err)
 		}
-		if host := tag.RegistryStr(); !seen[host] {
+		host := tag.RegistryStr()
+		if host == name.DefaultRegistry {
+			host = "docker.io" // as nodes call it
+		}
+		if !seen[host] {
 			seen[host] = true
 			hosts = append(hosts, host)
 		}
