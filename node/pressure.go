@@ -25,6 +25,9 @@ func pressureOf(conds []v1.NodeConditionType) pressure {
 // another one goes.
 const evictedPatience = 30 * time.Second
 
+// helplessEvery is how often a node that has nothing more to give tries again.
+const helplessEvery = 10 * time.Second
+
 // keepFree measures what the node has left, says so, and makes room when there is too
 // little: first by what nobody needs, then by the pod that matters least.
 func (a *Agent) keepFree(ctx context.Context) {
@@ -39,8 +42,11 @@ func (a *Agent) keepFree(ctx context.Context) {
 		state, d = cfg.Decide(state, time.Now(), obs)
 		a.pressed.Store(&d.Conditions)
 		a.self.setPressure(pressureOf(d.Conditions))
-		if len(d.Starved) > 0 && a.makeRoom(ctx, d.Starved, obs) {
-			continue // and look at once
+		if len(d.Starved) > 0 {
+			if a.makeRoom(ctx, d.Starved, obs) {
+				continue // and look at once
+			}
+			d.Again = helplessEvery
 		}
 		if !pause(ctx, d.Again) {
 			return

@@ -40,6 +40,14 @@ func imageCommand() *cli.Command {
 				Name: "rm", Usage: "remove images that no container uses", ArgsUsage: "IMAGE...",
 				Flags: flags(), Action: removeImages,
 			},
+			{
+				Name: "pin", Usage: "never remove images to make room, as is so for imported ones", ArgsUsage: "IMAGE...",
+				Flags: flags(), Action: func(c *cli.Context) error { return pinImages(c, true) },
+			},
+			{
+				Name: "unpin", Usage: "let images be removed when no container uses them and room is needed", ArgsUsage: "IMAGE...",
+				Flags: flags(), Action: func(c *cli.Context) error { return pinImages(c, false) },
+			},
 		},
 	}
 }
@@ -162,6 +170,25 @@ func removeImages(c *cli.Context) (err error) {
 			return fmt.Errorf("remove %s: %w", ref, err)
 		}
 		fmt.Fprintln(c.App.Writer, "removed", ref)
+	}
+	return nil
+}
+
+func pinImages(c *cli.Context, pin bool) (err error) {
+	done := map[bool]string{true: "pinned", false: "unpinned"}[pin]
+	if !c.Args().Present() {
+		return usagef("name at least one image: skiff image %s IMAGE...", c.Command.Name)
+	}
+	s, err := openImages(c)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	for _, ref := range c.Args().Slice() {
+		if err := s.Pin(ref, pin); err != nil {
+			return fmt.Errorf("%s %s: %w", c.Command.Name, ref, err)
+		}
+		fmt.Fprintln(c.App.Writer, done, ref)
 	}
 	return nil
 }
