@@ -164,7 +164,7 @@ func (a *Agent) podConfig(source *objects.Source, recorder record.EventRecorder)
 		Objects: source, Services: a.services.list, Node: a.self.node, Recorder: recorder,
 		DataDir: c.DataDir, LogDir: c.LogDir, ResolvConf: c.ResolvConf, DNS: dns,
 		Allocatable: a.machine.allocatable, MemoryCapacity: memory, Logger: c.Logger,
-		PidsPerPod: c.PodPids, Pressure: a.pressure, Sysctls: c.Sysctls, Meter: a.meter,
+		PidsPerPod: c.PodPids, Pressure: a.pressure, Sysctls: c.Sysctls, SeccompDefault: c.SeccompDefault, Meter: a.meter,
 		KeepStatic: a.keepStatic, StaticChanged: a.mirrors.Poke,
 	}
 	if a.fence != nil {

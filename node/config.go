@@ -77,7 +77,8 @@ type Config struct {
 	LogMaxFiles int   // of each container, at least 2; logs.MaxFiles when 0
 	PodPids     int64 // processes that a pod may have; 0: no limit
 
-	Sysctls pod.Sysctls // beyond the safe ones
+	Sysctls        pod.Sysctls // beyond the safe ones
+	SeccompDefault bool        // containers that name no seccomp profile have RuntimeDefault
 
 	Collectors []prometheus.Collector // of others on this host, for /metrics
 

@@ -58,6 +58,7 @@ func hostFlags(more ...cli.Flag) []cli.Flag {
 		stringFlag("image-dir", "folder of image archives to load at start (default: DATA-DIR/images)", ""),
 		stringFlag("local-path-dir", "folder of the volumes that are provisioned on this node (default: DATA-DIR/storage)", ""),
 		manifestFlag(),
+		&cli.BoolFlag{Name: "seccomp-default", Usage: "containers that name no seccomp profile have the runtime's; with false they have none", EnvVars: env("seccomp-default"), Value: true},
 		listFlag("allowed-unsafe-sysctls", "kernel settings beyond the safe ones that pods may change for themselves, such as net.core.somaxconn or kernel.msg*"),
 		stringFlag("resolv-conf", "resolvers for names outside of the cluster", "/etc/resolv.conf"),
 	}, reserveFlags(), houseFlags(), []cli.Flag{
@@ -81,6 +82,7 @@ type hostOptions struct {
 	taints               []corev1.Taint
 	maxPods              int
 	sysctls              pod.Sysctls
+	seccompDefault       bool
 	imageDir, resolvConf string
 	localPathDir         string
 	reserved             corev1.ResourceList // kept back from pods
@@ -142,6 +144,7 @@ func parseHost(c *cli.Context, ports ...string) (o hostOptions, err error) {
 	if o.upgradeKeys, err = parseUpgradeKeys(c); err != nil {
 		return o, err
 	}
+	o.seccompDefault = c.Bool("seccomp-default")
 	if o.sysctls, err = pod.ParseSysctls(c.StringSlice("allowed-unsafe-sysctls")); err != nil {
 		return o, usagef("--allowed-unsafe-sysctls: %v", err)
 	}

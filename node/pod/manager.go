@@ -62,6 +62,7 @@ type Config struct {
 	MemoryCapacity int64
 	PidsPerPod     int64 // 0: no limit
 	Sysctls        Sysctls
+	SeccompDefault bool // containers that name no seccomp profile have RuntimeDefault
 	// Pressure returns what the node is short of: it then takes no new pods. Nil: of
 	// nothing.
 	Pressure func() []v1.NodeConditionType

@@ -121,6 +121,9 @@ func (w *worker) status(now time.Time) v1.PodStatus {
 	st := compute(o, now)
 	st.Resources, st.AllocatedResources = w.podResourcesStatus()
 	w.fencedStatus(&st)
+	if w.rejected && !w.ranSomewhere() { // nothing is known of containers that never were
+		st.ContainerStatuses, st.InitContainerStatuses = nil, nil
+	}
 	sortByName(debug)
 	st.EphemeralContainerStatuses = debug
 	shorten(&st)

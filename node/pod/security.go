@@ -52,6 +52,9 @@ func (w *worker) security(cfg *runtime.ContainerConfig, c *v1.Container, img *im
 
 func (w *worker) seccomp(cfg *runtime.ContainerConfig, p *v1.SeccompProfile) error {
 	if p == nil {
+		if w.m.cfg.SeccompDefault {
+			cfg.Seccomp.Type = runtime.SeccompRuntimeDefault
+		}
 		return nil
 	}
 	switch p.Type {
