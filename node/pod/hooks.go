@@ -32,8 +32,11 @@ func (w *worker) startHook(c *container) {
 	w.m.wg.Go(func() {
 		defer cancel()
 		err := at.runHook(ctx, handler)
+		if err != nil && ctx.Err() != nil {
+			return // it was ended, with the container or the agent
+		}
 		w.post(func() {
-			if c.cur == nil || c.cur.ID != id || !c.running() || c.hook != hookRunning || ctx.Err() != nil && err != nil {
+			if c.cur == nil || c.cur.ID != id || !c.running() || c.hook != hookRunning {
 				return
 			}
 			if err == nil {

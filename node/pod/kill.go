@@ -12,12 +12,12 @@ import (
 )
 
 // minGrace is left to a container even if its grace period is over, as by a
-// preStop hook, so that it sees its signal. A grace period of 0 means 0.
+// preStop hook, so that it sees its signal. Kubelet does so for a grace period
+// of 0, too.
 const minGrace = 2 * time.Second
 
 // killing is a container's way to its end: preStop hook, stop signal, SIGKILL.
 type killing struct {
-	began    time.Time
 	deadline time.Time
 	floor    time.Time          // SIGKILL comes no sooner
 	hook     context.CancelFunc // the preStop hook runs; ends it
@@ -70,7 +70,7 @@ func (w *worker) killBy(ctx context.Context, c *container, deadline time.Time, w
 		why = "Stopping container " + c.spec.Name
 	}
 	w.event(c, v1.EventTypeNormal, "Killing", "%s", why)
-	k := &killing{began: w.now(), deadline: deadline}
+	k := &killing{deadline: deadline}
 	c.kill = k
 	c.stopLiveness()
 	c.stopHook()
@@ -116,13 +116,11 @@ func (w *worker) driveKill(ctx context.Context, c *container, alarm *time.Time) 
 		return
 	}
 	if !k.signaled {
-		if k.deadline.After(k.began) {
-			k.floor = now.Add(minGrace)
-		}
+		k.floor = now.Add(minGrace)
 		if err := w.sandbox.Signal(ctx, c.cur.ID, signalNumber(c.stop)); err != nil {
 			w.log.Debug("signalling a container", "container", c.spec.Name, "err", err)
 			k.again = now.Add(200 * time.Millisecond)
-			if now.Before(k.deadline) && ctx.Err() == nil {
+			if ctx.Err() == nil {
 				earlier(alarm, k.again)
 			}
 		}

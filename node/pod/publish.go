@@ -220,7 +220,8 @@ func (w *worker) put(ctx context.Context, base *v1.Pod, st v1.PodStatus) (*v1.Po
 }
 
 // ours are the conditions that the node decides.
-var ours = map[v1.PodConditionType]bool{v1.PodReadyToStartContainers: true, v1.PodInitialized: true, v1.PodReady: true, v1.ContainersReady: true, v1.PodScheduled: true}
+var ours = map[v1.PodConditionType]bool{v1.PodReadyToStartContainers: true, v1.PodInitialized: true, v1.PodReady: true, v1.ContainersReady: true, v1.PodScheduled: true,
+	v1.AllContainersRestarting: true}
 
 func mergeStatus(base, st v1.PodStatus) v1.PodStatus {
 	var conds []v1.PodCondition
