@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -11,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/warning"
+	"k8s.io/component-base/metrics/legacyregistry"
 	psa "k8s.io/pod-security-admission/admission"
 	psaconfig "k8s.io/pod-security-admission/admission/api"
 	psaapi "k8s.io/pod-security-admission/api"
@@ -44,13 +46,13 @@ func (n namespaces) ListPods(ctx context.Context, namespace string) ([]*corev1.P
 	return out, nil
 }
 
-// noMetrics: nothing of this is exported yet.
-type noMetrics struct{}
-
-func (noMetrics) RecordEvaluation(metrics.Decision, psaapi.LevelVersion, metrics.Mode, psaapi.Attributes) {
-}
-func (noMetrics) RecordExemption(psaapi.Attributes)   {}
-func (noMetrics) RecordError(bool, psaapi.Attributes) {}
+// recorder counts decisions under upstream's names (pod_security_evaluations_total
+// and the like) for /metrics; all servers of a process share it.
+var recorder = sync.OnceValue(func() metrics.Recorder {
+	r := metrics.NewPrometheusRecorder(psaapi.GetAPIVersion())
+	r.MustRegister(legacyregistry.MustRegister)
+	return r
+})
 
 func newPodSecurity(objects Objects) (*podSecurity, error) {
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
@@ -60,7 +62,7 @@ func newPodSecurity(objects Objects) (*podSecurity, error) {
 	open, latest := string(psaapi.LevelPrivileged), psaapi.VersionLatest
 	config := &psaconfig.PodSecurityConfiguration{Defaults: psaconfig.PodSecurityDefaults{
 		Enforce: open, EnforceVersion: latest, Audit: open, AuditVersion: latest, Warn: open, WarnVersion: latest}}
-	d := &psa.Admission{Configuration: config, Evaluator: evaluator, Metrics: noMetrics{},
+	d := &psa.Admission{Configuration: config, Evaluator: evaluator, Metrics: recorder(),
 		PodSpecExtractor: psa.DefaultPodSpecExtractor{}, NamespaceGetter: namespaces{objects}, PodLister: namespaces{objects}}
 	if err := d.CompleteConfiguration(); err != nil {
 		return nil, fmt.Errorf("pod security: %w", err)
