@@ -57,6 +57,9 @@ type container struct {
 	lost *v1.ContainerStateTerminated
 
 	again bool // it ended only to start again with other resources
+	// given is what the attempt givenID was started with.
+	given   *v1.ResourceRequirements
+	givenID string
 
 	pull       *pull
 	pullBack   backoff

@@ -44,17 +44,17 @@ type pending struct {
 }
 
 // retake follows the API's object of an admitted pod. It returns the object with
-// the granted resources, and asks for what has changed unless the pod is ending.
-// Other pods are returned as they are.
-func (g *grants) retake(p *v1.Pod, ending bool) *v1.Pod {
+// the granted resources, and how many changes of them these are, and asks for what
+// has changed unless the pod is ending. Other pods are returned as they are.
+func (g *grants) retake(p *v1.Pod, ending bool) (granted *v1.Pod, begun int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e := g.pods[p.UID]
 	if e == nil {
-		return p
+		return p, 0
 	}
 	if e.latest == p {
-		return e.pod
+		return e.pod, e.begun
 	}
 	e.latest = p
 	e.pod = e.allocation.apply(p)
@@ -67,7 +67,7 @@ func (g *grants) retake(p *v1.Pod, ending bool) *v1.Pod {
 		}
 		g.retry()
 	}
-	return e.pod
+	return e.pod, e.begun
 }
 
 // admit decides whether a new pod gets what it asks for. The words are kubelet's.

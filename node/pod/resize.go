@@ -22,7 +22,8 @@ const resizeRetry = 5 * time.Second // after a change that failed; doubled up to
 
 // resizing is how far the worker is with carrying out what was granted.
 type resizing struct {
-	begun   int // of the grant that the rest is about
+	begun   int  // of the grant that the rest is about
+	settled bool // everything has what was granted
 	failure string
 	delay   time.Duration
 	again   time.Time
@@ -56,11 +57,13 @@ func (w *worker) givenTo(c *container) v1.ResourceRequirements {
 	if r, ok := a.Given[c.cur.ID]; ok {
 		return r
 	}
-	var r v1.ResourceRequirements
-	if note := c.cur.Annotations[noteResources]; note != "" && json.Unmarshal([]byte(note), &r) == nil {
-		return r
+	if c.given == nil || c.givenID != c.cur.ID {
+		c.givenID, c.given = c.cur.ID, &v1.ResourceRequirements{}
+		if note := c.cur.Annotations[noteResources]; note == "" || json.Unmarshal([]byte(note), c.given) != nil {
+			c.given = c.spec.Resources.DeepCopy() // started by a skiff that could not change them
+		}
 	}
-	return c.spec.Resources // started by a skiff that could not change them
+	return *c.given
 }
 
 // cgroupGiven tells what the pod's cgroup was given, and for which resources of
@@ -89,11 +92,12 @@ func resourcesNote(r *v1.ResourceRequirements) string {
 // resize gives running containers, and the pod's cgroup, what the pod has been
 // granted. A container that has to start anew for it is ended.
 func (w *worker) resize(ctx context.Context, alarm *time.Time) {
-	_, generation, begun := w.m.grants.state(w.uid)
+	begun := w.begun
+	_, generation, _ := w.m.grants.state(w.uid)
 	if begun != w.resizing.begun {
 		w.resizing = resizing{begun: begun}
 	}
-	if w.sandbox == nil || !w.sandbox.Alive() {
+	if w.sandbox == nil || !w.sandbox.Alive() || w.resizing.settled {
 		return
 	}
 	now := w.now()
@@ -113,7 +117,7 @@ func (w *worker) resize(ctx context.Context, alarm *time.Time) {
 			w.m.grants.event(w.pod, v1.EventTypeWarning, "ResizeError", "Pod resize error", generation, err.Error())
 		}
 	case !busy:
-		w.resizing = resizing{begun: begun}
+		w.resizing = resizing{begun: begun, settled: true}
 		if generation := w.m.grants.done(w.uid, begun); generation != 0 {
 			w.m.grants.event(w.pod, v1.EventTypeNormal, "ResizeCompleted", "Pod resize completed", generation, "")
 		}

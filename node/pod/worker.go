@@ -70,6 +70,7 @@ type worker struct {
 	deleteAt  time.Time
 	deleted   bool
 	resizing  resizing
+	begun     int       // changes of resources that pod has; see grants.retake
 	permit    Permit    // of this pass
 	fenced    time.Time // since when the pod is stopped for lack of contact
 	confirmed uint64    // chain of contact in which the pod is known to be there
@@ -228,7 +229,8 @@ func (w *worker) pass(base context.Context) (next time.Time, over bool) {
 		w.stop = nil
 	}
 	w.mu.Unlock()
-	w.adoptSpec(w.m.grants.retake(fresh, stopping))
+	fresh, w.begun = w.m.grants.retake(fresh, stopping)
+	w.adoptSpec(fresh)
 	for _, f := range mail {
 		f()
 	}
