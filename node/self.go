@@ -385,6 +385,8 @@ func (s *self) status(n *v1.Node, now metav1.Time) v1.NodeStatus {
 	st.Images = images
 	st.DeclaredFeatures = slices.Clone(declaredFeatures)
 	st.RuntimeHandlers = handlers()
+	strict := true
+	st.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: &strict}
 	conds := []v1.NodeCondition{
 		condition(v1.NodeMemoryPressure, p.memory, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
 		condition(v1.NodeDiskPressure, p.disk, "KubeletHasDiskPressure", "kubelet has disk pressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
