@@ -68,6 +68,9 @@ func (w *worker) seccomp(cfg *runtime.ContainerConfig, p *v1.SeccompProfile) err
 		if err != nil {
 			return fmt.Errorf("cannot load seccomp profile %q: %w", *p.LocalhostProfile, err)
 		}
+		if err := runtime.CheckSeccomp(doc); err != nil {
+			return fmt.Errorf("cannot load seccomp profile %q: %w", *p.LocalhostProfile, err)
+		}
 		cfg.Seccomp = runtime.Seccomp{Type: runtime.SeccompLocalhost, Profile: doc}
 	}
 	return nil
