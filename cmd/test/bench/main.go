@@ -55,7 +55,7 @@ func main() {
 	out := flag.String("out", "bench/results.json", "where the figures go")
 	idle := flag.Duration("idle", 30*time.Second, "how long to watch the idle node")
 	quick := flag.Bool("quick", false, "only the node: leave out the rest")
-	only := flag.String("only", "", "measure only this: node, pods, cluster, fleet, puts, snapshots, saves or operations")
+	only := flag.String("only", "", "measure only this: node, pods, probes, logs, exec, cluster, fleet, puts, snapshots, saves or operations")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -77,7 +77,18 @@ func bench(ctx context.Context, binary, out string, idle time.Duration, quick bo
 		measure func() ([]row, error)
 	}{
 		{"node", func() ([]row, error) { return measure(ctx, binary, idle) }},
-		{"pods", func() ([]row, error) { return benchPods(ctx, binary, idle) }},
+		{"pods", func() ([]row, error) {
+			return onServer(ctx, binary, nil, func(s *instance) ([]row, error) { return s.full(ctx, idle) })
+		}},
+		{"probes", func() ([]row, error) {
+			return onServerWithBox(ctx, binary, func(s *instance) ([]row, error) { return s.probes(ctx, idle) })
+		}},
+		{"logs", func() ([]row, error) {
+			return onServerWithBox(ctx, binary, func(s *instance) ([]row, error) { return s.logs(ctx) })
+		}},
+		{"exec", func() ([]row, error) {
+			return onServerWithBox(ctx, binary, func(s *instance) ([]row, error) { return s.execs(ctx) })
+		}},
 		{"cluster", func() ([]row, error) { return benchCluster(ctx, binary, 30, 6) }},
 		{"fleet", func() ([]row, error) { return benchFleet(ctx, 2*idle) }},
 		{"puts", func() ([]row, error) { return benchPuts(ctx) }},
@@ -99,7 +110,7 @@ func bench(ctx context.Context, binary, out string, idle time.Duration, quick bo
 		}
 	}
 	if !known {
-		return fmt.Errorf("-only %s: want node, pods, cluster, fleet, puts, snapshots, saves or operations", only)
+		return fmt.Errorf("-only %s: want node, pods, probes, logs, exec, cluster, fleet, puts, snapshots, saves or operations", only)
 	}
 	print(rows)
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {

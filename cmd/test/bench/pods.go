@@ -21,9 +21,8 @@ import (
 // fullNode is how many pods a node takes by default.
 const fullNode = 110
 
-// benchPods measures what a full node costs: memory and CPU of skiff and the
-// shims, probes, logs and execs.
-func benchPods(ctx context.Context, binary string, idle time.Duration) ([]row, error) {
+// onServerWithBox is onServer on a server that has busyboxImage.
+func onServerWithBox(ctx context.Context, binary string, do func(*instance) ([]row, error)) ([]row, error) {
 	images, err := os.MkdirTemp("", "skiff-bench-images-")
 	if err != nil {
 		return nil, err
@@ -32,21 +31,7 @@ func benchPods(ctx context.Context, binary string, idle time.Duration) ([]row, e
 	if err := busybox(ctx, images); err != nil {
 		return nil, err
 	}
-	return onServer(ctx, binary, []string{"--image-dir", images}, func(s *instance) (rows []row, err error) {
-		for _, step := range []func(context.Context) ([]row, error){
-			func(ctx context.Context) ([]row, error) { return s.full(ctx, idle) },
-			func(ctx context.Context) ([]row, error) { return s.probes(ctx, idle) },
-			s.logs,
-			s.execs,
-		} {
-			r, err := step(ctx)
-			rows = append(rows, r...)
-			if err != nil {
-				return rows, err
-			}
-		}
-		return rows, nil
-	})
+	return onServer(ctx, binary, []string{"--image-dir", images}, do)
 }
 
 // use is what skiff and its shims take.
@@ -139,7 +124,7 @@ const comeToRest = 20 * time.Second
 
 // full fills the node with pods of one program, lets them idle, and empties it.
 func (s *instance) full(ctx context.Context, idle time.Duration) ([]row, error) {
-	if err := wait(ctx, 5*time.Second); err != nil {
+	if err := wait(ctx, comeToRest); err != nil {
 		return nil, err
 	}
 	before, err := s.use(true)
@@ -148,7 +133,7 @@ func (s *instance) full(ctx context.Context, idle time.Duration) ([]row, error) 
 	}
 	spec := helloPod("").Spec
 	spec.TerminationGracePeriodSeconds = ptr.To[int64](30)
-	started, err := s.deploy(ctx, "full", spec)
+	started, err := s.deploy(ctx, "full", fullNode, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -186,11 +171,11 @@ func (s *instance) full(ctx context.Context, idle time.Duration) ([]row, error) 
 	}, nil
 }
 
-// deploy runs as many pods as fit and waits until they are ready.
-func (s *instance) deploy(ctx context.Context, name string, spec corev1.PodSpec) (time.Duration, error) {
+// deploy runs n pods and waits until they are ready.
+func (s *instance) deploy(ctx context.Context, name string, n int32, spec corev1.PodSpec) (time.Duration, error) {
 	labels := map[string]string{"bench": name}
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: appsv1.DeploymentSpec{
-		Replicas: ptr.To[int32](fullNode), Selector: &metav1.LabelSelector{MatchLabels: labels},
+		Replicas: ptr.To(n), Selector: &metav1.LabelSelector{MatchLabels: labels},
 		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: spec}}}
 	w, err := s.client.AppsV1().Deployments(namespace).Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + name})
 	if err != nil {
@@ -202,7 +187,7 @@ func (s *instance) deploy(ctx context.Context, name string, spec corev1.PodSpec)
 		return 0, err
 	}
 	limit := time.After(5 * time.Minute)
-	for ready := int32(0); ready < fullNode; {
+	for ready := int32(0); ready < n; {
 		select {
 		case e, open := <-w.ResultChan():
 			if !open {
@@ -212,7 +197,7 @@ func (s *instance) deploy(ctx context.Context, name string, spec corev1.PodSpec)
 				ready = d.Status.ReadyReplicas
 			}
 		case <-limit:
-			return 0, fmt.Errorf("%d of %d pods are ready after five minutes", ready, fullNode)
+			return 0, fmt.Errorf("%d of %d pods are ready after five minutes", ready, n)
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}
@@ -241,32 +226,39 @@ func (s *instance) remove(ctx context.Context, name string) (time.Duration, erro
 	}
 }
 
-// probes measures what three probes a second for each of 110 pods cost beyond
-// the pods themselves. Each pod has two containers: its program is asked twice, and
-// once from the second container's probe.
+// probes measures what three probes a second for each of 110 pods cost skiff.
+// Each pod has two containers: its program is asked twice, and once by the second
+// container's probe. Probes that run a command are 20 a second: more are too much
+// for two processors.
 func (s *instance) probes(ctx context.Context, idle time.Duration) (rows []row, err error) {
-	handlers := []struct {
-		name    string
-		handler corev1.ProbeHandler
-		period  int32
-		budget  float64
-	}{
-		{name: "no", period: 1},
-		{name: "http", period: 1, budget: 2, handler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(8080)}}},
-		{name: "tcp", period: 1, budget: 2, handler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(8080)}}},
-		{name: "exec", period: 10, handler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}}},
+	web := func(handler corev1.ProbeHandler) corev1.PodSpec {
+		probe := &corev1.Probe{ProbeHandler: handler, PeriodSeconds: 1, TimeoutSeconds: 10}
+		return corev1.PodSpec{TerminationGracePeriodSeconds: ptr.To[int64](0), Containers: []corev1.Container{
+			{Name: "web", Image: busyboxImage, Command: []string{"sh", "-c", "mkdir /www; echo ok >/www/healthz; exec httpd -f -p 8080 -h /www"}, LivenessProbe: probe, ReadinessProbe: probe},
+			{Name: "second", Image: busyboxImage, Command: []string{"sleep", "1000000"}, LivenessProbe: probe}}}
 	}
-	var none float64
-	for _, h := range handlers {
-		probe := &corev1.Probe{ProbeHandler: h.handler, PeriodSeconds: h.period, TimeoutSeconds: 10}
-		spec := corev1.PodSpec{TerminationGracePeriodSeconds: ptr.To[int64](0), Containers: []corev1.Container{
-			{Name: "web", Image: busyboxImage, Command: []string{"sh", "-c", "mkdir /www; echo ok >/www/healthz; exec httpd -f -p 8080 -h /www"}},
-			{Name: "second", Image: busyboxImage, Command: []string{"sleep", "1000000"}}}}
-		if h.name != "no" {
-			spec.Containers[0].LivenessProbe, spec.Containers[0].ReadinessProbe, spec.Containers[1].LivenessProbe = probe, probe, probe
-		}
+	port := intstr.FromInt32(8080)
+	const execs = 20
+	for _, h := range []struct {
+		name string
+		pods int32
+		spec corev1.PodSpec
+		row  func(skiff, all float64) row // percent of a core
+	}{
+		{"http", fullNode, web(corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: port}}), func(skiff, _ float64) row {
+			return row{What: "330 http probes a second: CPU of skiff, of one core", Value: skiff, Unit: "%", Budget: 2}
+		}},
+		{"tcp", fullNode, web(corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: port}}), func(skiff, _ float64) row {
+			return row{What: "330 tcp probes a second: CPU of skiff, of one core", Value: skiff, Unit: "%", Budget: 2}
+		}},
+		{"exec", execs, corev1.PodSpec{TerminationGracePeriodSeconds: ptr.To[int64](0), Containers: []corev1.Container{
+			{Name: "box", Image: busyboxImage, Command: []string{"sleep", "1000000"}, LivenessProbe: &corev1.Probe{PeriodSeconds: 1, TimeoutSeconds: 10,
+				ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}}}}}}, func(skiff, all float64) row {
+			return row{What: fmt.Sprintf("%d exec probes a second: CPU of each, skiff, shim and command", execs), Value: 10 * all / execs, Unit: "ms"}
+		}},
+	} {
 		name := "probes-" + h.name
-		if _, err := s.deploy(ctx, name, spec); err != nil {
+		if _, err := s.deploy(ctx, name, h.pods, h.spec); err != nil {
 			return rows, fmt.Errorf("pods with %s probes: %w", h.name, err)
 		}
 		if err := wait(ctx, comeToRest); err != nil {
@@ -283,17 +275,8 @@ func (s *instance) probes(ctx context.Context, idle time.Duration) (rows []row, 
 		if err != nil {
 			return rows, err
 		}
-		cpu := over(before.server, after.server, idle)
-		all := cpu + over(before.shims, after.shims, idle) + over(before.children, after.children, idle)
-		each := 3 * fullNode / float64(h.period)
-		switch h.name {
-		case "no":
-			none = all
-		case "exec":
-			rows = append(rows, row{What: fmt.Sprintf("%.0f exec probes a second: CPU of each, processes of the command included", each), Value: 10 * (all - none) / each, Unit: "ms"})
-		default:
-			rows = append(rows, row{What: fmt.Sprintf("%.0f %s probes a second: CPU of skiff, of one core", each, h.name), Value: all - none, Unit: "%", Budget: h.budget})
-		}
+		skiff := over(before.server, after.server, idle)
+		rows = append(rows, h.row(skiff, skiff+over(before.shims, after.shims, idle)+over(before.children, after.children, idle)))
 		if restarts, err := s.restarts(ctx, name); err != nil || restarts > 0 {
 			return rows, errors.Join(err, fmt.Errorf("%d containers with %s probes were restarted", restarts, h.name))
 		}
