@@ -268,7 +268,7 @@ func (p *pageRun) restart(stop <-chan struct{}) {
 func (p *pageRun) paths(host string) *strings.Replacer {
 	pairs := []string{"192.0.2.", p.network, "/root", filepath.Join(p.homes, host), "/backup", filepath.Join(p.homes, "backup")}
 	if host != laptop {
-		pairs = append(pairs, "/var/lib/skiff", p.data(host), "/usr/local/bin/skiff", p.Program(host))
+		pairs = append(pairs, "/var/lib/skiff", p.data(host), "/etc/skiff/manifests", filepath.Join(filepath.Dir(p.data(host)), "manifests"), "/usr/local/bin/skiff", p.Program(host))
 	}
 	return strings.NewReplacer(pairs...)
 }
