@@ -106,6 +106,7 @@ func ClusterRoles() []*rbacv1.ClusterRole {
 		clusterRole("system:persistent-volume-provisioner",
 			rule("get list watch create delete", "", "persistentvolumes"),
 			rule("get list watch update", "", "persistentvolumeclaims"),
+			rule("get list watch", "storage.k8s.io", "storageclasses"),
 			rule("watch", "", "events"),
 			rule("create update patch", "", "events")),
 	}
