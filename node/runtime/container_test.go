@@ -107,7 +107,7 @@ func TestStartErrors(t *testing.T) {
 		{"two mounts at /x", mod(func(c *ContainerConfig) {
 			c.Mounts = []Mount{{Destination: "/x", HostPath: "/tmp"}, {Destination: "/x/", HostPath: "/etc"}}
 		})},
-		{"seccomp profile is no valid JSON", mod(func(c *ContainerConfig) { c.Seccomp = Seccomp{SeccompLocalhost, []byte("{")} })},
+		{"seccomp profile: no valid JSON", mod(func(c *ContainerConfig) { c.Seccomp = Seccomp{SeccompLocalhost, []byte("{")} })},
 		{"not a device node", mod(func(c *ContainerConfig) { c.Devices = []Device{{HostPath: "/etc/passwd"}} })},
 		{"unified resources need cgroup version 2", mod(func(c *ContainerConfig) { c.Resources.Unified = map[string]string{"memory.high": "1"} })},
 		{"its ID", mod(func(c *ContainerConfig) { c.ID = "../x" })},

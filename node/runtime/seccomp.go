@@ -49,7 +49,11 @@ func linuxSeccomp(c Seccomp, spec *specs.Spec) (*specs.LinuxSeccomp, error) {
 	case SeccompRuntimeDefault:
 		return seccomp.DefaultProfile(spec), nil
 	case SeccompLocalhost:
-		return parseSeccomp(c.Profile)
+		p, err := parseSeccomp(c.Profile)
+		if err != nil {
+			return nil, fmt.Errorf("the seccomp profile: %w", err)
+		}
+		return p, nil
 	}
 	return nil, fmt.Errorf("seccomp type %q is not Unconfined, RuntimeDefault or Localhost", c.Type)
 }
