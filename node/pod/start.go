@@ -162,8 +162,11 @@ func describe(p *v1.Pod) string { return fmt.Sprintf("%s_%s(%s)", p.Name, p.Name
 // launch makes one attempt; it returns false when the container has to wait
 // for its image or its configuration. A true may mean a failed start too.
 func (w *worker) launch(ctx context.Context, c *container) bool {
+	if !w.ensureImageVolumes(ctx, c) {
+		return false
+	}
 	img := w.ensureImage(ctx, c)
-	if img == nil || !w.ensureImageVolumes(ctx, c) {
+	if img == nil {
 		return false
 	}
 	changes := w.changes.Load()

@@ -84,8 +84,10 @@ func e2eSpecs(agnhost string) []spec {
 	tools := []string{"curl", "netcat-openbsd", "bind9-dnsutils", "libc-bin", "iproute2", "bash"}
 	programs := []string{"usr/bin/curl", "bin/nc.openbsd", "usr/bin/dig", "usr/bin/nslookup", "usr/bin/getent", "bin/ip", "bin/ss", "bin/bash"}
 
-	busybox := with("busybox", nil, nil, v1.Config{Cmd: []string{"sh"}})
-	busybox.links = map[string]string{"bin/sh": "busybox"}
+	// Debian's busybox shell drops variables whose names are no identifiers, dash
+	// has no [[: tests of both use this image.
+	busybox := with("busybox", []string{"bash"}, []string{"bin/bash"}, v1.Config{Cmd: []string{"sh"}})
+	busybox.links = map[string]string{"bin/sh": "bash"}
 	nonroot := busybox
 	nonroot.name, nonroot.config = "nonroot", v1.Config{Cmd: []string{"sh"}, Env: []string{searchPath}, User: "1234"}
 	dns := with("glibc-dns-testing", tools, programs, v1.Config{Cmd: []string{"sh"}})
