@@ -94,6 +94,15 @@ func openNewest(path string) (*os.File, error) {
 	return f, err
 }
 
+// Exists says whether there is a log at path, also in the middle of a rotation,
+// when the file has just been renamed.
+func Exists(path string) bool {
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	return len(rotated(path)) > 0
+}
+
 // printer formats lines.
 type printer struct {
 	o     Options

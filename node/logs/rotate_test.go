@@ -126,6 +126,9 @@ func TestInterruptedRotationGoesOn(t *testing.T) {
 	if err := os.Rename(path, path+".20260101-000000.000000000"); err != nil {
 		t.Fatal(err)
 	}
+	if !Exists(path) || Exists(path+"x") {
+		t.Error("a log that is being rotated is there, one that never was is not")
+	}
 	var out bytes.Buffer
 	if err := Read(t.Context(), path, Options{}, &out, &out, nil); err != nil || out.String() != "line 0\nline 1\nline 2\n" {
 		t.Errorf("in the middle of a rotation the log is %q, %v", out.String(), err)

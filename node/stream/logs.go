@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"net/url"
-	"os"
 	"strconv"
 	"time"
 
@@ -134,10 +132,7 @@ func logFile(t target, previous bool) (string, error) {
 	return "", fmt.Errorf("container %q in pod %q is not available", t.name, name)
 }
 
-func missing(path string) bool {
-	_, err := os.Stat(path)
-	return errors.Is(err, fs.ErrNotExist)
-}
+func missing(path string) bool { return !logs.Exists(path) }
 
 func statusOf(v *pod.View, name string) *v1.ContainerStatus {
 	for _, list := range [][]v1.ContainerStatus{v.Pod.Status.InitContainerStatuses, v.Pod.Status.ContainerStatuses} {
