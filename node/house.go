@@ -65,7 +65,7 @@ func (a *Agent) collector() (*imagegc.Collector, bool) {
 	if !ok {
 		return nil, false
 	}
-	return &imagegc.Collector{Policy: a.cfg.ImageGC, Store: store, Wanted: a.wantedImages, Event: a.nodeEvent, Logger: a.cfg.Logger,
+	return &imagegc.Collector{Policy: a.cfg.ImageGC, Store: store, Wanted: a.wantedImages, Event: a.nodeEvent, Logger: a.cfg.Logger, Removed: a.meter.ImageRemoved,
 		Disk: func() (free, size int64, err error) {
 			var fs unix.Statfs_t
 			if err := unix.Statfs(a.imageDir(), &fs); err != nil {

@@ -69,6 +69,8 @@ type Collector struct {
 	Disk   func() (free, size int64, err error)
 	Event  func(kind, reason, message string) // about the Node
 	Logger *slog.Logger
+	// Removed, unless nil, is told of each image that went, for "age" or "space".
+	Removed func(reason string)
 }
 
 // candidate is an image that may go.
@@ -122,10 +124,13 @@ func (c *Collector) young(i *image.Image, now time.Time) bool {
 
 // remove removes one image, unless somebody has begun to use it; it says whether it
 // is gone.
-func (c *Collector) remove(ctx context.Context, i *image.Image, why string) (bool, error) {
+func (c *Collector) remove(ctx context.Context, i *image.Image, reason, why string) (bool, error) {
 	gone, err := c.Store.Prune(ctx, func(o *image.Image) bool { return o.ID != i.ID })
 	for _, g := range gone {
 		c.Logger.Info("removed an image", "image", nameOf(g), "size", g.Size, "why", why)
+		if c.Removed != nil {
+			c.Removed(reason)
+		}
 	}
 	if err != nil {
 		return false, fmt.Errorf("removing image %s: %w", nameOf(i), err)
@@ -154,7 +159,7 @@ func (c *Collector) Collect(ctx context.Context, now time.Time) (removed int, er
 			if now.Sub(k.used) <= c.Policy.MaxAge {
 				return false
 			}
-			gone, err := c.remove(ctx, k.img, "not used for "+now.Sub(k.used).Round(time.Second).String())
+			gone, err := c.remove(ctx, k.img, "age", "not used for "+now.Sub(k.used).Round(time.Second).String())
 			errs = append(errs, err)
 			if gone {
 				removed++
@@ -186,7 +191,7 @@ func (c *Collector) Collect(ctx context.Context, now time.Time) (removed int, er
 		if c.young(k.img, now) {
 			continue
 		}
-		gone, err := c.remove(ctx, k.img, fmt.Sprintf("%d%% of the disk is used", used))
+		gone, err := c.remove(ctx, k.img, "space", fmt.Sprintf("%d%% of the disk is used", used))
 		if err != nil {
 			return removed, err
 		}
@@ -229,7 +234,7 @@ func (c *Collector) RemoveUnused(ctx context.Context, now time.Time) (removed in
 		if c.young(k.img, now) || ctx.Err() != nil {
 			continue
 		}
-		gone, err := c.remove(ctx, k.img, "the node is short of disk space")
+		gone, err := c.remove(ctx, k.img, "space", "the node is short of disk space")
 		errs = append(errs, err)
 		if gone {
 			removed++

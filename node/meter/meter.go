@@ -16,11 +16,9 @@ import (
 
 // Operations of the runtime, as a container runtime calls them.
 const (
-	RunSandbox      = "run_podsandbox"
-	StartContainer  = "start_container"
-	StopContainer   = "stop_container"
-	RemoveContainer = "remove_container"
-	PullImage       = "pull_image"
+	RunSandbox     = "run_podsandbox"
+	StartContainer = "start_container"
+	PullImage      = "pull_image"
 )
 
 // Types of containers.
