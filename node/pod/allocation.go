@@ -168,7 +168,7 @@ func (g *grants) record(uid types.UID, change func(*allocation)) {
 	a.Given, a.Restart = maps.Clone(a.Given), slices.Clone(a.Restart)
 	change(&a)
 	e.allocation = a
-	if err := a.write(g.m.podDir(uid), false); err != nil {
+	if err := g.m.cfg.save(&a, g.m.podDir(uid), false); err != nil {
 		g.m.cfg.Logger.Warn("noting what a container was given", "pod", e.latest.Namespace+"/"+e.latest.Name, "err", err)
 	}
 }

@@ -440,7 +440,7 @@ func (w *world) start(pods []*v1.Pod) {
 		DNS:            DNS{Server: netip.MustParseAddr("10.43.0.10"), Domain: "cluster.local"},
 		Allocatable:    v1.ResourceList{v1.ResourceCPU: resource.MustParse("2"), v1.ResourceMemory: resource.MustParse("4Gi"), v1.ResourcePods: resource.MustParse("10")},
 		MemoryCapacity: 4 << 30, Logger: slog.New(slog.DiscardHandler),
-		now: func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return time.Now().Add(w.skew) }})
+		save: w.save, now: func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return time.Now().Add(w.skew) }})
 	if err := w.m.Start(ctx, pods); err != nil {
 		w.t.Fatal(err)
 	}

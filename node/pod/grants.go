@@ -104,7 +104,7 @@ func (g *grants) adopt(p *v1.Pod) {
 }
 
 func (g *grants) enter(p *v1.Pod, a allocation) {
-	if err := a.write(g.m.podDir(p.UID), false); err != nil {
+	if err := g.m.cfg.save(&a, g.m.podDir(p.UID), false); err != nil {
 		g.m.cfg.Logger.Warn("noting what a pod is granted", "pod", p.Namespace+"/"+p.Name, "err", err)
 	}
 	e := g.pods[p.UID]
@@ -224,7 +224,7 @@ func (g *grants) try(e *grant) {
 	e.pending.reason, e.pending.message = g.judge(p)
 	if e.pending.reason == "" {
 		next := e.allocation.regrant(p)
-		if err := next.write(g.m.podDir(p.UID), true); err != nil {
+		if err := g.m.cfg.save(&next, g.m.podDir(p.UID), true); err != nil {
 			e.pending.reason, e.pending.message = v1.PodReasonDeferred, "noting what the pod is granted: "+err.Error()
 		} else {
 			e.allocation, e.pod, e.pending = next, p, nil

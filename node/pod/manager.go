@@ -69,6 +69,7 @@ type Config struct {
 
 	Logger *slog.Logger
 	now    func() time.Time // time.Now unless a test says otherwise
+	save   func(a *allocation, dir string, safe bool) error
 }
 
 // Manager has one worker for each pod bound to this node.
@@ -93,6 +94,9 @@ type Manager struct {
 func NewManager(cfg Config) *Manager {
 	if cfg.now == nil {
 		cfg.now = time.Now
+	}
+	if cfg.save == nil {
+		cfg.save = (*allocation).write
 	}
 	m := &Manager{cfg: cfg, writes: make(chan struct{}, 16), pulls: newPulls(cfg.Images, cfg.Meter),
 		workers: map[types.UID]*worker{}, again: map[types.UID]*v1.Pod{}, missing: map[types.UID]*time.Timer{}, adopted: map[string]Sandbox{}}

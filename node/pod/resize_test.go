@@ -313,3 +313,27 @@ func TestRuntimeClassOfNode(t *testing.T) {
 		t.Errorf("phase %s", p.Status.Phase)
 	}
 }
+
+// A note of what was granted that a power failure has spoilt is one that is missing.
+func TestDamagedAllocation(t *testing.T) {
+	for name, content := range map[string]string{"empty": "", "torn": `{"containers":{"c":{"li`, "zeros": "\x00\x00\x00"} {
+		w := newWorld(t)
+		w.add(w.pod("a", sized("400m", "64Mi")))
+		w.await("a", "runs", has("400m", "64Mi"))
+		w.stop()
+		file := filepath.Join(w.dir, "pods", "uid-a", allocationName)
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		w.start([]*v1.Pod{w.get("a")})
+		w.change("a", sized("500m", "64Mi"))
+		w.await("a", name, has("500m", "64Mi"))
+		if a, err := readAllocation(filepath.Dir(file)); err != nil || a == nil || !sameQuantity(v1.ResourceCPU, a.Containers["c"].Limits, amounts("500m", "")) {
+			t.Errorf("%s: %+v, %v", name, a, err)
+		}
+		left, err := filepath.Glob(file + ".*")
+		if err != nil || len(left) != 0 {
+			t.Errorf("%s: %v is left, %v", name, left, err)
+		}
+	}
+}
