@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -26,6 +27,8 @@ const (
 	deniedFor  = 30 * time.Second
 	// reviewTimeout bounds one question to the API server.
 	reviewTimeout = 10 * time.Second
+	// reviewsAtOnce bounds what strangers can have the node ask.
+	reviewsAtOnce = 16
 	// maxReviews bounds the answers that are remembered.
 	maxReviews = 1024
 )
@@ -40,10 +43,11 @@ type gate struct {
 	client kubernetes.Interface // nil: nobody else
 	users  *cache.LRUExpireCache
 	access *cache.LRUExpireCache
+	asking chan struct{} // a token for each question under way
 }
 
 func newGate(node string, client kubernetes.Interface) *gate {
-	return &gate{node: node, client: client, users: cache.NewLRUExpireCache(maxReviews), access: cache.NewLRUExpireCache(maxReviews)}
+	return &gate{node: node, client: client, users: cache.NewLRUExpireCache(maxReviews), access: cache.NewLRUExpireCache(maxReviews), asking: make(chan struct{}, reviewsAtOnce)}
 }
 
 // refusal is an answer to somebody who may not.
@@ -100,8 +104,11 @@ func (g *gate) identify(r *http.Request) (who authenticationv1.UserInfo, trusted
 		}
 		return who, false, nil
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), reviewTimeout)
-	defer cancel()
+	ctx, done, err := g.ask(r.Context())
+	if err != nil {
+		return who, false, &refusal{http.StatusTooManyRequests, err.Error()}
+	}
+	defer done()
 	review, err := g.client.AuthenticationV1().TokenReviews().Create(ctx,
 		&authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}, metav1.CreateOptions{})
 	if err != nil {
@@ -115,13 +122,28 @@ func (g *gate) identify(r *http.Request) (who authenticationv1.UserInfo, trusted
 	return review.Status.User, false, nil
 }
 
+// ask waits for its turn to ask the API server, and gives it a deadline.
+func (g *gate) ask(ctx context.Context) (context.Context, func(), error) {
+	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
+	select {
+	case g.asking <- struct{}{}:
+		return ctx, func() { <-g.asking; cancel() }, nil
+	case <-ctx.Done():
+		cancel()
+		return nil, nil, errors.New("too many callers that the node does not know")
+	}
+}
+
 func (g *gate) allowed(ctx context.Context, who authenticationv1.UserInfo, verb, subresource string) (bool, error) {
 	key := fmt.Sprintf("%q %q %q %q %q", who.Username, who.Groups, who.Extra, verb, subresource)
 	if found, ok := g.access.Get(key); ok {
 		return found.(bool), nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
-	defer cancel()
+	ctx, done, err := g.ask(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer done()
 	review, err := g.client.AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 		User: who.Username, UID: who.UID, Groups: who.Groups, Extra: extra(who.Extra),
 		ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: verb, Version: "v1", Resource: "nodes", Subresource: subresource, Name: g.node},
