@@ -46,7 +46,7 @@ deps-build:
 
 # Debian packages that the tests use: they are installed, no service is started
 deps: deps-build
-	@missing=; command -v kubectl >/dev/null || missing=" kubernetes-client"; for p in busybox-static curl iproute2 etcd-server conntrack systemd; do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	@missing=; command -v kubectl >/dev/null || missing=" kubernetes-client"; for p in busybox-static curl iproute2 etcd-server conntrack systemd dbus-daemon; do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	  if [ -n "$$missing" ]; then echo "installing$$missing"; apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; fi
 
 # a cluster, a real application, its answers, a killed pod, a snapshot; KEEP=1 leaves it running

@@ -23,6 +23,7 @@ import (
 	"github.com/skiff-sh/skiff/node/objects"
 	"github.com/skiff-sh/skiff/node/pod"
 	"github.com/skiff-sh/skiff/node/runtime"
+	"github.com/skiff-sh/skiff/node/shutdown"
 	"github.com/skiff-sh/skiff/node/static"
 	"github.com/skiff-sh/skiff/node/stream"
 	"github.com/skiff-sh/skiff/node/volume"
@@ -46,6 +47,7 @@ type Agent struct {
 
 	manifests *static.Folder // nil: there are no static pods
 	mirrors   *static.Mirrors
+	shutdown  *shutdown.Watcher
 
 	sources   eviction.Sources
 	pressed   atomic.Pointer[[]v1.NodeConditionType] // what new pods are refused for
@@ -111,6 +113,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.readManifests(recorder); err != nil {
 		return err
 	}
+	a.shutdown = a.watchShutdown(recorder)
 	a.pods = pod.NewManager(a.podConfig(source, recorder))
 	a.sources = eviction.Sources{NodeDir: a.cfg.DataDir, ImageDir: a.imageDir(), Pods: podsMemory(a.cfg.Runtime)}
 
@@ -125,6 +128,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	g.Go(func() error { return a.runPods(ctx) })
 	g.Go(func() error { return a.keepHouse(ctx) })
+	g.Go(func() error { return a.runShutdown(ctx) })
 	server := stream.New(stream.Config{Pods: a.pods, TLS: a.cfg.TLS, Client: a.client, NodeName: a.cfg.Name,
 		Images: a.cfg.Images, Volumes: a.volumes, DataDir: a.cfg.DataDir, ImageDir: a.imageDir(), Meter: a.meter,
 		Collectors: a.cfg.Collectors, AllPods: allPods(a.cfg.Runtime), Logger: a.cfg.Logger})
@@ -165,7 +169,7 @@ func (a *Agent) podConfig(source *objects.Source, recorder record.EventRecorder)
 		DataDir: c.DataDir, LogDir: c.LogDir, ResolvConf: c.ResolvConf, DNS: dns,
 		Allocatable: a.machine.allocatable, MemoryCapacity: memory, Logger: c.Logger,
 		PidsPerPod: c.PodPids, Pressure: a.pressure, Sysctls: c.Sysctls, SeccompDefault: c.SeccompDefault, Meter: a.meter,
-		KeepStatic: a.keepStatic, StaticChanged: a.mirrors.Poke,
+		KeepStatic: a.keepStatic, StaticChanged: a.mirrors.Poke, Closing: a.isClosing,
 	}
 	if a.fence != nil {
 		pc.Permit, pc.FenceFile = a.fence.permit, a.fence.path

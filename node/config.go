@@ -18,6 +18,7 @@ import (
 	"github.com/skiff-sh/skiff/node/imagegc"
 	"github.com/skiff-sh/skiff/node/logs"
 	"github.com/skiff-sh/skiff/node/pod"
+	"github.com/skiff-sh/skiff/node/shutdown"
 )
 
 // Network gives pods their addresses; netproxy/podnet implements it.
@@ -57,6 +58,9 @@ type Config struct {
 	// defaults to a pod and checks it, as the API does; needed with ManifestDir.
 	ManifestDir string
 	PreparePod  func(*v1.Pod) error
+
+	// Shutdown is the time that pods get when the machine is shut down.
+	Shutdown shutdown.Periods
 
 	// Contact says what is known of the cluster while no server answers. With it the
 	// agent holds a lease, and stops pods of StatefulSets when it has lost it for

@@ -392,7 +392,9 @@ func (s *self) status(n *v1.Node, now metav1.Time) v1.NodeStatus {
 		condition(v1.NodeDiskPressure, p.disk, "KubeletHasDiskPressure", "kubelet has disk pressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
 		condition(v1.NodePIDPressure, p.pids, "KubeletHasInsufficientPID", "kubelet has insufficient PID available", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
 	}
-	if broken != "" {
+	if s.a.isClosing() {
+		conds = append(conds, v1.NodeCondition{Type: v1.NodeReady, Status: v1.ConditionFalse, Reason: "KubeletNotReady", Message: "node is shutting down"})
+	} else if broken != "" {
 		conds = append(conds, v1.NodeCondition{Type: v1.NodeReady, Status: v1.ConditionFalse, Reason: "KubeletNotReady",
 			Message: "container runtime is down: " + broken})
 	} else if n.Spec.PodCIDR != "" {

@@ -147,8 +147,8 @@ func (c *Cluster) start(ctx context.Context, s *state, n nodeState) error {
 	if err != nil {
 		return err
 	}
-	// As a variable: programs of before the flag ignore it.
-	env := []string{"SKIFF_STATIC_POD_PATH=" + p.nodeFile(n.Name, "manifests")}
+	// As variables: programs of before the flags ignore them.
+	env := []string{"SKIFF_STATIC_POD_PATH=" + p.nodeFile(n.Name, "manifests"), "SKIFF_SHUTDOWN_GRACE_PERIOD=0"}
 	if !member && s.Formed {
 		token, server, err := c.token(ctx, s, n)
 		if err != nil {

@@ -140,7 +140,7 @@ func newNodePart(o hostOptions, to access) (_ *nodePart, err error) {
 		ListenAddr: listen, DataDir: nodeDir, StateDir: state, NodeIP: o.advertise,
 		ClusterDomain: set.ClusterDomain, ResolvConf: o.resolvConf, Labels: o.labels, Taints: o.taints, MaxPods: o.maxPods,
 		Reserved: o.reserved, Eviction: &o.house.eviction, ImageGC: o.house.imageGC, LogMaxSize: o.house.logMaxSize, LogMaxFiles: o.house.logMaxFiles, PodPids: o.house.podPids, LocalPathDir: o.localPathDir, Sysctls: o.sysctls, SeccompDefault: o.seccompDefault,
-		ManifestDir: o.manifests, PreparePod: preparePod,
+		ManifestDir: o.manifests, PreparePod: preparePod, Shutdown: o.shutdown,
 		Collectors: []prometheus.Collector{a.proxy.Collector()},
 		Network:    podNetwork{a.proxy.Network()}, Runtime: pod.Wrap(containers), Images: images{a.images, a.loaded},
 		Version: componentversion.Get().GitVersion, RuntimeVersion: version, Logger: o.logger.With("component", "node"),

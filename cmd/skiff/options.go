@@ -17,6 +17,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/upgrade/binary"
 	"github.com/skiff-sh/skiff/node/image"
 	"github.com/skiff-sh/skiff/node/pod"
+	"github.com/skiff-sh/skiff/node/shutdown"
 )
 
 const flagsDescription = "Every flag can also be set by an environment variable, SKIFF_ and the flag's name in capitals with\n" +
@@ -61,7 +62,7 @@ func hostFlags(more ...cli.Flag) []cli.Flag {
 		&cli.BoolFlag{Name: "seccomp-default", Usage: "containers that name no seccomp profile have the runtime's; with false they have none", EnvVars: env("seccomp-default"), Value: true},
 		listFlag("allowed-unsafe-sysctls", "kernel settings beyond the safe ones that pods may change for themselves, such as net.core.somaxconn or kernel.msg*"),
 		stringFlag("resolv-conf", "resolvers for names outside of the cluster", "/etc/resolv.conf"),
-	}, reserveFlags(), houseFlags(), []cli.Flag{
+	}, reserveFlags(), houseFlags(), shutdownFlags(), []cli.Flag{
 		upgradeKeyFlag(),
 		stringFlag("log-format", "text or json", "text"),
 		&cli.IntFlag{Name: "v", Usage: "log level: 0 for what matters, 1 for detail, 4 and more for the Kubernetes libraries too", EnvVars: env("v")},
@@ -87,6 +88,7 @@ type hostOptions struct {
 	localPathDir         string
 	reserved             corev1.ResourceList // kept back from pods
 	manifests            string              // "": no static pods
+	shutdown             shutdown.Periods
 	house                houseOptions
 	registries           map[string]image.Registry
 	upgradeKeys          binary.Keys // none: binaries need no signature
@@ -163,6 +165,9 @@ func parseHost(c *cli.Context, ports ...string) (o hostOptions, err error) {
 	o.dataDir, o.imageDir, o.resolvConf = c.String("data-dir"), c.String("image-dir"), c.String("resolv-conf")
 	if o.localPathDir = c.String("local-path-dir"); o.localPathDir == "" {
 		o.localPathDir = filepath.Join(o.dataDir, "storage")
+	}
+	if o.shutdown, err = parseShutdown(c); err != nil {
+		return o, err
 	}
 	if err := o.parseManifests(c); err != nil {
 		return o, err

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/skiff-sh/skiff/node/shutdown"
 )
 
 func uninstallCommand() *cli.Command {
@@ -78,6 +80,9 @@ func newUninstallation(c *cli.Context) (*uninstallation, error) {
 	may := []string{u.unit, u.unit + ".old", filepath.Join(c.String("bin-dir"), "skiff")}
 	if !u.keepData {
 		may = append(may, c.String("config"), c.String("config")+".old")
+	}
+	if u.byUnit { // else it may be another installation's
+		may = append(may, shutdown.LogindDropIn)
 	}
 	for _, f := range may {
 		if _, err := os.Lstat(f); err == nil && filepath.IsAbs(f) {

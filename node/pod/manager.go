@@ -52,6 +52,9 @@ type Config struct {
 	// is called after that, and when such a pod has ended. See AddStatic.
 	KeepStatic    func(p *v1.Pod) error
 	StaticChanged func()
+	// Closing says that the machine is being shut down: it takes no more pods.
+	// Nil: never.
+	Closing func() bool
 
 	DataDir    string // DataDir/pods/<uid> holds a pod's files
 	LogDir     string // LogDir/<namespace>_<name>_<uid>/<container>/<attempt>.log

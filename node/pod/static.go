@@ -14,6 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
+
+	"github.com/skiff-sh/skiff/node/shutdown"
 )
 
 // Pods of manifests (static pods) have workers as all others. What differs: no
@@ -245,6 +247,9 @@ func (w *worker) services(ctx context.Context) ([]*v1.Service, error) {
 
 // admit decides whether the pod may run here, with what others have.
 func (w *worker) admit() (reason, message string) {
+	if f := w.m.cfg.Closing; f != nil && f() {
+		return shutdown.NotAdmitted, shutdown.NotAdmittedMessage
+	}
 	if w.static {
 		return w.m.admitStatic(w.pod)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -296,5 +297,30 @@ func TestStaticPodComesBeforeOthers(t *testing.T) {
 	w.add(w.pod("a"))
 	if p := w.await("a", "rejected", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed }); p.Status.Reason != "OutOfpods" {
 		t.Errorf("%+v", p.Status)
+	}
+}
+
+func TestNoPodComesDuringAShutdown(t *testing.T) {
+	w := newManifests(t)
+	var closing atomic.Bool
+	w.m.cfg.Closing = closing.Load
+	w.begin(w.pod("s"))
+	w.until("uid-s", "runs", isRunning)
+	if err := w.m.Start(w.m.ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	closing.Store(true)
+	w.add(w.pod("a"))
+	p := w.await("a", "rejected", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed })
+	if p.Status.Reason != "NodeShutdown" || p.Status.Message != "Pod was rejected: Pod was rejected as the node is shutting down." {
+		t.Errorf("%+v", p.Status)
+	}
+	w.m.End("uid-s", Eviction{Reason: "Terminated", Message: "because", Grace: 5, Disruption: true})
+	s := w.until("uid-s", "has ended", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed })
+	disrupted := slices.ContainsFunc(s.Status.Conditions, func(c v1.PodCondition) bool {
+		return c.Type == v1.DisruptionTarget && c.Status == v1.ConditionTrue && c.Reason == v1.PodReasonTerminationByKubelet
+	})
+	if s.Status.Reason != "Terminated" || !disrupted {
+		t.Errorf("%+v", s.Status)
 	}
 }

@@ -300,12 +300,13 @@ func TestStatusIsKept(t *testing.T) {
 		return st
 	}
 	set("a-n1", v1.PodStatus{Phase: v1.PodSucceeded, ContainerStatuses: []v1.ContainerStatus{{Name: "c", RestartCount: 3}}})
-	set("b-n1", v1.PodStatus{Phase: v1.PodFailed, Reason: "Terminated"}) // the node was shut down
+	set("b-n1", v1.PodStatus{Phase: v1.PodFailed, Reason: "Terminated", ContainerStatuses: []v1.ContainerStatus{ // the node was shut down
+		{Name: "c", RestartCount: 5, State: v1.ContainerState{Terminated: &v1.ContainerStateTerminated{ExitCode: 143}}}}})
 	h.start()
 	if st := status("a-n1"); st.Phase != v1.PodSucceeded || st.ContainerStatuses[0].RestartCount != 3 {
 		t.Errorf("%+v", st)
 	}
-	if st := status("b-n1"); st.Phase != v1.PodPending || st.Reason != "" {
+	if st := status("b-n1"); st.Phase != v1.PodPending || st.Reason != "" || st.ContainerStatuses[0].RestartCount != 5 {
 		t.Errorf("%+v", st)
 	}
 	// A damaged record is none; what is gone has none.

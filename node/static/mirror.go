@@ -148,6 +148,8 @@ func decide(statics []*v1.Pod, seen map[string]*v1.Pod, node *v1.Node) (out []st
 			out = append(out, step{"delete", mirror, "it was deleted; the pod is its manifest's and goes on"})
 		case mirror.Annotations[v1.MirrorPodAnnotationKey] != string(p.UID):
 			out = append(out, step{"delete", mirror, "the manifest has changed"})
+		case over(mirror) && !over(p): // an object of the API does not come back from its end
+			out = append(out, step{"delete", mirror, "the pod runs again"})
 		default:
 			if next := mirrored(mirror, p); !equality.Semantic.DeepEqual(next.Status, mirror.Status) {
 				out = append(out, step{"status", next, ""})
@@ -160,6 +162,10 @@ func decide(statics []*v1.Pod, seen map[string]*v1.Pod, node *v1.Node) (out []st
 		}
 	}
 	return out
+}
+
+func over(p *v1.Pod) bool {
+	return p.Status.Phase == v1.PodSucceeded || p.Status.Phase == v1.PodFailed
 }
 
 func sortedKeys(m map[string]*v1.Pod) []string {

@@ -42,6 +42,10 @@ func TestDecide(t *testing.T) {
 	ending.DeletionTimestamp = &now
 	leaving := p.DeepCopy()
 	leaving.DeletionTimestamp = &now
+	over := told.DeepCopy()
+	over.Status.Phase = v1.PodFailed
+	failed := p.DeepCopy()
+	failed.Status.Phase = v1.PodFailed
 	gated := told.DeepCopy()
 	gated.Status.Conditions = append(gated.Status.Conditions, v1.PodCondition{Type: "example.com/gate", Status: v1.ConditionTrue})
 	for _, c := range []struct {
@@ -55,6 +59,9 @@ func TestDecide(t *testing.T) {
 		{"made", []*v1.Pod{p}, made, "status"},
 		{"in step", []*v1.Pod{p}, told, ""},
 		{"with a condition of others", []*v1.Pod{p}, gated, ""},
+		{"runs again after a shutdown", []*v1.Pod{p}, over, "delete"},
+		{"has failed", []*v1.Pod{failed}, told, "status"},
+		{"has failed for good", []*v1.Pod{failed}, over, ""},
 		{"deleted by somebody", []*v1.Pod{p}, ending, "delete"},
 		{"of other contents", []*v1.Pod{other}, told, "delete"},
 		{"manifest gone", nil, told, "delete"},

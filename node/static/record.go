@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -81,7 +82,7 @@ func (r *records) put(manifest string, p *v1.Pod) (*v1.Pod, error) {
 	old, known := r.pods[p.UID]
 	if known {
 		next := *p
-		next.Status = carriedOver(old.Pod.Status)
+		next.Status = carriedOver(p, old.Pod.Status)
 		p = &next
 	}
 	rec := record{manifest, p}
@@ -94,11 +95,17 @@ func (r *records) put(manifest string, p *v1.Pod) (*v1.Pod, error) {
 
 // carriedOver is what of a status counts for a pod that starts again: an end
 // that the node brought about, as by its shutdown, is none for ever.
-func carriedOver(st v1.PodStatus) v1.PodStatus {
-	if st.Phase == v1.PodFailed && st.Reason != "" && st.Reason != "DeadlineExceeded" {
-		return v1.PodStatus{Phase: v1.PodPending}
+// The counters of its containers go on. One that never restarts stays ended if it
+// has run.
+func carriedOver(p *v1.Pod, st v1.PodStatus) v1.PodStatus {
+	ran := slices.ContainsFunc(st.ContainerStatuses, func(s v1.ContainerStatus) bool { return s.State.Terminated != nil })
+	switch {
+	case st.Phase != v1.PodFailed || st.Reason == "" || st.Reason == "DeadlineExceeded":
+		return st
+	case ran && p.Spec.RestartPolicy == v1.RestartPolicyNever:
+		return st
 	}
-	return st
+	return v1.PodStatus{Phase: v1.PodPending, InitContainerStatuses: st.InitContainerStatuses, ContainerStatuses: st.ContainerStatuses}
 }
 
 // status keeps a pod's new status. A pod that is not to run any more is left.
