@@ -65,12 +65,16 @@ func (p place) prepareMounts(hs []hierarchy, dataDir, device string) error {
 	if err := mount("skiff", "/run/skiff", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
 		return err
 	}
-	if device == "" {
-		return nil
+	if device != "" {
+		if err := mount(device, dataDir, "ext4", unix.MS_NOATIME, ""); err != nil {
+			return err
+		}
+		_ = os.Remove(filepath.Join(dataDir, "lost+found"))
 	}
-	if err := mount(device, dataDir, "ext4", unix.MS_NOATIME, ""); err != nil {
-		return err
+	// As systemd has it on hosts: pods may ask for mount propagation. No other
+	// node is a peer, since all was private before.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share mounts with containers: %w", err)
 	}
-	_ = os.Remove(filepath.Join(dataDir, "lost+found"))
 	return nil
 }

@@ -166,6 +166,9 @@ func (s *Sandbox) addMounts(spec *specs.Spec, c *ContainerConfig) error {
 		if err != nil {
 			return err
 		}
+		if err := checkPropagation(m); err != nil {
+			return err
+		}
 		if own[om.Destination] {
 			return fmt.Errorf("two mounts at %s", om.Destination)
 		}
