@@ -61,11 +61,11 @@ type Controller struct {
 	volumes cache.SharedIndexInformer
 	classes storagelisters.StorageClassLister
 	pods    cache.SharedIndexInformer
-	pending cache.SharedIndexInformer // of claims
 
 	mu      sync.Mutex
-	written map[types.UID]uint64 // the resourceVersion that the cache has to reach; guarded by mu
-	said    map[types.UID]string // the last event of a claim that waits; guarded by mu
+	written map[types.UID]uint64                     // the resourceVersion that the cache has to reach; guarded by mu
+	open    map[string]*corev1.PersistentVolumeClaim // claims that are not bound, by key; guarded by mu
+	said    map[types.UID]string                     // the last event of a claim that waits; guarded by mu
 
 	picking sync.Mutex          // makes choosing a volume and noting it one step
 	picked  map[string]struct{} // volumes that are being bound; guarded by picking
@@ -80,8 +80,7 @@ func New(cfg controller.Config) (*Controller, error) {
 	c := &Controller{
 		cfg: cfg, claims: core.PersistentVolumeClaims().Lister(), volumes: core.PersistentVolumes().Informer(),
 		classes: cfg.Informers.Storage().V1().StorageClasses().Lister(), pods: core.Pods().Informer(),
-		pending: core.PersistentVolumeClaims().Informer(),
-		written: map[types.UID]uint64{}, said: map[types.UID]string{}, picked: map[string]struct{}{},
+		open: map[string]*corev1.PersistentVolumeClaim{}, written: map[types.UID]uint64{}, said: map[types.UID]string{}, picked: map[string]struct{}{},
 	}
 	c.loop = controller.NewLoop(controller.LoopConfig{Name: "persistentvolume", Sync: c.sync, Workers: 4, MinInterval: minInterval, Logger: cfg.Logger})
 	if err := c.watch(); err != nil {
@@ -100,7 +99,7 @@ func (c *Controller) watch() error {
 	if err := c.volumes.AddIndexers(cache.Indexers{byClass: indexBy(storagehelpers.GetPersistentVolumeClass), byClaim: indexBy(claimOf)}); err != nil {
 		return fmt.Errorf("index volumes: %w", err)
 	}
-	if err := controller.Watch(c.loop, c.pending, c.claimChanged); err != nil {
+	if err := controller.Watch(c.loop, c.cfg.Informers.Core().V1().PersistentVolumeClaims().Informer(), c.claimChanged); err != nil {
 		return err
 	}
 	if err := controller.Watch(c.loop, c.volumes, c.volumeChanged); err != nil {
@@ -168,6 +167,7 @@ func (c *Controller) volume(name string) *corev1.PersistentVolume {
 }
 
 func (c *Controller) claimChanged(old, cur *corev1.PersistentVolumeClaim) {
+	c.noteOpen(old, cur)
 	if cur == nil {
 		c.forget(old.UID)
 		for _, v := range c.at(byClaim, controller.Key(old.Namespace, old.Name)) {
@@ -202,12 +202,27 @@ func (c *Controller) volumeChanged(old, cur *corev1.PersistentVolume) {
 	})
 }
 
+// noteOpen keeps the claims that wake goes through.
+func (c *Controller) noteOpen(old, cur *corev1.PersistentVolumeClaim) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case cur == nil:
+		delete(c.open, controller.Key(old.Namespace, old.Name))
+	case cur.Status.Phase == corev1.ClaimBound:
+		delete(c.open, controller.Key(cur.Namespace, cur.Name))
+	default:
+		c.open[controller.Key(cur.Namespace, cur.Name)] = cur
+	}
+}
+
 // wake asks for a sync of the claims that are not bound and meet which.
 func (c *Controller) wake(which func(*corev1.PersistentVolumeClaim) bool) {
-	for _, obj := range c.pending.GetStore().List() {
-		claim, ok := obj.(*corev1.PersistentVolumeClaim)
-		if ok && claim.Status.Phase != corev1.ClaimBound && which(claim) {
-			c.loop.Add(claimKey + controller.Key(claim.Namespace, claim.Name))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key, claim := range c.open {
+		if which(claim) {
+			c.loop.Add(claimKey + key)
 		}
 	}
 }

@@ -43,6 +43,9 @@ var claimKind = registry.Kind{
 		errs := validateQuantities(c.Status.Capacity, field.NewPath("status", "capacity"))
 		return append(errs, validateQuantities(c.Status.AllocatedResources, field.NewPath("status", "allocatedResources"))...)
 	},
+	Warnings: func(_ context.Context, obj runtime.Object) []string {
+		return claimWarnings(obj.(*corev1.PersistentVolumeClaim))
+	},
 	Columns: []metav1.TableColumnDefinition{
 		registry.Column("Name", "Name of the claim"),
 		registry.Column("Status", "Pending, Bound, Lost or Terminating"),

@@ -41,6 +41,9 @@ var volumeKind = registry.Kind{
 	ValidateUpdate: func(_ context.Context, obj, old runtime.Object) field.ErrorList {
 		return validateVolumeUpdate(obj.(*corev1.PersistentVolume), old.(*corev1.PersistentVolume))
 	},
+	Warnings: func(_ context.Context, obj runtime.Object) []string {
+		return volumeWarnings(obj.(*corev1.PersistentVolume))
+	},
 	Columns: []metav1.TableColumnDefinition{
 		registry.Column("Name", "Name of the volume"),
 		registry.Column("Capacity", "Size of the volume"),
