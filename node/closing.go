@@ -73,7 +73,7 @@ func (c *closing) Changed(now bool) {
 	}
 	// Nobody makes the pods of manifests anew.
 	for _, p := range c.a.pods.StaticPods() {
-		if p.Status.Reason == shutdown.Reason {
+		if p.Status.Reason == shutdown.Reason || p.Status.Reason == shutdown.NotAdmitted {
 			again := p.DeepCopy()
 			again.DeletionTimestamp, again.DeletionGracePeriodSeconds, again.Status = nil, nil, v1.PodStatus{Phase: v1.PodPending}
 			c.a.pods.RemoveStatic(p.UID)

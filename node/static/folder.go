@@ -20,7 +20,7 @@ import (
 const (
 	gather    = 200 * time.Millisecond // from the first sign of a change to looking at it
 	busyAgain = 250 * time.Millisecond // a file is being written: look again
-	lookEvery = 10 * time.Second       // for what has no sign: the folder comes, the target of a link changes
+	lookEvery = 10 * time.Second       // for what has no sign: the target of a link changes, folders above come
 )
 
 // Pods runs static pods; *pod.Manager does.
@@ -129,8 +129,8 @@ func (f *Folder) Run(ctx context.Context, pods Pods) error {
 				f.cfg.Logger.Warn("watching the folder of manifests", "err", err)
 			}
 		case <-timer.C:
-			if err == nil { // also of a folder that was not there
-				_ = watch.Add(f.cfg.Dir)
+			if err == nil && watch.Add(f.cfg.Dir) != nil { // it may come
+				_ = watch.Add(filepath.Dir(f.cfg.Dir))
 			}
 			next := f.cfg.every
 			if f.read() {

@@ -23,6 +23,7 @@ type host struct {
 	dir     string
 	records string
 	folder  *Folder
+	every   time.Duration
 	stop    func()
 
 	mu      sync.Mutex
@@ -32,7 +33,7 @@ type host struct {
 }
 
 func newHost(t *testing.T) *host {
-	h := &host{t: t, dir: filepath.Join(t.TempDir(), "manifests"), records: filepath.Join(t.TempDir(), "records")}
+	h := &host{t: t, every: time.Second, dir: filepath.Join(t.TempDir(), "manifests"), records: filepath.Join(t.TempDir(), "records")}
 	if err := os.Mkdir(h.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +51,7 @@ func (h *host) start() {
 	if h.stop != nil {
 		h.stop()
 	}
-	f, err := Open(Config{Dir: h.dir, Records: h.records, Node: "n1", Prepare: defaults, every: time.Second, Logger: slog.New(slog.DiscardHandler), Report: func(file string, err error) {
+	f, err := Open(Config{Dir: h.dir, Records: h.records, Node: "n1", Prepare: defaults, every: h.every, Logger: slog.New(slog.DiscardHandler), Report: func(file string, err error) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.reports = append(h.reports, filepath.Base(file)+": "+err.Error())
@@ -177,6 +178,7 @@ func TestFolderThatComesLaterAndGoes(t *testing.T) {
 	if err := os.Remove(h.dir); err != nil {
 		t.Fatal(err)
 	}
+	h.every = time.Hour // what follows is seen at once
 	h.start()
 	staging := h.dir + ".new"
 	if err := os.Mkdir(staging, 0o755); err != nil {
