@@ -140,7 +140,11 @@ func (g *grants) load(pods []*v1.Pod) {
 		}
 		if a != nil {
 			g.mu.Lock()
-			g.pods[p.UID] = &grant{allocation: *a, latest: p, pod: a.apply(p)}
+			e := &grant{allocation: *a, pod: a.apply(p)}
+			if c := findCondition(p, v1.PodResizeInProgress); c != nil {
+				e.granted = c.ObservedGeneration
+			}
+			g.pods[p.UID] = e
 			g.mu.Unlock()
 		}
 	}
@@ -169,6 +173,6 @@ func (g *grants) record(uid types.UID, change func(*allocation)) {
 	change(&a)
 	e.allocation = a
 	if err := g.m.cfg.save(&a, g.m.podDir(uid), false); err != nil {
-		g.m.cfg.Logger.Warn("noting what a container was given", "pod", e.latest.Namespace+"/"+e.latest.Name, "err", err)
+		g.m.cfg.Logger.Warn("noting what a container was given", "pod", e.pod.Namespace+"/"+e.pod.Name, "err", err)
 	}
 }

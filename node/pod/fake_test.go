@@ -417,6 +417,14 @@ func newWorld(t *testing.T) *world {
 		w.write++
 		p.ResourceVersion = fmt.Sprint(w.rv)
 		w.mu.Unlock()
+		// As in the real one, a status changes nothing else, and nothing else a status.
+		if have, err := w.client.Tracker().Get(v1.SchemeGroupVersion.WithResource("pods"), p.Namespace, p.Name); err == nil {
+			if old := have.(*v1.Pod).DeepCopy(); a.GetSubresource() == "status" {
+				p.Spec, p.Generation, p.DeletionTimestamp = old.Spec, old.Generation, old.DeletionTimestamp
+			} else {
+				p.Status = old.Status
+			}
+		}
 		return false, nil, nil
 	})
 	w.objects = objects.New(objects.Config{Client: w.client, Logger: slog.New(slog.DiscardHandler)})

@@ -26,7 +26,7 @@ type grants struct {
 
 type grant struct {
 	allocation allocation
-	latest     *v1.Pod  // as the API has it
+	latest     *v1.Pod  // as the API has it; nil before its worker has seen it
 	pod        *v1.Pod  // latest with what was granted
 	over       bool     // its containers have ended: it takes no room
 	pending    *pending // what it asks for and has not got; nil: nothing
@@ -64,6 +64,9 @@ func (g *grants) retake(p *v1.Pod, ending bool) (granted *v1.Pod, begun int) {
 	default:
 		if e.pending == nil {
 			e.pending = &pending{since: g.m.cfg.now()}
+			if c := findCondition(p, v1.PodResizePending); c != nil {
+				e.pending.since = c.LastTransitionTime.Time // it waits since an earlier agent
+			}
 		}
 		g.retry()
 	}
@@ -174,6 +177,18 @@ func (g *grants) done(uid types.UID, begun int) int64 {
 	return generation
 }
 
+// resume tells that a granted change is not carried out: an earlier agent granted
+// it.
+func (g *grants) resume(p *v1.Pod) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	e := g.pods[p.UID]
+	if e == nil || e.granted != 0 {
+		return
+	}
+	e.granted = p.Generation
+}
+
 // retry grants what fits of all that was not granted before. Those that ask for
 // no more than they have come first, then the important ones, then those that
 // have waited long. The lock is held.
@@ -248,9 +263,17 @@ func (g *grants) try(e *grant) {
 
 // told says that an earlier agent has said the same.
 func told(p *v1.Pod, n *pending) bool {
-	return slices.ContainsFunc(p.Status.Conditions, func(c v1.PodCondition) bool {
-		return c.Type == v1.PodResizePending && c.Reason == n.reason && c.ObservedGeneration == n.generation
-	})
+	c := findCondition(p, v1.PodResizePending)
+	return c != nil && c.Reason == n.reason && c.ObservedGeneration == n.generation
+}
+
+func findCondition(p *v1.Pod, t v1.PodConditionType) *v1.PodCondition {
+	for i := range p.Status.Conditions {
+		if p.Status.Conditions[i].Type == t {
+			return &p.Status.Conditions[i]
+		}
+	}
+	return nil
 }
 
 // judge says why a pod can't have what it asks for; "" if it can.

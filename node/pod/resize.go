@@ -106,6 +106,9 @@ func (w *worker) resize(ctx context.Context, alarm *time.Time) {
 		return
 	}
 	busy, err := w.carryOut(ctx)
+	if (busy || err != nil) && ctx.Err() == nil {
+		w.m.grants.resume(w.pod)
+	}
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:

@@ -57,21 +57,21 @@ func TestRealResize(t *testing.T) {
 		}
 	}
 	done := func(p *v1.Pod) bool {
-		return p.Status.ObservedGeneration == p.Generation && condition(p, v1.PodResizePending) == nil && condition(p, v1.PodResizeInProgress) == nil
+		return p.Status.ObservedGeneration == p.Generation && findCondition(p, v1.PodResizePending) == nil && findCondition(p, v1.PodResizeInProgress) == nil
 	}
 	w.change("a", memory("192Mi"))
 	w.await("a", "larger", done)
 	limited("201326592")
 	w.change("a", memory("4Mi"))
 	w.await("a", "too small", func(p *v1.Pod) bool {
-		c := condition(p, v1.PodResizeInProgress)
+		c := findCondition(p, v1.PodResizeInProgress)
 		return c != nil && c.Reason == v1.PodReasonError && strings.Contains(c.Message, "memory limit (4194304) below current usage")
 	})
 	limited("201326592")
 	w.stop()
 	p := w.get("a")
 	w.start([]*v1.Pod{p})
-	w.await("a", "still too small", func(p *v1.Pod) bool { return condition(p, v1.PodResizeInProgress) != nil })
+	w.await("a", "still too small", func(p *v1.Pod) bool { return findCondition(p, v1.PodResizeInProgress) != nil })
 	w.change("a", memory("64Mi"))
 	p = w.await("a", "smaller", done)
 	limited("67108864")

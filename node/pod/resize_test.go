@@ -54,15 +54,6 @@ func (w *world) change(name string, f func(*v1.Pod)) {
 	w.m.Update(p)
 }
 
-func condition(p *v1.Pod, t v1.PodConditionType) *v1.PodCondition {
-	for i := range p.Status.Conditions {
-		if p.Status.Conditions[i].Type == t {
-			return &p.Status.Conditions[i]
-		}
-	}
-	return nil
-}
-
 // has says that the pod's status shows these resources and no change under way.
 func has(cpu, memory string) func(*v1.Pod) bool {
 	return func(p *v1.Pod) bool {
@@ -72,7 +63,7 @@ func has(cpu, memory string) func(*v1.Pod) bool {
 			}
 		}
 		return p.Status.AllocatedResources.Cpu().String() == cpu && p.Status.Resources.Limits.Memory().String() == memory &&
-			condition(p, v1.PodResizePending) == nil && condition(p, v1.PodResizeInProgress) == nil && p.Status.ObservedGeneration == p.Generation
+			findCondition(p, v1.PodResizePending) == nil && findCondition(p, v1.PodResizeInProgress) == nil && p.Status.ObservedGeneration == p.Generation
 	}
 }
 
@@ -138,12 +129,12 @@ func TestResizeDeferred(t *testing.T) {
 	}
 	w.await("big", "runs", isRunning)
 	deferred := func(p *v1.Pod) bool {
-		c := condition(p, v1.PodResizePending)
+		c := findCondition(p, v1.PodResizePending)
 		return c != nil && c.Reason == v1.PodReasonDeferred && c.ObservedGeneration == 2 && p.Status.ContainerStatuses[0].AllocatedResources.Cpu().String() == "400m"
 	}
 	w.change("a", sized("1200m", "64Mi"))
 	p := w.await("a", "deferred", deferred)
-	if got := condition(p, v1.PodResizePending).Message; got != "Node didn't have enough resource: cpu, requested: 1200, used: 1400, capacity: 2000" {
+	if got := findCondition(p, v1.PodResizePending).Message; got != "Node didn't have enough resource: cpu, requested: 1200, used: 1400, capacity: 2000" {
 		t.Error(got)
 	}
 	w.change("b", sized("1200m", "64Mi"))
@@ -153,7 +144,7 @@ func TestResizeDeferred(t *testing.T) {
 	}
 	w.change("big", sized("3", "64Mi"))
 	w.await("big", "infeasible", func(p *v1.Pod) bool {
-		c := condition(p, v1.PodResizePending)
+		c := findCondition(p, v1.PodResizePending)
 		return c != nil && c.Reason == v1.PodReasonInfeasible && c.Message == "Node didn't have enough capacity: cpu, requested: 3000, capacity: 2000"
 	})
 	// A new pod does not get what was not granted either.
@@ -179,7 +170,7 @@ func TestResizeBelowUsage(t *testing.T) {
 	box.mu.Unlock()
 	w.change("a", sized("100m", "10Ki"))
 	p := w.await("a", "fails", func(p *v1.Pod) bool {
-		c := condition(p, v1.PodResizeInProgress)
+		c := findCondition(p, v1.PodResizeInProgress)
 		return c != nil && c.Reason == v1.PodReasonError && strings.Contains(c.Message, "memory limit (10240) below current usage (52428800)")
 	})
 	if got := p.Status.ContainerStatuses[0].Resources.Limits.Memory().String(); got != "64Mi" || strings.Contains(box.asked(), "update") {
@@ -193,7 +184,7 @@ func TestResizeBelowUsage(t *testing.T) {
 	box.mu.Unlock()
 	w.change("a", sized("200m", "64Mi"))
 	w.await("a", "fails again", func(p *v1.Pod) bool {
-		c := condition(p, v1.PodResizeInProgress)
+		c := findCondition(p, v1.PodResizeInProgress)
 		return c != nil && strings.Contains(c.Message, `changing the resources of container "c": no such file`)
 	})
 	box.mu.Lock()
@@ -224,7 +215,7 @@ func TestResizeSurvivesAgent(t *testing.T) {
 	}
 	w.start([]*v1.Pod{w.get("big"), w.get("a")})
 	w.await("a", "deferred", func(p *v1.Pod) bool {
-		c := condition(p, v1.PodResizePending)
+		c := findCondition(p, v1.PodResizePending)
 		return c != nil && c.ObservedGeneration == 3 && p.Status.ContainerStatuses[0].Resources.Limits.Cpu().String() == "500m" && p.Status.ContainerStatuses[0].AllocatedResources.Cpu().String() == "500m"
 	})
 	if got := box.asked(); got != asked {
@@ -283,7 +274,7 @@ func TestPodLevelResize(t *testing.T) {
 	w.change("a", whole("400m", "128Mi"))
 	w.await("a", "resized", func(p *v1.Pod) bool {
 		r := p.Status.Resources
-		return r != nil && r.Limits.Memory().String() == "128Mi" && p.Status.AllocatedResources.Cpu().String() == "400m" && condition(p, v1.PodResizeInProgress) == nil
+		return r != nil && r.Limits.Memory().String() == "128Mi" && p.Status.AllocatedResources.Cpu().String() == "400m" && findCondition(p, v1.PodResizeInProgress) == nil
 	})
 	if got := box.asked(); got != "start c, update pod cpu=409/40000 memory=134217728, update c cpu=2/40000 memory=134217728, update pod cpu=409/40000 memory=134217728" {
 		t.Error(got)
