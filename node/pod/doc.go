@@ -8,7 +8,6 @@
 // table fails where it is made. Containers live in a sandbox that outlives
 // the agent: a new agent adopts it and goes on.
 //
-// Limits: Linux; no user namespaces, no devices plugins, no in-place resize,
-// no CSI. Fields that are not supported make the pod fail with an event and a
+// Limits: Linux; no user namespaces, no device plugins, no CSI. Fields that are not supported make the pod fail with an event and a
 // status that name the field (see Refused).
 package pod
