@@ -325,3 +325,18 @@ func BenchmarkAsk(b *testing.B) {
 		})
 	}
 }
+
+// TestAskedTogether: probes that begin at any time are asked at the same moments
+// from then on, a period apart.
+func TestAskedTogether(t *testing.T) {
+	for _, since := range []time.Duration{-250 * time.Millisecond, 0, 1, 99 * time.Millisecond, 100 * time.Millisecond, 12345 * time.Millisecond} {
+		at := ticksBegan.Add(since)
+		got := together(at)
+		if d := got.Sub(at); d < 0 || d >= tick || got.Sub(ticksBegan)%tick != 0 {
+			t.Errorf("%s after the beginning: %s later", since, d)
+		}
+		if next := together(got.Add(time.Second)); next.Sub(got) != time.Second {
+			t.Errorf("the next one is %s later", next.Sub(got))
+		}
+	}
+}
