@@ -44,8 +44,12 @@ func (a *Agent) keepLogs(ctx context.Context) {
 		var files []logs.File
 		for _, v := range a.pods.Views() {
 			for _, c := range v.Containers {
+				f := logs.File{Path: c.LogPath}
 				if c.Running && v.Sandbox != nil {
-					files = append(files, logs.File{Path: c.LogPath, Reopen: func() error { return v.Sandbox.ReopenLog(ctx, c.ID) }})
+					f.Reopen = func() error { return v.Sandbox.ReopenLog(ctx, c.ID) }
+				}
+				if c.LogPath != "" {
+					files = append(files, f)
 				}
 			}
 		}

@@ -22,13 +22,13 @@ const (
 // an event for each line.
 const (
 	lookMost  = 5 * time.Second
-	lookLeast = 250 * time.Millisecond
+	lookLeast = 50 * time.Millisecond
 )
 
-// File is the log that a running container writes.
+// File is the log of a container's newest attempt.
 type File struct {
 	Path   string       // <dir of the container>/<attempt>.log
-	Reopen func() error // has the writer begin Path anew
+	Reopen func() error // has the writer begin Path anew; nil: it has ended
 }
 
 // Rotator keeps the logs of running containers small, and removes those of
@@ -54,6 +54,10 @@ func (r *Rotator) Look(now time.Time, files []File) (time.Duration, error) {
 		before, known := r.seen[f.Path]
 		if !known {
 			errs = append(errs, removeOld(f.Path))
+		}
+		if f.Reopen == nil {
+			seen[f.Path] = before
+			continue
 		}
 		size, err := rotate(f.Path, r.MaxSize, r.MaxFiles, now, f.Reopen)
 		if err != nil {

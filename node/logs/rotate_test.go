@@ -226,6 +226,16 @@ func TestLogsOfEarlierAttemptsGo(t *testing.T) {
 	if want := []string{"11.log", "11.log.20260101-000000.000000000", "12.log", "notes.txt"}; !slices.Equal(got, want) {
 		t.Errorf("left are %q, want %q", got, want)
 	}
+	// One that crashes at once is never seen running.
+	if err := os.Rename(w.path, filepath.Join(dir, "13.log")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Look(time.Now(), []File{{Path: filepath.Join(dir, "13.log")}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "11.log")); !os.IsNotExist(err) {
+		t.Errorf("the log of attempt 11 is left of one that has ended: %v", err)
+	}
 }
 
 func TestOneBadLogDoesNotKeepOthersFromRotating(t *testing.T) {
