@@ -184,7 +184,10 @@ func Parse(hard, soft, grace, reclaim []string) ([]Threshold, error) {
 		}
 	}
 	has := func(list []string, sig Signal) bool {
-		return slices.ContainsFunc(list, func(s string) bool { n, _, _ := strings.Cut(strings.Replace(s, "=", "<", 1), "<"); return n == string(sig) })
+		return slices.ContainsFunc(list, func(s string) bool {
+			n, _, _ := strings.Cut(strings.Replace(s, "=", "<", 1), "<")
+			return n == string(sig)
+		})
 	}
 	for sig := range graces {
 		if !has(soft, sig) {
