@@ -101,7 +101,7 @@ func NewManager(cfg Config) *Manager {
 	if cfg.save == nil {
 		cfg.save = (*allocation).write
 	}
-	m := &Manager{cfg: cfg, writes: make(chan struct{}, 16), pulls: newPulls(cfg.Images, cfg.Meter),
+	m := &Manager{cfg: cfg, writes: make(chan struct{}, 16), pulls: newPulls(cfg),
 		workers: map[types.UID]*worker{}, again: map[types.UID]*v1.Pod{}, missing: map[types.UID]*time.Timer{}, adopted: map[string]Sandbox{}}
 	m.grants = &grants{m: m, pods: map[types.UID]*grant{}}
 	return m
@@ -162,6 +162,7 @@ func (m *Manager) Remove(uid types.UID) {
 	delete(m.again, uid)
 	m.mu.Unlock()
 	if w != nil {
+		m.grants.end(uid) // the scheduler does not count it any more either
 		w.remove()
 	}
 }

@@ -328,3 +328,18 @@ func TestDamagedAllocation(t *testing.T) {
 		}
 	}
 }
+
+// A pod that was removed by force gives its room at once, as for the scheduler,
+// though it takes a while to end.
+func TestRoomOfRemovedPods(t *testing.T) {
+	w := newWorld(t)
+	w.add(w.pod("old", sized("1500m", "64Mi")))
+	w.await("old", "runs", isRunning)
+	box := w.rt.box("uid-old")
+	box.mu.Lock()
+	box.signal = func(runtime.ContainerStatus, syscall.Signal) {} // it takes its time
+	box.mu.Unlock()
+	w.m.Remove("uid-old")
+	w.add(w.pod("new", sized("1500m", "64Mi")))
+	w.await("new", "runs", isRunning)
+}

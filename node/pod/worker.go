@@ -229,6 +229,9 @@ func (w *worker) pass(base context.Context) (next time.Time, over bool) {
 		w.stop = nil
 	}
 	w.mu.Unlock()
+	if gone {
+		w.m.grants.end(w.uid)
+	}
 	fresh, w.begun = w.m.grants.retake(fresh, stopping)
 	w.adoptSpec(fresh)
 	for _, f := range mail {
