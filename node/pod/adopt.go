@@ -189,6 +189,7 @@ func (m *Manager) sweep(pods []*v1.Pod, mounts map[string]bool) {
 			warn("logs", os.RemoveAll(filepath.Join(m.cfg.LogDir, name)))
 		}
 	}
+	warn("records of images", m.pulls.access.sweep(func(id string) bool { _, ok := m.cfg.Images.Get(id); return ok }))
 	keys, err := m.cfg.Images.Mounts()
 	warn("mounts", err)
 	for _, k := range keys {

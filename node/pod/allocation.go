@@ -113,18 +113,7 @@ func (a *allocation) write(dir string, safe bool) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, allocationName+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // fails once it has its name
-	if _, err = f.Write(b); err == nil && safe {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), filepath.Join(dir, allocationName))
+	return replaceFile(dir, allocationName, b, safe)
 }
 
 // load takes in what an earlier agent granted to pods, before any new one is

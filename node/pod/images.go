@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/skiff-sh/skiff/node/image"
@@ -18,6 +21,8 @@ import (
 type pulls struct {
 	images Images
 	meter  *meter.Meter
+	access *pullRecords
+	log    *slog.Logger
 	mu     sync.Mutex
 	active map[string]*pull
 }
@@ -30,8 +35,36 @@ type pull struct {
 	start time.Time
 }
 
-func newPulls(i Images, m *meter.Meter) *pulls {
-	return &pulls{images: i, meter: m, active: map[string]*pull{}}
+func newPulls(cfg Config) *pulls {
+	return &pulls{images: cfg.Images, meter: cfg.Meter, log: cfg.Logger, active: map[string]*pull{},
+		access: &pullRecords{dir: filepath.Join(cfg.DataDir, "pulled")}}
+}
+
+// fetch pulls an image and records who may use it.
+func (p *pulls) fetch(ctx context.Context, ref string, auth authn.Keychain) (*image.Image, error) {
+	repository, err := image.Repository(ref)
+	if err != nil {
+		return nil, err
+	}
+	credential, err := image.CredentialID(ctx, auth, ref)
+	if err != nil {
+		return nil, err
+	}
+	if credential != "" {
+		if err := p.access.pulling(ref); err != nil {
+			return nil, fmt.Errorf("recording that %s is pulled with credentials: %w", ref, err)
+		}
+	}
+	img, err := p.images.Pull(ctx, ref, auth, nil)
+	if err == nil {
+		err = p.access.pulled(img.ID, repository, credential)
+	}
+	if ctx.Err() == nil && credential != "" {
+		if err := p.access.over(ref); err != nil {
+			p.log.Warn("recording the end of a pull", "image", ref, "err", err)
+		}
+	}
+	return img, err
 }
 
 // get joins or starts a pull of ref with these credentials; wake is called
@@ -51,7 +84,7 @@ func (p *pulls) get(ctx context.Context, ref string, secrets [][]byte, wake func
 			if err != nil {
 				pl.err = fmt.Errorf("reading imagePullSecrets: %w", err)
 			} else {
-				pl.img, pl.err = p.images.Pull(ctx, ref, auth, nil)
+				pl.img, pl.err = p.fetch(ctx, ref, auth)
 			}
 			pl.took = time.Since(pl.start)
 			if pl.err != nil {
@@ -109,7 +142,8 @@ func (w *worker) ensureImage(ctx context.Context, c *container) *image.Image {
 	policy := spec.ImagePullPolicy
 	img, have := w.m.cfg.Images.Get(spec.Image)
 	// What was imported by hand under this very name can't be pulled anew.
-	if have && (policy != v1.PullAlways || img.Pinned && len(img.RepoDigests) == 0) {
+	imported := have && img.Pinned && len(img.RepoDigests) == 0
+	if imported || have && policy != v1.PullAlways && w.mayUse(ctx, img, spec.Image) {
 		w.event(c, v1.EventTypeNormal, "Pulled", "Container image %q already present on machine and can be accessed by the pod", spec.Image)
 		return img
 	}
@@ -138,6 +172,26 @@ func (w *worker) ensureImage(ctx context.Context, c *container) *image.Image {
 	w.event(c, v1.EventTypeNormal, "Pulling", "Pulling image %q", spec.Image)
 	c.pull = w.m.pulls.get(w.m.ctx, spec.Image, w.pullSecrets(ctx), w.poke)
 	return nil
+}
+
+// mayUse says whether the pod could have pulled an image that is there.
+func (w *worker) mayUse(ctx context.Context, img *image.Image, ref string) bool {
+	repository, err := image.Repository(ref)
+	if err == nil {
+		var ok bool
+		ok, err = w.m.pulls.access.mayUse(img.ID, ref, repository, func() (string, error) {
+			auth, err := image.Keychain(w.pullSecrets(ctx)...)
+			if err != nil {
+				return "", nil // said when it is pulled
+			}
+			return image.CredentialID(ctx, auth, ref)
+		})
+		if err == nil {
+			return ok
+		}
+	}
+	w.log.Warn("an image that is there is pulled all the same", "image", ref, "err", err)
+	return false
 }
 
 // pullFailed shows the error for a moment; then ImagePullBackOff follows.
