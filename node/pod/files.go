@@ -39,6 +39,18 @@ func hostname(p *v1.Pod, domain string) string {
 	return short
 }
 
+// maxHostname is the kernel's limit.
+const maxHostname = 64
+
+// checkHostname refuses a full name that is too long for a host name; nothing
+// shorter would be what the pod asks for.
+func checkHostname(p *v1.Pod, domain string) error {
+	if h := hostname(p, domain); !p.Spec.HostNetwork && len(h) > maxHostname {
+		return fmt.Errorf("failed to construct FQDN from pod hostname and cluster domain, FQDN %s is too long (%d characters is the max, %d characters requested)", h, maxHostname, len(h))
+	}
+	return nil
+}
+
 // names are the pod's short name and, when it has a subdomain, its full one.
 func names(p *v1.Pod, domain string) (short, fqdn string) {
 	short = p.Name
@@ -189,7 +201,7 @@ func (r resolver) bytes() []byte {
 func (w *worker) ownFiles(c *container, id string) ([]runtime.Mount, error) {
 	dir := w.m.podDir(w.uid)
 	var out []runtime.Mount
-	write := func(name, dest string, data []byte) error {
+	write := func(name, dest string, data []byte, readonly bool) error {
 		path := filepath.Join(dir, name)
 		if old, err := os.ReadFile(path); err != nil || !bytes.Equal(old, data) {
 			// In place: containers that run have this very file mounted.
@@ -197,9 +209,12 @@ func (w *worker) ownFiles(c *container, id string) ([]runtime.Mount, error) {
 				return fmt.Errorf("writing the pod's %s: %w", dest, err)
 			}
 		}
-		out = append(out, runtime.Mount{Destination: dest, HostPath: path, Readonly: false})
+		out = append(out, runtime.Mount{Destination: dest, HostPath: path, Readonly: readonly})
 		return nil
 	}
+	// As with the root file system; /etc/hosts stays writable, as with kubelet.
+	sc := c.spec.SecurityContext
+	readonly := sc != nil && sc.ReadOnlyRootFilesystem != nil && *sc.ReadOnlyRootFilesystem
 	var hosts []byte
 	if w.pod.Spec.HostNetwork {
 		var err error
@@ -208,7 +223,7 @@ func (w *worker) ownFiles(c *container, id string) ([]runtime.Mount, error) {
 		}
 	}
 	domain := w.m.cfg.DNS.Domain
-	if err := write("hosts", "/etc/hosts", hostsFile(w.pod, w.ips, domain, hosts)); err != nil {
+	if err := write("hosts", "/etc/hosts", hostsFile(w.pod, w.ips, domain, hosts), false); err != nil {
 		return nil, err
 	}
 	host, err := os.ReadFile(w.m.cfg.ResolvConf)
@@ -220,13 +235,17 @@ func (w *worker) ownFiles(c *container, id string) ([]runtime.Mount, error) {
 		w.warnedDNS = true
 		w.eventPod(v1.EventTypeWarning, "DNSConfigForming", "%s", what)
 	}
-	if err := write("resolv.conf", "/etc/resolv.conf", res.bytes()); err != nil {
+	if err := write("resolv.conf", "/etc/resolv.conf", res.bytes(), readonly); err != nil {
 		return nil, err
 	}
-	if !w.pod.Spec.HostNetwork {
-		if err := write("hostname", "/etc/hostname", []byte(hostname(w.pod, domain)+"\n")); err != nil {
-			return nil, err
+	name := hostname(w.pod, domain)
+	if w.pod.Spec.HostNetwork {
+		if name, err = os.Hostname(); err != nil {
+			return nil, fmt.Errorf("reading the node's host name: %w", err)
 		}
+	}
+	if err := write("hostname", "/etc/hostname", []byte(name+"\n"), readonly); err != nil {
+		return nil, err
 	}
 	if path := c.spec.TerminationMessagePath; path != "" {
 		file := w.terminationFile(c, id)

@@ -139,6 +139,9 @@ func (w *worker) ensureSandbox(ctx context.Context) error {
 		if err := w.checkHandler(ctx); err != nil {
 			return err
 		}
+		if err := checkHostname(w.pod, w.m.cfg.DNS.Domain); err != nil {
+			return err
+		}
 		began := time.Now()
 		sb, err := w.m.cfg.Runtime.CreateSandbox(ctx, w.sandboxConfig())
 		w.m.cfg.Meter.Operation(meter.RunSandbox, began, err)
