@@ -34,5 +34,8 @@ func unsupported(pod *corev1.Pod) string {
 	if pod.Spec.SchedulingGroup != nil {
 		return "spec.schedulingGroup"
 	}
+	if os := pod.Spec.OS; os != nil && os.Name != corev1.Linux {
+		return "spec.os.name" // every node would fail it, and controllers would make the next one
+	}
 	return ""
 }

@@ -16,6 +16,12 @@ import (
 // itself. The words are kubelet's.
 func (m *Manager) admit(w *worker) (reason, message string) {
 	p := w.pod
+	if os, ok := p.Spec.NodeSelector[v1.LabelOSStable]; ok && os != string(v1.Linux) {
+		return "PodOSSelectorNodeLabelDoesNotMatch", "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label"
+	}
+	if p.Spec.OS != nil && p.Spec.OS.Name != v1.Linux {
+		return "PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"
+	}
 	if node := m.cfg.Node(); node != nil {
 		ok, err := nodeaffinity.GetRequiredNodeAffinity(p).Match(node)
 		if err != nil || !ok {

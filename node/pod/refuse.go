@@ -35,7 +35,6 @@ func refused(p *v1.Pod, selinux bool) field.ErrorList {
 	s := &p.Spec
 	no(s.HostUsers != nil && !*s.HostUsers, spec.Child("hostUsers"), "user namespaces are not supported")
 	no(len(s.ResourceClaims) > 0, spec.Child("resourceClaims"), unsupported)
-	no(s.OS != nil && s.OS.Name != "" && s.OS.Name != v1.Linux, spec.Child("os", "name"), "this node runs linux")
 	if sc := s.SecurityContext; sc != nil {
 		path := spec.Child("securityContext")
 		no(selinux && sc.SELinuxOptions != nil && *sc.SELinuxOptions != v1.SELinuxOptions{}, path.Child("seLinuxOptions"), unsupported)

@@ -580,8 +580,12 @@ func TestAdmission(t *testing.T) {
 		t.Errorf("%+v", p.Status)
 	}
 	w.add(w.pod("c", func(p *v1.Pod) { p.Spec.NodeSelector = map[string]string{"disk": "hdd"} }))
-	if p = w.await("c", "rejected", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed }); p.Status.Reason != "NodeAffinity" {
-		t.Errorf("%+v", p.Status)
+	w.add(w.pod("d", func(p *v1.Pod) { p.Spec.OS = &v1.PodOS{Name: v1.Windows} }))
+	w.add(w.pod("e", func(p *v1.Pod) { p.Spec.NodeSelector = map[string]string{v1.LabelOSStable: "windows"} }))
+	for name, reason := range map[string]string{"c": "NodeAffinity", "d": "PodOSNotSupported", "e": "PodOSSelectorNodeLabelDoesNotMatch"} {
+		if p = w.await(name, "rejected", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed }); p.Status.Reason != reason {
+			t.Errorf("%+v", p.Status)
+		}
 	}
 }
 

@@ -137,10 +137,8 @@ func (v *validator) os(fld *field.Path) field.ErrorList {
 	switch name := v.spec.OS.Name; name {
 	case "":
 		return field.ErrorList{field.Required(fld.Child("name"), "cannot be empty")}
-	case corev1.Linux:
+	case corev1.Linux, corev1.Windows: // there is no node for the latter
 		return nil
-	case corev1.Windows:
-		return field.ErrorList{field.Forbidden(fld.Child("name"), "skiff has Linux nodes only")}
 	default:
 		return field.ErrorList{field.NotSupported(fld, name, []corev1.OSName{corev1.Linux, corev1.Windows})}
 	}
