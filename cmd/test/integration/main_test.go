@@ -100,8 +100,9 @@ func newServer(name string, n uint8, dataDir string, args ...string) (*server, e
 		return nil, err
 	}
 	log := &logBuffer{}
+	// The machine's disk may be as full as it likes.
 	return &server{&host.Server{Host: h, Binary: shared.binary, DataDir: dataDir, Log: log,
-		Args: append([]string{"--image-dir", shared.images}, args...)}, log}, nil
+		Args: append([]string{"--image-dir", shared.images, "--eviction-hard", "memory.available<100Mi"}, args...)}, log}, nil
 }
 
 // start starts the server and waits for its node.
