@@ -223,9 +223,9 @@ func (w *worker) remember(st v1.PodStatus, alarm *time.Time) {
 		}
 	}
 	w.mu.Lock()
-	next = *w.latest // it may have been retired meanwhile
-	next.Status = st
-	w.latest, w.written = &next, kept
+	now := *w.latest // it may have been retired meanwhile
+	now.Status = st
+	w.latest, w.written = &now, kept
 	w.mu.Unlock()
 	w.m.staticChanged()
 }
