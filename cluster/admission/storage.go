@@ -102,7 +102,8 @@ func (s *storage) Validate(ctx context.Context, a admission.Attributes, _ admiss
 		return nil
 	}
 	if old.Status.Phase != corev1.ClaimBound {
-		return admission.NewForbidden(a, errors.New("Only bound persistent volume claims can be expanded")) //nolint:staticcheck // as users know it
+		//lint:ignore ST1005 these words are the API's
+		return admission.NewForbidden(a, errors.New("Only bound persistent volume claims can be expanded"))
 	}
 	errNoExpansion := errors.New("only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize")
 	name := storagehelpers.GetPersistentVolumeClaimClass(claim)
