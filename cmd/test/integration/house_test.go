@@ -1,0 +1,174 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/skiff-sh/skiff/cmd/dev"
+)
+
+// TestClusterHousekeeping is about pods that take more than they may of a node's
+// disk, logs and process numbers: they go, with kubelet's words, and nobody else.
+func TestClusterHousekeeping(t *testing.T) {
+	args := []string{"--eviction-pressure-transition-period=3s", "--container-log-max-size=256Ki", "--container-log-max-files=5", "--pod-max-pids=60"}
+	c := newCluster(t, dev.Config{Servers: 1, Agents: 1, DiskSize: 512 << 20, ServerArgs: args, AgentArgs: args})
+	client := c.clients["server-1"]
+
+	t.Run("limits", func(t *testing.T) {
+		c.apply(t, greedy("dir", "agent-1", "dd if=/dev/zero of=/v/f bs=1M count=8", "emptyDir: {sizeLimit: 5Mi}", "")+
+			greedy("files", "agent-1", "dd if=/dev/zero of=/f bs=1M count=8", "emptyDir: {}", "5Mi")+
+			greedy("sum", "agent-1", "dd if=/dev/zero of=/v/f bs=1M count=8", "emptyDir: {}", "5Mi")+
+			greedy("modest", "agent-1", "dd if=/dev/zero of=/v/f bs=1M count=2", "emptyDir: {sizeLimit: 5Mi}", "5Mi"))
+		for name, want := range map[string]string{
+			"dir":   `Usage of EmptyDir volume "v" exceeds the limit "5Mi". `,
+			"files": "Pod ephemeral local storage usage exceeds the total limit of containers 5Mi. ",
+			"sum":   "Pod ephemeral local storage usage exceeds the total limit of containers 5Mi. ",
+		} {
+			evicted(t, client, name, want)
+		}
+		if p := getPod(t, client, "modest"); p.Status.Phase != v1.PodRunning {
+			t.Errorf("a pod within its limits is %s: %s", p.Status.Phase, p.Status.Message)
+		}
+	})
+
+	t.Run("log under load", func(t *testing.T) {
+		const lines = 25_000
+		c.apply(t, greedy("talker", "agent-1", fmt.Sprintf(
+			"sleep 2; i=0; while [ $i -lt %d ]; do i=$((i+1)); echo line $i of a log that is read while it is written; [ $((i %% 100)) = 0 ] && sleep 0.015; done", lines), "emptyDir: {}", ""))
+		running(t, client, "talker")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		stream, err := client.CoreV1().Pods("default").GetLogs("talker", &v1.PodLogOptions{Follow: true}).Stream(ctx)
+		must(t, err)
+		defer stream.Close()
+		var text strings.Builder
+		buf := make([]byte, 64<<10)
+		last := fmt.Sprintf("line %d of", lines)
+		for !strings.Contains(text.String()[max(0, text.Len()-200):], last) {
+			n, err := stream.Read(buf)
+			text.Write(buf[:n])
+			if err == io.EOF || err != nil && ctx.Err() != nil {
+				break
+			}
+			must(t, err)
+		}
+		got := strings.Split(strings.TrimSpace(text.String()), "\n")
+		for i, l := range got {
+			if !strings.HasPrefix(l, fmt.Sprintf("line %d of", i+1)) {
+				t.Fatalf("line %d is %q", i+1, l)
+			}
+		}
+		if len(got) != lines {
+			t.Errorf("%d lines of %d", len(got), lines)
+		}
+		files, err := c.Output(t.Context(), "agent-1", "sh", "-c", "ls "+c.dataDir(t, "agent-1")+"/node/logs/default_talker_*/c")
+		must(t, err)
+		if n := len(strings.Fields(files)); n < 3 || n > 5 {
+			t.Errorf("%d files of a log of %d bytes that is continued every 256 KiB, want 3 to 5: %s", n, text.Len(), files)
+		}
+	})
+
+	t.Run("fork bomb", func(t *testing.T) {
+		c.apply(t, greedy("bomb", "agent-1", "while true; do sleep 1000 & done 2>/dev/null", "emptyDir: {}", ""))
+		eventually(t, time.Minute, func() error {
+			if p := getPod(t, client, "bomb"); len(p.Status.ContainerStatuses) == 0 || p.Status.ContainerStatuses[0].RestartCount == 0 {
+				return fmt.Errorf("the bomb has not met its limit: %s", p.Status.Phase)
+			}
+			return nil
+		})
+		c.kubectl(t, "exec", "modest", "--", "true") // the node is not short of anything
+		c.kubectl(t, "delete", "pod", "bomb", "--timeout=60s")
+	})
+
+	t.Run("full disk", func(t *testing.T) {
+		for _, node := range []string{"agent-1", "server-1"} {
+			name := "fill-" + node
+			c.apply(t, greedy(name, node, "cat /dev/zero >/v/f", "emptyDir: {}", ""))
+			evicted(t, client, name, "The node was low on resource: ephemeral-storage. ")
+			eventually(t, time.Minute, func() error { return pressed(t, client, node, v1.ConditionFalse) })
+			running(t, client, "modest")
+		}
+		_, err := client.CoreV1().ConfigMaps("default").Create(t.Context(), &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "after"}}, metav1.CreateOptions{})
+		must(t, err)
+	})
+	c.undisturbed(t)
+}
+
+// greedy is a pod that runs a command and then sleeps.
+func greedy(name, node, command, volume, limit string) string {
+	resources := "{}"
+	if limit != "" {
+		resources = "{limits: {ephemeral-storage: " + limit + "}}"
+	}
+	return fmt.Sprintf(`
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: %s}
+spec:
+  nodeName: %s
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: c
+    image: skiff.test/busybox:1.36
+    command: [sh, -c, %q]
+    resources: %s
+    volumeMounts: [{name: v, mountPath: /v}]
+  volumes: [{name: v, %s}]
+`, name, node, command+"; sleep 1000", resources, volume)
+}
+
+func getPod(t *testing.T, client kubernetes.Interface, name string) *v1.Pod {
+	t.Helper()
+	p, err := client.CoreV1().Pods("default").Get(t.Context(), name, metav1.GetOptions{})
+	must(t, err)
+	return p
+}
+
+func running(t *testing.T, client kubernetes.Interface, name string) {
+	t.Helper()
+	eventually(t, time.Minute, func() error {
+		if p := getPod(t, client, name); p.Status.Phase != v1.PodRunning {
+			return fmt.Errorf("%s is %s: %s", name, p.Status.Phase, p.Status.Message)
+		}
+		return nil
+	})
+}
+
+func evicted(t *testing.T, client kubernetes.Interface, name, message string) {
+	t.Helper()
+	eventually(t, 2*time.Minute, func() error {
+		if p := getPod(t, client, name); p.Status.Phase != v1.PodFailed || p.Status.Reason != "Evicted" || !strings.HasPrefix(p.Status.Message, message) {
+			return fmt.Errorf("%s is %s %s %q, want it evicted: %q", name, p.Status.Phase, p.Status.Reason, p.Status.Message, message)
+		}
+		return nil
+	})
+}
+
+// pressed says whether a node says that its disk is short as wanted.
+func pressed(t *testing.T, client kubernetes.Interface, node string, want v1.ConditionStatus) error {
+	t.Helper()
+	n, err := client.CoreV1().Nodes().Get(t.Context(), node, metav1.GetOptions{})
+	must(t, err)
+	for _, c := range n.Status.Conditions {
+		if c.Type == v1.NodeDiskPressure && c.Status != want {
+			return fmt.Errorf("%s: DiskPressure %s, want %s", node, c.Status, want)
+		}
+	}
+	return nil
+}
+
+func (c *devCluster) dataDir(t *testing.T, node string) string {
+	t.Helper()
+	return strings.TrimSuffix(c.ballast(t, node), "/ballast")
+}
