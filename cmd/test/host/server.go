@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -34,6 +35,12 @@ type Server struct {
 // Start starts the server and does not wait for it.
 func (s *Server) Start() error {
 	args := append([]string{"server", "--data-dir", s.DataDir, "--advertise-address", s.Host.Addr, "--config", os.DevNull, "--name", s.Host.Name}, s.Args...)
+	// How full the machine's disk is, is not what is tested.
+	for flag, value := range map[string]string{"--eviction-hard": "memory.available<100Mi", "--image-gc-high-threshold": "100", "--image-gc-low-threshold": "99"} {
+		if !slices.ContainsFunc(s.Args, func(a string) bool { return a == flag || strings.HasPrefix(a, flag+"=") }) {
+			args = append(args, flag, value)
+		}
+	}
 	cmd := exec.Command(s.Binary, args...)
 	cmd.Stdout, cmd.Stderr = s.Log, s.Log
 	// Pods outlive the server and may hold on to its output.
