@@ -322,3 +322,23 @@ func TestGroupOfAVolume(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestHostPathVolumeBehindAClaim(t *testing.T) {
+	w := newWorld(t)
+	path := filepath.Join(t.TempDir(), "not", "there", "yet")
+	w.api.volumes["pv-1"].Spec.PersistentVolumeSource = v1.PersistentVolumeSource{HostPath: &v1.HostPathVolumeSource{Path: path}}
+	p := claiming("uid-1", "data")
+	p.Spec.SecurityContext = &v1.PodSecurityContext{FSGroup: ptr.To[int64](4242)} // hostPaths keep their owners
+	vols, err := w.Setup(t.Context(), p, Fields{})
+	if v, _ := vols.Get("v"); err != nil || v.Path != path || !v.CreateMissing || v.ReadOnly {
+		t.Fatalf("%+v, %v", v, err)
+	}
+	w.api.volumes["pv-1"].Spec.HostPath.Type = ptr.To(v1.HostPathDirectoryOrCreate)
+	p.UID = "uid-2"
+	if _, err := w.Setup(t.Context(), p, Fields{}); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || !info.IsDir() || groupOf(info) == 4242 {
+		t.Fatalf("%v, %v", info, err)
+	}
+}
