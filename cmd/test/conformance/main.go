@@ -34,7 +34,8 @@ type options struct {
 	tests                  string
 	shards, chunk          int
 	limit                  time.Duration
-	resume, failed, list   bool
+	resume, failed         bool
+	list, report           bool
 	cluster                clusterOptions
 	focusRE, skipRE        *regexp.Regexp
 	binary, kubeconfigPath string
@@ -64,6 +65,7 @@ func parse(args []string) (o options, err error) {
 	f.BoolVar(&o.resume, "resume", false, "keep the results of the last run and run what has none")
 	f.BoolVar(&o.failed, "failed", false, "like -resume, and run again what has failed")
 	f.BoolVar(&o.list, "list", false, "only print the names of the tests")
+	f.BoolVar(&o.report, "report", false, "only print the table of the results that there are")
 	f.StringVar(&o.kubeconfigPath, "kubeconfig", "", "run against this cluster in place of one that is made; it needs the images itself")
 	f.IntVar(&o.cluster.servers, "servers", 1, "servers of the cluster")
 	f.IntVar(&o.cluster.agents, "agents", 1, "agents of the cluster")
@@ -172,6 +174,9 @@ func run(ctx context.Context, o options) (passed bool, err error) {
 		return false, err
 	}
 	defer func() { err = errors.Join(err, results.close()) }()
+	if o.report {
+		return printTable(os.Stdout, results.of(tests), len(tests)), nil
+	}
 	left := results.without(tests, o.failed)
 	fmt.Printf("%d tests, %d of them to run\n", len(tests), len(left))
 	if len(left) > 0 {

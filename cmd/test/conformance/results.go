@@ -96,7 +96,7 @@ func openResults(o options, s *suite) (*results, error) {
 	}
 	r := &results{path: filepath.Join(o.out, "results.jsonl"), known: map[string]result{}, took: map[string]float64{}}
 	want := header{E2E: s.program, Size: st.Size(), Began: time.Now().UTC().Truncate(time.Second)}
-	fresh := !o.resume && !o.failed
+	fresh := !o.resume && !o.failed && !o.report
 	err = r.read(want)
 	for name, t := range r.known {
 		r.took[name] = t.Seconds

@@ -128,6 +128,9 @@ func TestRunAndGoOn(t *testing.T) {
 	if _, err := start("-failed"); err != nil || ran() != 5+1+2 {
 		t.Errorf("%v; the program ran %d times, want a list and what has failed", err, ran())
 	}
+	if all, err := start("-report"); all || err != nil || ran() != 8+1 {
+		t.Errorf("a report: %v %v; the program ran %d times, want only a list", all, err, ran())
+	}
 	if err := os.WriteFile(path, []byte("#!/bin/sh\necho other\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
