@@ -130,12 +130,14 @@ func (s *Scheduler) schedule(ctx context.Context, it *item, pod *corev1.Pod) {
 	}
 	s.state.mu.Lock()
 	n, why := s.chooser.choose(p, s.state)
-	if n != nil {
-		s.state.assume(p, n)
-	}
+	assumed := n != nil && s.state.assume(p, n)
 	s.state.mu.Unlock()
 	if n == nil {
 		s.refuse(ctx, it, pod, why.message(), why.wakes)
+		return
+	}
+	if !assumed {
+		s.queue.retry(it)
 		return
 	}
 	node := n.name

@@ -95,13 +95,20 @@ func podEvent(old, cur *podInfo) event {
 }
 
 // assume records a decision before the API shows it; the caller holds the lock.
-func (s *state) assume(p *podInfo, n *nodeInfo) {
+// It is false, and records nothing, if a claim of the pod can no longer be had
+// there: volumes change beside the lock.
+func (s *state) assume(p *podInfo, n *nodeInfo) bool {
 	if p.plan = nil; len(p.claims) > 0 {
-		p.plan, _ = s.planClaims(p, n)
-		s.volumes.assume(p.plan)
+		plan, why := s.planClaims(p, n)
+		if len(why) > 0 {
+			return false
+		}
+		p.plan = plan
+		s.volumes.assume(plan)
 	}
 	s.place(p, n.name)
 	s.assumed[p.pod.UID] = true
+	return true
 }
 
 // node gives the object of a node, nil if there is none.
