@@ -110,11 +110,12 @@ func (l *login1) Inhibit(what, who, why, mode string) (dbus.UnixFD, *dbus.Error)
 	defer l.mu.Unlock()
 	l.locks = append(l.locks, r)
 	l.asked = append(l.asked, strings.Join([]string{what, who, mode}, " "))
+	fd := dbus.UnixFD(w.Fd())
 	go func() { // the bus sends a copy
 		time.Sleep(time.Second)
 		w.Close()
 	}()
-	return dbus.UnixFD(w.Fd()), nil
+	return fd, nil
 }
 
 func (l *login1) killUnit(unit, who string, signal int32) *dbus.Error {
