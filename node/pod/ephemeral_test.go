@@ -113,7 +113,7 @@ func TestEphemeralContainerWaitsForItsTargetAndImage(t *testing.T) {
 	w.debug("a", debugger("look", func(e *v1.EphemeralContainer) { e.TargetContainerName = "c" }))
 	w.debug("a", debugger("noimage", func(e *v1.EphemeralContainer) { e.Image, e.ImagePullPolicy = "none", v1.PullNever }))
 	w.debug("a", debugger("refused", func(e *v1.EphemeralContainer) {
-		e.SecurityContext = &v1.SecurityContext{WindowsOptions: &v1.WindowsSecurityContextOptions{}}
+		e.SecurityContext = &v1.SecurityContext{AppArmorProfile: &v1.AppArmorProfile{Type: v1.AppArmorProfileTypeRuntimeDefault}}
 	}))
 	w.debug("a", debugger("free"))
 	// A pod whose own containers do not start can be looked at.
@@ -121,7 +121,7 @@ func TestEphemeralContainerWaitsForItsTargetAndImage(t *testing.T) {
 	for name, want := range map[string][2]string{
 		"look":    {"CreateContainerConfigError", "unable to find target container c"},
 		"noimage": {"ErrImageNeverPull", `Container image "none" is not present with pull policy of Never`},
-		"refused": {"CreateContainerConfigError", "spec.ephemeralContainers[2].securityContext.windowsOptions: Forbidden: this node runs linux"},
+		"refused": {"CreateContainerConfigError", "spec.ephemeralContainers[2].securityContext.appArmorProfile: Forbidden: AppArmor is not supported"},
 	} {
 		s := ephemeral(p, name)
 		if s == nil || s.State.Waiting == nil || s.State.Waiting.Reason != want[0] || s.State.Waiting.Message != want[1] {

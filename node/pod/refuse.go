@@ -20,7 +20,8 @@ var selinux = sync.OnceValue(func() bool {
 })
 
 // Refused names each field of a pod that this node can't honour. A pod that
-// has one is not started: no field is ignored in silence.
+// has one is not started: no field is ignored in silence, but windowsOptions,
+// which mean nothing on Linux anywhere.
 func Refused(p *v1.Pod) field.ErrorList { return refused(p, selinux()) }
 
 func refused(p *v1.Pod, selinux bool) field.ErrorList {
@@ -39,7 +40,6 @@ func refused(p *v1.Pod, selinux bool) field.ErrorList {
 		path := spec.Child("securityContext")
 		no(selinux && sc.SELinuxOptions != nil && *sc.SELinuxOptions != v1.SELinuxOptions{}, path.Child("seLinuxOptions"), unsupported)
 		no(selinux && sc.SELinuxChangePolicy != nil, path.Child("seLinuxChangePolicy"), unsupported)
-		no(sc.WindowsOptions != nil, path.Child("windowsOptions"), "this node runs linux")
 		no(confined(sc.AppArmorProfile), path.Child("appArmorProfile"), "AppArmor is not supported")
 	}
 	for i := range s.InitContainers {
@@ -72,7 +72,6 @@ func refusedContainer(c *v1.Container, selinux bool, path *field.Path) (errs fie
 	if sc := c.SecurityContext; sc != nil {
 		path := path.Child("securityContext")
 		no(selinux && sc.SELinuxOptions != nil && *sc.SELinuxOptions != v1.SELinuxOptions{}, path.Child("seLinuxOptions"), unsupported)
-		no(sc.WindowsOptions != nil, path.Child("windowsOptions"), "this node runs linux")
 		no(confined(sc.AppArmorProfile), path.Child("appArmorProfile"), "AppArmor is not supported")
 	}
 	slices.SortFunc(errs, func(a, b *field.Error) int { return strings.Compare(a.Field, b.Field) })
