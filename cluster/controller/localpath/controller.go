@@ -3,7 +3,7 @@
 //
 // Making one is writing a PersistentVolume of the type local; the node makes the
 // folder when it mounts it first. Deleting one is a request to the node that has
-// the folder, tried again, also when the node comes back, until it is done; the
+// the folder, tried again until it is done, and when a lost node comes back; the
 // volume object stays until then. The folders of a node whose Node object is
 // gone are nobody's any more: their volumes are deleted, and an event says so.
 package localpath
@@ -108,7 +108,7 @@ func (c *Controller) Run(ctx context.Context) error { return c.loop.Run(ctx) }
 // nodeChanged tries anew what could not be done while a node was away, or what
 // nobody can do any more now that it is gone.
 func (c *Controller) nodeChanged(old, cur *corev1.Node) {
-	if old != nil && cur != nil && (!ready(cur) || ready(old)) {
+	if old != nil && cur != nil && (!ready(cur) || ready(old)) && (lost(cur) || !lost(old)) {
 		return
 	}
 	node := old
@@ -129,6 +129,15 @@ func (c *Controller) nodeChanged(old, cur *corev1.Node) {
 func ready(n *corev1.Node) bool {
 	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
 		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+// errLost is that a volume's node does not answer anybody.
+var errLost = errors.New("node is lost")
+
+func lost(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
 	})
 }
 
@@ -177,7 +186,10 @@ func (c *Controller) syncVolume(ctx context.Context, name string) error {
 		return nil
 	}
 	if v.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete {
-		if err := c.deleteFolder(ctx, v); err != nil {
+		switch err := c.deleteFolder(ctx, v); {
+		case errors.Is(err, errLost):
+			return nil // nodeChanged leads back here
+		case err != nil:
 			return err
 		}
 	}
@@ -216,12 +228,18 @@ func (c *Controller) deleteFolder(ctx context.Context, v *corev1.PersistentVolum
 		c.cfg.Events.Event(v, corev1.EventTypeWarning, "VolumeFailedDelete", why)
 		return fmt.Errorf("delete the folder of volume %s: %s", v.Name, why)
 	}
-	if _, err := c.nodes.Get(node); apierrors.IsNotFound(err) {
+	at, err := c.nodes.Get(node)
+	if apierrors.IsNotFound(err) {
 		if _, err = c.cfg.Client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{}); apierrors.IsNotFound(err) {
 			c.cfg.Events.Eventf(v, corev1.EventTypeWarning, "VolumeDelete",
 				"node %q of the volume no longer exists: its folder %s is left to whoever has the disk", node, path(v))
 			return nil
 		}
+	}
+	if at != nil && lost(at) {
+		// Questions that nobody answers would hold up those to other nodes.
+		c.cfg.Events.Eventf(v, corev1.EventTypeWarning, "VolumeFailedDelete", "node %q is lost: the folder of the volume is deleted when it is back", node)
+		return errLost
 	}
 	if err := c.cfg.Nodes.DeleteVolume(ctx, node, v.Name); err != nil {
 		c.cfg.Events.Eventf(v, corev1.EventTypeWarning, "VolumeFailedDelete", "%v", err)

@@ -251,8 +251,20 @@ func TestReleasedVolumes(t *testing.T) {
 // A node that is away keeps the volume, and its return brings the end of it.
 func TestDeletionIsTriedAgain(t *testing.T) {
 	ctx := context.Background()
-	c, nodes := controllertest.New(t, node("a", false), class(), released("a")), &fakeNodes{err: errors.New("node a: connection refused")}
+	isLost := node("a", false)
+	c, nodes := controllertest.New(t, isLost, class(), released("a")), &fakeNodes{err: errors.New("node a: connection refused")}
 	start(t, c, nodes)
+	if e := <-c.Events.Events; !strings.Contains(e, `VolumeFailedDelete node "a" is lost`) {
+		t.Errorf("event %q", e)
+	}
+	time.Sleep(50 * time.Millisecond)
+	if _, n := nodes.done(); n > 0 {
+		t.Errorf("a lost node was asked %d times", n)
+	}
+	isLost.Status.Conditions[0].Status = corev1.ConditionFalse
+	if _, err := c.Client.CoreV1().Nodes().Update(ctx, isLost, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	controllertest.Eventually(t, func() string {
 		if _, n := nodes.done(); n < 3 {
 			return fmt.Sprintf("asked %d times", n)
