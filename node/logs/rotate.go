@@ -21,7 +21,7 @@ const (
 // How often sizes are looked at: the kernel tells of each write, but that would be
 // an event for each line.
 const (
-	lookMost  = 5 * time.Second
+	lookMost  = 2 * time.Second
 	lookLeast = 50 * time.Millisecond
 )
 

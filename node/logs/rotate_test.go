@@ -178,8 +178,8 @@ func TestLooksSoonerAtWhatGrowsFast(t *testing.T) {
 	}{
 		{"silent", 0, [2]time.Duration{lookMost, lookMost}},
 		{"slow", 10, [2]time.Duration{lookMost, lookMost}},
-		{"fast", 5000, [2]time.Duration{lookLeast, lookMost / 2}},
-		{"very fast", 50_000, [2]time.Duration{lookLeast, lookMost / 20}},
+		{"fast", 20_000, [2]time.Duration{lookLeast, lookMost / 2}},
+		{"very fast", 100_000, [2]time.Duration{lookLeast, lookMost / 10}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "app", "0.log")

@@ -15,12 +15,13 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/skiff-sh/skiff/cmd/dev"
+	"github.com/skiff-sh/skiff/node/eviction"
 )
 
 // TestClusterHousekeeping is about pods that take more than they may of a node's
 // disk, logs and process numbers: they go, with kubelet's words, and nobody else.
 func TestClusterHousekeeping(t *testing.T) {
-	args := []string{"--eviction-pressure-transition-period=3s", "--container-log-max-size=256Ki", "--container-log-max-files=5", "--pod-max-pids=60"}
+	args := []string{"--eviction-hard=" + strings.Join(eviction.DefaultHard, ","), "--eviction-pressure-transition-period=3s", "--container-log-max-size=256Ki", "--container-log-max-files=5", "--pod-max-pids=60"}
 	c := newCluster(t, dev.Config{Servers: 1, Agents: 1, DiskSize: 512 << 20, ServerArgs: args, AgentArgs: args})
 	client := c.clients["server-1"]
 
