@@ -25,8 +25,9 @@ type Config struct {
 	Progress                   func(format string, args ...any) // may be nil
 }
 
-// DefaultDiskSize of a node.
-const DefaultDiskSize = 8 << 30
+// DefaultDiskSize of a node: room for the volumes of 10 GiB that upstream's
+// tests ask for.
+const DefaultDiskSize = 12 << 30
 
 // minDiskSize is what ext4, the binaries that skiff unpacks and an empty store
 // need.
