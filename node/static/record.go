@@ -67,14 +67,6 @@ func openRecords(dir string, log *slog.Logger) (*records, error) {
 	return r, nil
 }
 
-// of returns what is known of a pod.
-func (r *records) of(uid types.UID) (record, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	rec, ok := r.pods[uid]
-	return rec, ok
-}
-
 // put keeps a pod that is to run; the status of one that is known already stays.
 func (r *records) put(manifest string, p *v1.Pod) (*v1.Pod, error) {
 	r.mu.Lock()

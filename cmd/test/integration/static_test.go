@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -65,13 +66,11 @@ func TestStaticPods(t *testing.T) {
 	}
 	second := strings.ReplaceAll(first, "echo up", "echo second") + "  - {name: two, image: skiff.test/busybox:1.36, command: " + sleeper + "}\n"
 	half := strings.Index(second, "  - {name: two")
-	_, err = f.WriteString(second[:half])
+	_, err1 := f.WriteString(second[:half])
 	time.Sleep(2 * time.Second)
 	running("not touched by half a manifest", func(u, c string) bool { return u == uid && c == container })
-	if err == nil {
-		_, err = f.WriteString(second[half:])
-	}
-	if err = f.Close(); err != nil {
+	_, err2 := f.WriteString(second[half:])
+	if err := errors.Join(err1, err2, f.Close()); err != nil {
 		t.Fatal(err)
 	}
 	uid, changed := running("changed", func(u, c string) bool { return u != uid && c != container })
