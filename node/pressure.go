@@ -32,6 +32,7 @@ const helplessEvery = 10 * time.Second
 // little: first by what nobody needs, then by the pod that matters least.
 func (a *Agent) keepFree(ctx context.Context) {
 	var state eviction.State
+	var helpless time.Time // when no pod could go
 	cfg := a.cfg.Eviction
 	for ctx.Err() == nil {
 		obs, err := a.sources.Observe()
@@ -42,11 +43,11 @@ func (a *Agent) keepFree(ctx context.Context) {
 		state, d = cfg.Decide(state, time.Now(), obs)
 		a.pressed.Store(&d.Conditions)
 		a.self.setPressure(pressureOf(d.Conditions))
-		if len(d.Starved) > 0 {
+		if len(d.Starved) > 0 && time.Since(helpless) >= helplessEvery {
 			if a.makeRoom(ctx, d.Starved, obs) {
 				continue // and look at once
 			}
-			d.Again = helplessEvery
+			helpless = time.Now()
 		}
 		if !pause(ctx, d.Again) {
 			return
@@ -54,7 +55,8 @@ func (a *Agent) keepFree(ctx context.Context) {
 	}
 }
 
-// makeRoom acts on the most urgent threshold; it says whether a pod was evicted.
+// makeRoom acts on the most urgent threshold; it says whether it could do
+// something.
 func (a *Agent) makeRoom(ctx context.Context, starved []eviction.Threshold, obs eviction.Observations) bool {
 	t := starved[0]
 	a.nodeEvent(v1.EventTypeWarning, "EvictionThresholdMet", "Attempting to reclaim "+string(t.Signal.Resource()))
@@ -65,7 +67,7 @@ func (a *Agent) makeRoom(ctx context.Context, starved []eviction.Threshold, obs 
 		fresh, err := a.sources.Observe()
 		if err == nil && eviction.Relieved(a.cfg.Eviction.Thresholds, fresh) {
 			a.cfg.Logger.Info("made room without evicting a pod", "signal", t.Signal)
-			return false
+			return true
 		}
 		if err == nil {
 			obs = fresh

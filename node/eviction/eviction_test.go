@@ -346,3 +346,12 @@ func TestObserve(t *testing.T) {
 		t.Error("two directories on one disk are taken for two disks")
 	}
 }
+
+func BenchmarkObserve(b *testing.B) {
+	s := Sources{NodeDir: b.TempDir(), ImageDir: b.TempDir()}
+	for b.Loop() {
+		if _, err := s.Observe(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
