@@ -67,7 +67,7 @@ func devUpCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "server-arg", Usage: "further argument of skiff server, such as --server-arg=--v=1"},
 			&cli.StringSliceFlag{Name: "agent-arg", Usage: "further argument of skiff agent"},
 			&cli.StringFlag{Name: "image-dir", Usage: "folder of image archives that every node loads"},
-			&cli.StringFlag{Name: "disk-size", Usage: "size of each node's disk; its file takes only what is used", Value: "8Gi"},
+			&cli.StringFlag{Name: "disk-size", Usage: "size of each node's disk; its file takes only what is used", Value: "12Gi"},
 			&cli.BoolFlag{Name: "plain-disks", Usage: "keep the nodes' data in folders: needs no loop devices, and disks cannot be stalled"},
 			&cli.StringFlag{Name: "subnet", Usage: "/24 range of the nodes (default: a free one of 10.190.0.0/16)"},
 		},
