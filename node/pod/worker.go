@@ -147,17 +147,6 @@ func (w *worker) remove() {
 	w.poke()
 }
 
-func (w *worker) evict(reason, message string) {
-	w.mu.Lock()
-	if w.ending.reason == "" {
-		zero := int64(0)
-		w.ending = ending{reason: reason, message: message, grace: &zero, disruption: true}
-		w.interrupt()
-	}
-	w.mu.Unlock()
-	w.poke()
-}
-
 // interrupt ends the step under way; w.mu is held.
 func (w *worker) interrupt() {
 	if w.stop != nil {
