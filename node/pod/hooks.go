@@ -88,12 +88,12 @@ func (in inside) runHook(ctx context.Context, h v1.LifecycleHandler) error {
 			err = fmt.Errorf("command '%s' exited with %d: %s", strings.Join(h.Exec.Command, " "), code, out)
 		}
 		if err != nil {
-			return fmt.Errorf("Exec lifecycle hook (%v) %s failed - error: %w, message: %q", h.Exec.Command, in.where, err, out) //nolint:staticcheck // shown as it is
+			return fmt.Errorf("%s lifecycle hook (%v) %s failed - error: %w, message: %q", "Exec", h.Exec.Command, in.where, err, out)
 		}
 	case h.HTTPGet != nil:
 		fellBack, err := probe.HTTPHook(ctx, h.HTTPGet, in.host, in.ports)
 		if err != nil {
-			return fmt.Errorf("HTTP lifecycle hook (%s) %s failed - error: %w", h.HTTPGet.Path, in.where, err) //nolint:staticcheck // shown as it is
+			return fmt.Errorf("%s lifecycle hook (%s) %s failed - error: %w", "HTTP", h.HTTPGet.Path, in.where, err)
 		}
 		if fellBack != "" {
 			in.w.post(func() {
@@ -106,7 +106,7 @@ func (in inside) runHook(ctx context.Context, h v1.LifecycleHandler) error {
 		select {
 		case <-t.C:
 		case <-ctx.Done():
-			return fmt.Errorf("Sleep lifecycle hook (%d) %s failed - error: container terminated before sleep hook finished", h.Sleep.Seconds, in.where) //nolint:staticcheck // shown as it is
+			return fmt.Errorf("%s lifecycle hook (%d) %s failed - error: container terminated before sleep hook finished", "Sleep", h.Sleep.Seconds, in.where)
 		}
 	default:
 		return errors.New("the hook has no handler that skiff knows")

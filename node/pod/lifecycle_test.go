@@ -25,18 +25,6 @@ func says(words ...string) *v1.LifecycleHandler {
 	return &v1.LifecycleHandler{Exec: &v1.ExecAction{Command: words}}
 }
 
-// hooked waits until the pod's sandbox is there, and changes it.
-func (w *world) hooked(p *v1.Pod, change func(*fakeSandbox)) *fakeSandbox {
-	w.t.Helper()
-	w.add(p)
-	w.eventually("a sandbox", func() bool { return w.rt.box(string(p.UID)) != nil })
-	b := w.rt.box(string(p.UID))
-	b.mu.Lock()
-	change(b)
-	b.mu.Unlock()
-	return b
-}
-
 func mainStatus(p *v1.Pod) v1.ContainerStatus {
 	for _, s := range p.Status.ContainerStatuses {
 		if s.Name == "c" {
