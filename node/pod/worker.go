@@ -274,6 +274,9 @@ func (w *worker) adoptSpec(p *v1.Pod) {
 	}
 	for _, c := range w.ctrs {
 		if s := findContainer(p, c.spec.Name); s != nil {
+			if s.Image != c.spec.Image {
+				c.back, c.pullBack, c.pull, c.retryAt = backoff{}, backoff{}, nil, time.Time{} // they were another image's
+			}
 			c.spec = s
 		}
 	}

@@ -132,6 +132,36 @@ func TestCrashLoopBackOff(t *testing.T) {
 	})
 }
 
+// A new image is tried at once, whatever became of the one before: a container
+// that crashed, a pull that goes on.
+func TestNewImageStartsAtOnce(t *testing.T) {
+	w := newWorld(t)
+	block := make(chan struct{})
+	defer close(block)
+	w.images.pull = func(string) (*image.Image, error) { <-block; return nil, image.ErrNotFound }
+	w.add(w.pod("a"))
+	w.await("a", "running", isRunning)
+	box := w.rt.box("uid-a")
+	for range 2 {
+		restarts := w.get("a").Status.ContainerStatuses[0].RestartCount
+		box.exit("c", 3)
+		w.await("a", "noticed", func(p *v1.Pod) bool {
+			s := p.Status.ContainerStatuses[0]
+			return s.RestartCount > restarts && s.State.Running != nil || s.State.Waiting != nil && s.State.Waiting.Reason == "CrashLoopBackOff"
+		})
+	}
+	w.change("a", func(p *v1.Pod) { p.Spec.Containers[0].Image = "slow" })
+	w.eventually("pulling without a delay", func() bool { return w.said("Pulling image \"slow\"") })
+	w.change("a", func(p *v1.Pod) { p.Spec.Containers[0].Image = "app" })
+	p := w.await("a", "running again", func(p *v1.Pod) bool {
+		s := p.Status.ContainerStatuses[0]
+		return s.RestartCount == 2 && s.State.Running != nil
+	})
+	if p.Status.ContainerStatuses[0].Image != "docker.io/library/app:latest" {
+		t.Errorf("image %q", p.Status.ContainerStatuses[0].Image)
+	}
+}
+
 func TestBackoff(t *testing.T) {
 	var b backoff
 	now := time.Unix(1e9, 0)
