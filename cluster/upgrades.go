@@ -93,6 +93,10 @@ func (u upgradeCluster) Members(ctx context.Context) ([]upgrade.Info, error) {
 	if err != nil {
 		return nil, err
 	}
+	keys, err := u.s.trust.Status(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("the state of the cluster's keys: %w", err)
+	}
 	peers := map[string]membership.Peer{}
 	for _, p := range u.s.peers() {
 		peers[p.Name] = p
@@ -103,6 +107,7 @@ func (u upgradeCluster) Members(ctx context.Context) ([]upgrade.Info, error) {
 		i := upgrade.Info{Name: m.Name, Role: string(m.Role), MinLevel: p.MinLevel, MaxLevel: p.MaxLevel, Free: p.Free, Leader: m.Leader}
 		i.Server, i.Alive, i.Version, i.Voter = m.Role.Votes(), m.State == membership.Alive, m.Version, m.Voter
 		i.CaughtUp = m.Healthy != nil && *m.Healthy
+		i.KeysBehind = slices.Contains(keys.WaitingOn, m.Name)
 		n := nodes[m.Name]
 		i.Node = n != nil || p.NodePort != 0
 		if n != nil {

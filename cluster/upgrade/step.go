@@ -131,6 +131,8 @@ type Facts struct {
 	CaughtUp bool `json:"caughtUp,omitempty"` // it answers and is not behind
 	APIReady bool `json:"apiReady,omitempty"`
 
+	KeysBehind bool `json:"keysBehind,omitempty"` // it has not taken over the newest keys of the cluster
+
 	Node      bool     `json:"node,omitempty"` // it has one
 	NodeReady bool     `json:"nodeReady,omitempty"`
 	Cordoned  bool     `json:"cordoned,omitempty"`
@@ -152,6 +154,8 @@ func (f *Facts) unwell(version string) string {
 		return "it does not vote yet"
 	case f.Server && !f.APIReady:
 		return "its API is not ready"
+	case f.KeysBehind:
+		return "it has not taken over the newest keys"
 	case f.Node && !f.NodeReady:
 		return "its node is not Ready"
 	case len(f.PodsDown) > 0:
