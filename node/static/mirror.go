@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -37,7 +38,7 @@ type Mirrors struct {
 	mu     sync.Mutex
 	synced bool               // a list of the API's pods has come
 	seen   map[string]*v1.Pod // by namespace/name
-	wait   map[string]delay   // after failures
+	wait   map[string]delay   // after failures, and before a mirror comes back
 }
 
 type delay struct {
@@ -49,6 +50,10 @@ type delay struct {
 const (
 	firstDelay = 500 * time.Millisecond
 	mostDelay  = 30 * time.Second
+	// absence is how long a mirror that was deleted stays away at least. Clients
+	// look and then watch: kubectl delete before 1.36 waits for ever if another pod
+	// has the name by then.
+	absence = time.Second
 )
 
 // NewMirrors returns Mirrors that do nothing yet.
@@ -86,8 +91,8 @@ func (m *Mirrors) Gone(p *v1.Pod) {
 	m.mu.Lock()
 	if have := m.seen[key(p)]; have != nil && have.UID == p.UID {
 		delete(m.seen, key(p))
+		m.wait[key(p)] = delay{until: time.Now().Add(absence)}
 	}
-	delete(m.wait, key(p))
 	m.mu.Unlock()
 	m.Poke()
 }
@@ -217,6 +222,7 @@ func (m *Mirrors) pass(ctx context.Context) (next time.Time) {
 		}
 		return time.Now().Add(firstDelay) // the Node comes without telling
 	}
+	maps.DeleteFunc(m.wait, func(_ string, w delay) bool { return w.last == 0 && !time.Now().Before(w.until) })
 	var due []step
 	for _, s := range decide(statics, m.seen, node) {
 		if w := m.wait[key(s.pod)]; time.Now().Before(w.until) {

@@ -167,12 +167,17 @@ func TestMirrors(t *testing.T) {
 	a.set(func() { a.down = nil })
 	first := a.await("made, with its status", func(m *v1.Pod) bool { return m != nil && m.Status.Phase == v1.PodRunning })
 
-	// Somebody deletes it, gracefully: it goes at once and another comes.
+	// Somebody deletes it, gracefully: it goes at once and another comes, late
+	// enough for those who wait until it is gone.
+	began := time.Now()
 	ending := first.DeepCopy()
 	now := metav1.Now()
 	ending.DeletionTimestamp = &now
 	a.mirrors.Saw(ending)
 	second := a.await("made anew", func(m *v1.Pod) bool { return m != nil && m.UID != first.UID && m.Status.Phase == v1.PodRunning })
+	if d := time.Since(began); d < absence {
+		t.Errorf("another came after %v", d)
+	}
 
 	// Or by force: only the watch tells.
 	if err := a.client.Tracker().Delete(v1.SchemeGroupVersion.WithResource("pods"), "default", "a-n1"); err != nil {
