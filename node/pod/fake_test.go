@@ -468,26 +468,27 @@ func (w *world) pass(d time.Duration) {
 	w.m.Poke()
 }
 
-func (w *world) said(part string) bool {
+func (w *world) said(part string) bool { return w.times(part) > 0 }
+
+// times counts the events so far with part in them.
+func (w *world) times(part string) (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for {
 		select {
 		case e := <-w.events.Events:
-			w.mu.Lock()
 			w.told = append(w.told, e)
-			w.mu.Unlock()
 			continue
 		default:
 		}
 		break
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	for _, e := range w.told {
 		if strings.Contains(e, part) {
-			return true
+			n++
 		}
 	}
-	return false
+	return n
 }
 
 func (w *world) pod(name string, change ...func(*v1.Pod)) *v1.Pod {

@@ -66,7 +66,8 @@ type worker struct {
 	retry     time.Duration
 	retrySeen int64
 	lastErr   string
-	frozen    bool // was over before this agent saw it: its status stays
+	lastTold  time.Time // when lastErr was told
+	frozen    bool      // was over before this agent saw it: its status stays
 	deleteAt  time.Time
 	deleted   bool
 	resizing  resizing
@@ -405,13 +406,18 @@ func (w *worker) listen(base context.Context) {
 	}()
 }
 
-// fault tells of a failure to prepare the pod, once for each different one.
+// faultAgain is when a failure that lasts is told anew: an event is kept for an
+// hour.
+const faultAgain = 30 * time.Minute
+
+// fault tells of a failure to prepare the pod: at once when it is another one
+// than before, else every half hour.
 func (w *worker) fault(reason, prefix string, err error) {
 	msg := prefix + err.Error()
-	if reason+msg == w.lastErr {
+	if reason+msg == w.lastErr && w.now().Before(w.lastTold.Add(faultAgain)) {
 		return
 	}
-	w.lastErr = reason + msg
+	w.lastErr, w.lastTold = reason+msg, w.now()
 	w.eventPod(v1.EventTypeWarning, reason, "%s", msg)
 	w.log.Warn("preparing a pod", "err", err)
 }

@@ -95,90 +95,6 @@ func TestPodRunsAndIsDeleted(t *testing.T) {
 	}
 }
 
-func TestCrashLoopBackOff(t *testing.T) {
-	w := newWorld(t)
-	w.add(w.pod("a"))
-	w.await("a", "running", isRunning)
-	box := w.rt.box("uid-a")
-	box.exit("c", 3)
-	p := w.await("a", "restarted at once", func(p *v1.Pod) bool {
-		return p.Status.ContainerStatuses[0].RestartCount == 1 && p.Status.ContainerStatuses[0].State.Running != nil
-	})
-	if last := p.Status.ContainerStatuses[0].LastTerminationState.Terminated; last == nil || last.ExitCode != 3 || last.Reason != "Error" {
-		t.Errorf("last state %+v", last)
-	}
-	box.exit("c", 3)
-	p = w.await("a", "backing off", func(p *v1.Pod) bool {
-		s := p.Status.ContainerStatuses[0].State.Waiting
-		return s != nil && s.Reason == "CrashLoopBackOff"
-	})
-	if msg := p.Status.ContainerStatuses[0].State.Waiting.Message; msg != "back-off 10s restarting failed container=c pod=a_default(uid-a)" {
-		t.Errorf("message %q", msg)
-	}
-	if isReady(p) || p.Status.Phase != v1.PodRunning {
-		t.Errorf("phase %s", p.Status.Phase)
-	}
-	if !w.said("Warning BackOff Back-off restarting failed container c in pod a_default(uid-a)") {
-		t.Error("no event")
-	}
-	w.pass(11 * time.Second)
-	w.await("a", "restarted after the delay", func(p *v1.Pod) bool {
-		return p.Status.ContainerStatuses[0].RestartCount == 2 && p.Status.ContainerStatuses[0].State.Running != nil
-	})
-	box.exit("c", 137, func(c *runtime.ContainerStatus) { c.OOMKilled = true })
-	w.await("a", "OOMKilled", func(p *v1.Pod) bool {
-		l := p.Status.ContainerStatuses[0].LastTerminationState.Terminated
-		return l != nil && l.Reason == "OOMKilled" && l.ExitCode == 137
-	})
-}
-
-// A new image is tried at once, whatever became of the one before: a container
-// that crashed, a pull that goes on.
-func TestNewImageStartsAtOnce(t *testing.T) {
-	w := newWorld(t)
-	block := make(chan struct{})
-	defer close(block)
-	w.images.pull = func(string) (*image.Image, error) { <-block; return nil, image.ErrNotFound }
-	w.add(w.pod("a"))
-	w.await("a", "running", isRunning)
-	box := w.rt.box("uid-a")
-	for range 2 {
-		restarts := w.get("a").Status.ContainerStatuses[0].RestartCount
-		box.exit("c", 3)
-		w.await("a", "noticed", func(p *v1.Pod) bool {
-			s := p.Status.ContainerStatuses[0]
-			return s.RestartCount > restarts && s.State.Running != nil || s.State.Waiting != nil && s.State.Waiting.Reason == "CrashLoopBackOff"
-		})
-	}
-	w.change("a", func(p *v1.Pod) { p.Spec.Containers[0].Image = "slow" })
-	w.eventually("pulling without a delay", func() bool { return w.said("Pulling image \"slow\"") })
-	w.change("a", func(p *v1.Pod) { p.Spec.Containers[0].Image = "app" })
-	p := w.await("a", "running again", func(p *v1.Pod) bool {
-		s := p.Status.ContainerStatuses[0]
-		return s.RestartCount == 2 && s.State.Running != nil
-	})
-	if p.Status.ContainerStatuses[0].Image != "docker.io/library/app:latest" {
-		t.Errorf("image %q", p.Status.ContainerStatuses[0].Image)
-	}
-}
-
-func TestBackoff(t *testing.T) {
-	var b backoff
-	now := time.Unix(1e9, 0)
-	var got []string
-	for range 7 {
-		got = append(got, b.wait(now, now).String())
-		now = now.Add(b.wait(now, now))
-		b.next(now, now)
-	}
-	if s := strings.Join(got, " "); s != "0s 10s 20s 40s 1m20s 2m40s 5m0s" {
-		t.Error(s)
-	}
-	if d := b.wait(now.Add(11*time.Minute), now.Add(11*time.Minute)); d != 0 {
-		t.Errorf("after eleven quiet minutes still %s", d)
-	}
-}
-
 func TestNeverRestarts(t *testing.T) {
 	for code, want := range map[int]v1.PodPhase{0: v1.PodSucceeded, 4: v1.PodFailed} {
 		w := newWorld(t)
@@ -299,6 +215,18 @@ func TestMissingVolumeSource(t *testing.T) {
 	w.await("a", "creating", func(p *v1.Pod) bool {
 		return len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].State.Waiting.Reason == "ContainerCreating"
 	})
+	for _, step := range []struct {
+		after time.Duration
+		told  int
+	}{{faultAgain - time.Minute, 1}, {2 * time.Minute, 2}} {
+		w.pass(step.after)
+		for range 2 { // the first look may have begun before
+			looked := make(chan struct{})
+			w.m.workers["uid-a"].post(func() { close(looked) })
+			<-looked
+		}
+		w.eventually("told while it lasts", func() bool { return w.times("FailedMount") == step.told })
+	}
 	s := &v1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s", Namespace: "default"}, Data: map[string][]byte{"k": []byte("v")}}
 	if _, err := w.client.CoreV1().Secrets("default").Create(t.Context(), s, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -385,54 +313,6 @@ func TestCommandThatDoesNotExist(t *testing.T) {
 		w.pass(2 * time.Second)
 		return w.said("Back-off restarting failed container c in pod always")
 	})
-}
-
-func TestTerminationGraceAndHooks(t *testing.T) {
-	w := newWorld(t)
-	w.add(w.pod("a", func(p *v1.Pod) {
-		p.Spec.Containers[0].Lifecycle = &v1.Lifecycle{
-			PostStart: &v1.LifecycleHandler{Exec: &v1.ExecAction{Command: []string{"hello"}}},
-			PreStop:   &v1.LifecycleHandler{Exec: &v1.ExecAction{Command: []string{"bye"}}}}
-		p.Spec.Containers = append(p.Spec.Containers, v1.Container{Name: "d", Image: "app"})
-	}))
-	w.await("a", "ready", isReady)
-	box := w.rt.box("uid-a")
-	if got := box.asked(); got != "start c, exec hello, start d" {
-		t.Error(got)
-	}
-	box.mu.Lock()
-	box.signal = func(c runtime.ContainerStatus, sig syscall.Signal) { // c ignores it
-		if c.Name == "d" {
-			go box.exit("d", 0)
-		}
-	}
-	box.mu.Unlock()
-	w.remove("a", 30)
-	w.eventually("asked to stop", func() bool { return strings.Contains(box.asked(), "terminated c") })
-	p := w.await("a", "d has ended", func(p *v1.Pod) bool { return p.Status.ContainerStatuses[1].State.Terminated != nil })
-	if p.Status.ContainerStatuses[0].State.Running == nil {
-		t.Error("c was killed before its grace was over")
-	}
-	w.pass(31 * time.Second)
-	w.eventually("killed and deleted", func() bool { return w.get("a") == nil })
-	got := box.asked()
-	if !strings.Contains(got, "exec bye") || !strings.Contains(got, "killed c") || strings.Index(got, "exec bye") > strings.Index(got, "terminated c") {
-		t.Error(got)
-	}
-	if !w.said("Normal Killing Stopping container c") {
-		t.Error("no event")
-	}
-}
-
-func TestForceDeletion(t *testing.T) {
-	w := newWorld(t)
-	w.add(w.pod("a"))
-	w.await("a", "running", isRunning)
-	if err := w.client.CoreV1().Pods("default").Delete(t.Context(), "a", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	w.m.Remove("uid-a")
-	w.eventually("gone", func() bool { return w.rt.box("uid-a") == nil && len(w.m.Views()) == 0 })
 }
 
 func TestDeletionWhilePulling(t *testing.T) {
@@ -617,34 +497,4 @@ func TestAdmission(t *testing.T) {
 			t.Errorf("%+v", p.Status)
 		}
 	}
-}
-
-// A preStop hook that never ends takes the whole grace period; the container
-// gets its signal and two seconds more.
-func TestEndlessHookLeavesTimeForTheSignal(t *testing.T) {
-	w := newWorld(t)
-	p := w.pod("a", func(p *v1.Pod) {
-		p.Spec.Containers[0].Lifecycle = &v1.Lifecycle{PreStop: &v1.LifecycleHandler{Exec: &v1.ExecAction{Command: []string{"bye"}}}}
-	})
-	end := make(chan struct{})
-	defer close(end)
-	w.rt.boxes["uid-a"] = &fakeSandbox{r: w.rt, exec: func([]string) int { <-end; return 0 }, signal: func(runtime.ContainerStatus, syscall.Signal) {}}
-	w.add(p)
-	w.await("a", "ready", isReady)
-	w.remove("a", 5)
-	box := w.rt.box("uid-a")
-	w.eventually("the hook runs", func() bool { return strings.Contains(box.asked(), "exec bye") })
-	w.pass(5 * time.Second)
-	w.eventually("asked to stop", func() bool { return strings.Contains(box.asked(), "terminated c") })
-	w.pass(time.Second)
-	for range 2 { // the second look is after the first, which takes no time away
-		looked := make(chan struct{})
-		w.m.workers["uid-a"].post(func() { close(looked) })
-		<-looked
-	}
-	if strings.Contains(box.asked(), "killed c") {
-		t.Error("killed as soon as it got its signal")
-	}
-	w.pass(time.Second)
-	w.eventually("killed", func() bool { return strings.Contains(box.asked(), "killed c") })
 }
