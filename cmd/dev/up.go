@@ -212,7 +212,7 @@ func (c *Cluster) token(ctx context.Context, s *state, n nodeState) (token strin
 // output runs a command in a node and gives its standard output.
 func (c *Cluster) output(ctx context.Context, node, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = c.p.environment(node)
+	cmd.Env = append(c.p.environment(node), "KUBECONFIG=") // the caller's may be of another cluster
 	var out, problem bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &problem
 	if err := c.p.begin(node, cmd); err != nil {
