@@ -201,41 +201,15 @@ func (s *Source) start(ref Ref) *entry {
 	e := &entry{subs: map[int]func(){}, cancel: cancel, synced: make(chan struct{})}
 	s.watches[ref] = e
 	logger := logr.FromSlogHandler(s.cfg.Logger.Handler())
-	sel := fields.OneTermEqualSelector("metadata.name", ref.Name).String()
-	lw := &cache.ListWatch{DisableChunking: true}
 	var expected any
-	core := s.cfg.Client.CoreV1()
-	switch ref.Kind {
+	var lw *cache.ListWatch
+	switch core := s.cfg.Client.CoreV1(); ref.Kind {
 	case ConfigMap:
-		expected = &v1.ConfigMap{}
-		lw.ListWithContextFunc = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			o.FieldSelector = sel
-			return core.ConfigMaps(ref.Namespace).List(ctx, o)
-		}
-		lw.WatchFuncWithContext = func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			o.FieldSelector = sel
-			return core.ConfigMaps(ref.Namespace).Watch(ctx, o)
-		}
+		expected, lw = &v1.ConfigMap{}, one(core.ConfigMaps(ref.Namespace), ref.Name)
 	case Secret:
-		expected = &v1.Secret{}
-		lw.ListWithContextFunc = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			o.FieldSelector = sel
-			return core.Secrets(ref.Namespace).List(ctx, o)
-		}
-		lw.WatchFuncWithContext = func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			o.FieldSelector = sel
-			return core.Secrets(ref.Namespace).Watch(ctx, o)
-		}
+		expected, lw = &v1.Secret{}, one(core.Secrets(ref.Namespace), ref.Name)
 	case Claim:
-		expected = &v1.PersistentVolumeClaim{}
-		lw.ListWithContextFunc = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			o.FieldSelector = sel
-			return core.PersistentVolumeClaims(ref.Namespace).List(ctx, o)
-		}
-		lw.WatchFuncWithContext = func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			o.FieldSelector = sel
-			return core.PersistentVolumeClaims(ref.Namespace).Watch(ctx, o)
-		}
+		expected, lw = &v1.PersistentVolumeClaim{}, one(core.PersistentVolumeClaims(ref.Namespace), ref.Name)
 	}
 	r := cache.NewReflectorWithOptions(
 		cache.ToListWatcherWithWatchListSemantics(lw, s.cfg.Client), expected, slot{s, e, ref},
@@ -243,6 +217,25 @@ func (s *Source) start(ref Ref) *entry {
 			Backoff: &wait.Backoff{Duration: 200 * time.Millisecond, Cap: 10 * time.Second, Steps: 6, Factor: 2, Jitter: 0.5}})
 	s.wg.Go(func() { r.RunWithContext(ctx) })
 	return e
+}
+
+// one lists and watches the object of a name.
+func one[L runtime.Object](client interface {
+	List(context.Context, metav1.ListOptions) (L, error)
+	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
+}, name string) *cache.ListWatch {
+	sel := fields.OneTermEqualSelector("metadata.name", name).String()
+	return &cache.ListWatch{
+		DisableChunking: true,
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = sel
+			return client.List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = sel
+			return client.Watch(ctx, o)
+		},
+	}
 }
 
 // slot is the reflector's store: room for one object.
