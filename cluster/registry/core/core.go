@@ -1,8 +1,8 @@
 // Package core serves the kinds of the core group (v1): defaults, validation,
 // printed columns, and for Services the allocation of addresses and ports.
 //
-// Limits: one IP family (IPv4); ComponentStatus is not served. LimitRanges and
-// ResourceQuotas are served here and enforced by admission.
+// Limits: one IP family (IPv4); ComponentStatus is not served. LimitRanges are
+// enforced by admission, which refuses new ResourceQuotas: nothing enforces them.
 package core
 
 import (
