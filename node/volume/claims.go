@@ -226,8 +226,8 @@ func (m *Manager) resolve(ctx context.Context, pod *v1.Pod, v *v1.Volume, name s
 	return c, m.take(v.Name, c, pv)
 }
 
-// take writes down that the pod has the volume, and makes the directory of one
-// that was provisioned here.
+// take makes the directory of a volume that was provisioned here, and writes
+// down that the pod has it.
 func (m *Manager) take(volume string, c *claimed, pv *v1.PersistentVolume) error {
 	m.claims.Lock()
 	defer m.claims.Unlock()
@@ -242,13 +242,13 @@ func (m *Manager) take(volume string, c *claimed, pv *v1.PersistentVolume) error
 			}
 		}
 	}
-	if err := m.keep(volume, c); err != nil {
-		return err
-	}
+	// The directory comes first: one that a record names is never made again.
 	if pv.Annotations[annotationProvisioner] == provisionerName && m.cfg.Local.owns(c.Path) {
-		return m.cfg.Local.make(c.Path)
+		if err := m.cfg.Local.make(c.Path); err != nil {
+			return err
+		}
 	}
-	return nil
+	return m.keep(volume, c)
 }
 
 // usable says how this node mounts a PersistentVolume, or names the field for

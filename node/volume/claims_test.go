@@ -125,6 +125,24 @@ func TestLocalPathVolumeFromFirstMountToDeletion(t *testing.T) {
 	}
 }
 
+// A volume whose directory could not be made, for want of space or because the
+// node was killed, is made when the pod tries again.
+func TestDirectoryThatCouldNotBeMade(t *testing.T) {
+	w := newWorld(t)
+	if err := errors.Join(os.Remove(w.root), os.WriteFile(w.root, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Setup(t.Context(), claiming("uid-1", "data"), Fields{}); err == nil {
+		t.Fatal("set up without a directory")
+	}
+	if err := errors.Join(os.Remove(w.root), os.Mkdir(w.root, 0o711)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Setup(t.Context(), claiming("uid-1", "data"), Fields{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestDeletionGoesOnAfterARestart(t *testing.T) {
 	root := t.TempDir()
 	if err := errors.Join(os.MkdirAll(root+"/.deleted-1/pv-1/sub", 0o700), os.MkdirAll(root+"/pv-2", 0o700)); err != nil {
