@@ -22,7 +22,8 @@ type Eviction struct {
 	Disruption      bool  // it gets a DisruptionTarget condition: it was not the pod's fault
 }
 
-// End ends a pod for good, unless it ends already.
+// End ends a pod for good. One that ends already, for whatever reason, gets a shorter
+// grace period, never a longer one.
 func (m *Manager) End(uid types.UID, e Eviction) {
 	m.mu.Lock()
 	w := m.workers[uid]
@@ -34,6 +35,8 @@ func (m *Manager) End(uid types.UID, e Eviction) {
 	if w.ending.reason == "" {
 		w.ending = ending{reason: e.Reason, message: e.Message, grace: &e.Grace, disruption: e.Disruption}
 		w.interrupt()
+	} else if e.Grace < *w.ending.grace {
+		w.ending.grace = &e.Grace
 	}
 	w.mu.Unlock()
 	w.poke()

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -92,4 +94,53 @@ func TestEvictedPodGivesRoomThoughNothingCanBeWritten(t *testing.T) {
 		t.Errorf("%+v", p.Status)
 	}
 	w.eventually("its sandbox is removed", func() bool { return w.rt.box("uid-a") == nil })
+}
+
+// TestShortestGraceCounts is about pods that end already when somebody else ends them,
+// too: an eviction, a shutdown of the machine, a user.
+func TestShortestGraceCounts(t *testing.T) {
+	evict := func(grace int64) func(*world) {
+		return func(w *world) { w.m.End("uid-a", Eviction{Reason: Evicted, Message: "m", Grace: grace}) }
+	}
+	remove := func(grace int64) func(*world) { return func(w *world) { w.remove("a", grace) } }
+	for _, tc := range []struct {
+		name        string
+		first, then func(*world)
+		lives, ends time.Duration // since then
+	}{
+		{"deleted, then evicted at once", remove(3600), evict(1), 0, 5 * time.Second},
+		{"deleted, then evicted with time", remove(3600), evict(60), 50 * time.Second, 61 * time.Second},
+		{"evicted with time, then at once", evict(300), evict(1), 0, 5 * time.Second},
+		{"evicted with time, then deleted", evict(300), remove(200), 20 * time.Second, 110 * time.Second},
+		{"evicted, then with more time", evict(200), evict(3000), 20 * time.Second, 110 * time.Second},
+		{"deleted, then evicted with more time", remove(200), evict(3000), 20 * time.Second, 110 * time.Second},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			p := w.pod("a", func(p *v1.Pod) { p.Spec.TerminationGracePeriodSeconds = ptr.To[int64](10_000) })
+			w.rt.boxes["uid-a"] = &fakeSandbox{r: w.rt, signal: func(runtime.ContainerStatus, syscall.Signal) {}}
+			w.add(p)
+			w.await("a", "ready", isReady)
+			box := w.rt.box("uid-a")
+			killed := func() bool { return strings.Contains(box.asked(), "killed c") }
+			looked := func() {
+				done := make(chan struct{})
+				w.m.workers["uid-a"].post(func() { close(done) })
+				<-done
+			}
+			tc.first(w)
+			w.eventually("asked to stop", func() bool { return strings.Contains(box.asked(), "terminated c") })
+			w.pass(100 * time.Second)
+			tc.then(w)
+			looked()
+			w.pass(tc.lives)
+			looked()
+			looked()
+			if tc.lives > 0 && killed() {
+				t.Error("killed too soon")
+			}
+			w.pass(tc.ends - tc.lives)
+			w.eventually("killed", killed)
+		})
+	}
 }

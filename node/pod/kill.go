@@ -27,11 +27,16 @@ type killing struct {
 	again    time.Time // when to try a signal again that failed
 }
 
-// podGrace is the grace period in force, in seconds.
+// podGrace is the grace period in force, in seconds: the shortest that was given.
 func (w *worker) podGrace() int64 {
-	if w.end.grace != nil {
-		return *w.end.grace
+	if g := w.end.grace; g != nil {
+		return min(*g, w.ownGrace())
 	}
+	return w.ownGrace()
+}
+
+// ownGrace is that of the pod, or of who deleted it.
+func (w *worker) ownGrace() int64 {
 	w.mu.Lock()
 	gone := w.gone
 	w.mu.Unlock()
@@ -184,7 +189,7 @@ func (w *worker) stopAll(ctx context.Context, alarm *time.Time) {
 		w.endedBy = w.now()
 		w.retryAt = time.Time{}
 	}
-	deadline := w.endedBy.Add(time.Duration(w.podGrace()) * time.Second)
+	deadline := w.stopBy()
 	if left := w.stopPass(ctx, deadline, alarm); left > 0 {
 		w.observe(ctx) // some may have ended at once
 		if left = w.stopPass(ctx, deadline, alarm); left > 0 {
@@ -192,6 +197,20 @@ func (w *worker) stopAll(ctx context.Context, alarm *time.Time) {
 		}
 	}
 	w.move(Stopped)
+}
+
+// stopBy is when the containers of a pod that ends get SIGKILL. A grace period that was
+// shortened meanwhile begins then.
+func (w *worker) stopBy() time.Time {
+	by := w.endedBy.Add(time.Duration(w.ownGrace()) * time.Second)
+	if g := w.end.grace; g != nil {
+		from := w.endedBy
+		if from.Before(w.hurried) {
+			from = w.hurried
+		}
+		earlier(&by, from.Add(time.Duration(*g)*time.Second))
+	}
+	return by
 }
 
 // stopPass takes the next step of each container's end and returns how many

@@ -51,6 +51,7 @@ type worker struct {
 	refused   string        // fields that are not supported
 	end       ending        // in force
 	endedBy   time.Time     // when stopping began
+	hurried   time.Time     // when end.grace was given
 	sandbox   Sandbox
 	unlisten  context.CancelFunc
 	ips       []string
@@ -211,6 +212,9 @@ func (w *worker) pass(base context.Context) (next time.Time, over bool) {
 	gone := w.gone
 	if w.end.reason == "" {
 		w.end = w.ending
+	}
+	if g := w.ending.grace; g != nil && (w.hurried.IsZero() || w.end.grace != nil && *g < *w.end.grace) {
+		w.end.grace, w.hurried = g, w.now()
 	}
 	stopping := gone || fresh.DeletionTimestamp != nil || w.end.reason != ""
 	if !stopping {
