@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -110,54 +111,92 @@ func setPodCgroup(path string, r *specs.LinuxResources) error {
 type pauseProcess struct {
 	pid   int
 	pidfd *shimproto.Pidfd
+	gone  chan struct{} // closed when it has ended and the shim has forgotten it
 }
 
-// sharedPID returns the path of the pod's PID namespace, made when first needed.
+// sharedPID returns the path of the pod's PID namespace, made when first needed,
+// and anew when its first process has ended: any container may have ended it,
+// and all containers with it.
 func (s *supervisor) sharedPID() (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.pause == nil {
-		cmd := exec.Command("/proc/self/exe", "pause")
-		cmd.Args[0] = "pause"
-		cmd.Dir = "/"
-		cmd.Env = []string{}
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Setsid: true}
-		if err := cmd.Start(); err != nil {
+	if s.pause == nil || s.pause.pidfd.Exited() {
+		p, err := startPause()
+		if err != nil {
 			return "", fmt.Errorf("make the pod's PID namespace: %w", err)
-		}
-		p := &pauseProcess{pid: cmd.Process.Pid}
-		var err error
-		if p.pidfd, err = shimproto.OpenPidfd(p.pid); err != nil {
-			return "", err
 		}
 		m, _, err := cgroupManager(filepath.Join(s.cfg.Cgroup, "pause"), nil)
 		if err == nil {
 			err = m.Apply(p.pid)
 		}
-		if err != nil {
-			return "", errors.Join(fmt.Errorf("move the pod's first process to its cgroup: %w", err), cmd.Process.Kill())
-		}
 		s.pause = p
+		go s.reapPause(p)
+		if err != nil {
+			return "", errors.Join(fmt.Errorf("move the pod's first process to its cgroup: %w", err), p.pidfd.Signal(unix.SIGKILL))
+		}
 	}
 	return fmt.Sprintf("/proc/%d/ns/pid", s.pause.pid), nil
+}
+
+// startPause returns when the process has given up all that containers must not
+// have.
+func startPause() (_ *pauseProcess, err error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	cmd := exec.Command("/proc/self/exe", "pause")
+	cmd.Args[0] = "pause"
+	cmd.Dir = "/"
+	cmd.Env = []string{}
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Setsid: true}
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return nil, err
+	}
+	p := &pauseProcess{pid: cmd.Process.Pid, gone: make(chan struct{})}
+	if p.pidfd, err = shimproto.OpenPidfd(p.pid); err != nil {
+		return nil, errors.Join(err, cmd.Process.Kill(), cmd.Wait())
+	}
+	if told, rerr := io.ReadAll(r); string(told) != "ready" {
+		p.pidfd.Close()
+		return nil, errors.Join(fmt.Errorf("its first process: %s", told), rerr, cmd.Process.Kill(), cmd.Wait())
+	}
+	return p, nil
+}
+
+func (s *supervisor) reapPause(p *pauseProcess) {
+	defer close(p.gone)
+	if err := p.pidfd.Wait(); err != nil {
+		s.log.Error("wait for the shared PID namespace", "err", err)
+		return
+	}
+	if _, err := reap(p.pid); err != nil {
+		s.log.Error("reap the shared PID namespace", "err", err)
+	}
+	s.mu.Lock()
+	if s.pause == p {
+		s.pause = nil
+	}
+	s.mu.Unlock()
+	p.pidfd.Close()
 }
 
 func (s *supervisor) stopPause() {
 	s.mu.Lock()
 	p := s.pause
-	s.pause = nil
 	s.mu.Unlock()
 	if p == nil {
 		return
 	}
-	if err := p.pidfd.Signal(unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+	if err := p.pidfd.Signal(unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrClosed) {
 		s.log.Error("end the shared PID namespace", "err", err)
 		return
 	}
-	if err := p.pidfd.Wait(); err != nil {
-		s.log.Error("wait for the shared PID namespace", "err", err)
-	}
-	reap(p.pid)
+	<-p.gone
 }
 
 // reap collects the exit status of a child that has ended. Never wait for any
