@@ -99,8 +99,18 @@ func unmountBelow(dir string) error {
 	return errors.Join(errs...)
 }
 
-// Usage returns the bytes that a directory's files take on disk.
+// Usage returns the bytes that a directory's files take on disk, and how many they
+// are. A file with several names counts once; other file systems that are mounted
+// below do not count.
 func Usage(dir string) (bytes, inodes int64, err error) {
+	var root unix.Stat_t
+	switch err := unix.Lstat(dir, &root); {
+	case errors.Is(err, fs.ErrNotExist):
+		return 0, 0, nil
+	case err != nil:
+		return 0, 0, &os.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	linked := map[uint64]struct{}{} // inodes of several names
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			if errors.Is(err, fs.ErrNotExist) {
@@ -109,10 +119,22 @@ func Usage(dir string) (bytes, inodes int64, err error) {
 			return err
 		}
 		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err == nil {
-			bytes += st.Blocks * 512
-			inodes++
+		if unix.Lstat(path, &st) != nil {
+			return nil
 		}
+		switch {
+		case st.Dev != root.Dev && d.IsDir():
+			return fs.SkipDir
+		case st.Dev != root.Dev:
+			return nil
+		case st.Nlink > 1 && !d.IsDir():
+			if _, seen := linked[st.Ino]; seen {
+				return nil
+			}
+			linked[st.Ino] = struct{}{}
+		}
+		bytes += st.Blocks * 512
+		inodes++
 		return nil
 	})
 	return bytes, inodes, err

@@ -1,9 +1,11 @@
 package volume
 
 import (
+	"errors"
 	"os"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 )
 
@@ -39,5 +41,31 @@ func TestStats(t *testing.T) {
 	}
 	if list[1].Used < 1<<20 || list[1].Used > 2<<20 {
 		t.Errorf("the emptyDir uses %d bytes", list[1].Used)
+	}
+}
+
+// What is mounted below does not count, nor the second name of a file.
+func TestUsageCountsEachFileOnce(t *testing.T) {
+	dir := t.TempDir()
+	err := errors.Join(os.Mkdir(dir+"/sub", 0o700), os.WriteFile(dir+"/a", make([]byte, 1<<20), 0o600), os.Link(dir+"/a", dir+"/sub/b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 {
+		other := dir + "/other"
+		if err := errors.Join(os.Mkdir(other, 0o700), unix.Mount("tmpfs", other, "tmpfs", 0, "")); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(other, unix.MNT_DETACH) })
+		if err := os.WriteFile(other+"/c", make([]byte, 4<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bytes, inodes, err := Usage(dir)
+	if err != nil || bytes < 1<<20 || bytes > 1<<20+64<<10 || inodes != 3 {
+		t.Errorf("%d bytes in %d files, %v; want 1 MiB in 3", bytes, inodes, err)
+	}
+	if bytes, inodes, err := Usage(dir + "/gone"); bytes != 0 || inodes != 0 || err != nil {
+		t.Errorf("nothing: %d, %d, %v", bytes, inodes, err)
 	}
 }
