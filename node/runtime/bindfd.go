@@ -26,8 +26,8 @@ func (s *Sandbox) bindDescriptors(c *ContainerConfig) (release func() error, err
 	release = func() error {
 		var errs []error
 		for _, p := range paths {
-			if err := unix.Unmount(p, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
-				errs = append(errs, fmt.Errorf("unmount %s: %w", p, err))
+			if err := unmountOwn(p); err != nil {
+				errs = append(errs, err)
 				continue
 			}
 			errs = append(errs, os.Remove(p)) // never recursively: it may be somebody's data
@@ -54,6 +54,8 @@ func (s *Sandbox) bindDescriptors(c *ContainerConfig) (release func() error, err
 	return release, nil
 }
 
+// bindPath mounts what source names, without what else is mounted below it, as
+// kubelet does for a subPath.
 func bindPath(source, target string) error {
 	fi, err := os.Stat(source)
 	if err != nil {
@@ -70,8 +72,24 @@ func bindPath(source, target string) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Mount(source, target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
 		return errors.Join(fmt.Errorf("bind %s: %w", source, err), os.Remove(target))
+	}
+	return nil
+}
+
+// unmountOwn unmounts what is mounted at path and below, and only there: a bind of
+// a shared mount is its peer, so that mounts below it, which came with it or since,
+// would take with them those of the host that they were copied from.
+func unmountOwn(path string) error {
+	if err := unix.Mount("", path, "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			return nil // nothing is mounted there
+		}
+		return fmt.Errorf("make %s private: %w", path, err)
+	}
+	if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("unmount %s: %w", path, err)
 	}
 	return nil
 }
@@ -83,9 +101,9 @@ func unmountBelow(dir string) error {
 	if err != nil {
 		return fmt.Errorf("read mounts: %w", err)
 	}
-	for i := len(infos) - 1; i >= 0; i-- { // later mounts first
-		if err := unix.Unmount(infos[i].Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("unmount %s: %w", infos[i].Mountpoint, err)
+	for i := range infos { // parents first: they make what is below them private
+		if err := unmountOwn(infos[i].Mountpoint); err != nil {
+			return err
 		}
 	}
 	if len(infos) == 0 {
