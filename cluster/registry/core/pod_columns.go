@@ -155,7 +155,7 @@ func (s *podSummary) initContainers(pod *corev1.Pod, sidecars map[string]bool) (
 
 // containers goes backwards, so that the first container has the last word.
 func (s *podSummary) containers(pod *corev1.Pod) {
-	running := false
+	running, failed := false, ""
 	for i := len(pod.Status.ContainerStatuses) - 1; i >= 0; i-- {
 		c := &pod.Status.ContainerStatuses[i]
 		s.restarts.add(c)
@@ -164,17 +164,24 @@ func (s *podSummary) containers(pod *corev1.Pod) {
 			s.reason = c.State.Waiting.Reason
 		case c.State.Terminated != nil:
 			s.reason = endReason(c.State.Terminated)
+			if c.State.Terminated.ExitCode != 0 {
+				failed = s.reason
+			}
 		case c.Ready && c.State.Running != nil:
 			running = true
 			s.ready++
 		}
 	}
-	// Some containers have completed, others still run.
-	if s.reason == "Completed" && running {
+	// The first container has completed: that is not the word for a pod with
+	// others that run or have failed.
+	switch {
+	case s.reason != "Completed":
+	case running && hasCondition(pod, corev1.PodReady):
+		s.reason = "Running"
+	case failed != "":
+		s.reason = failed
+	case running:
 		s.reason = "NotReady"
-		if hasCondition(pod, corev1.PodReady) {
-			s.reason = "Running"
-		}
 	}
 }
 

@@ -44,6 +44,7 @@ func TestPodCells(t *testing.T) {
 		{"restarts at an unknown time", two + `{phase: Running, containerStatuses: [{name: a, ready: true, restartCount: 2, state: {running: {}}}]}`, "1/2", "Running", "2"},
 		{"one completed, not ready", two + `{phase: Running, containerStatuses: [{name: a, state: {terminated: {reason: Completed}}}, {name: b, ready: true, state: {running: {}}}]}`, "1/2", "NotReady", "0"},
 		{"one completed, ready", two + `{phase: Running, conditions: [{type: Ready, status: "True"}], containerStatuses: [{name: a, state: {terminated: {reason: Completed}}}, {name: b, ready: true, state: {running: {}}}]}`, "1/2", "Running", "0"},
+		{"one completed, one failed", two + `{phase: Failed, containerStatuses: [{name: a, state: {terminated: {reason: Completed}}}, {name: b, state: {terminated: {reason: OOMKilled, exitCode: 137}}}]}`, "0/2", "OOMKilled", "0"},
 		{"completed", two + `{phase: Succeeded, containerStatuses: [{name: a, state: {terminated: {reason: Completed}}}]}`, "0/2", "Completed", "0"},
 		{"error", two + `{phase: Failed, containerStatuses: [{name: a, state: {terminated: {reason: Error, exitCode: 1}}}]}`, "0/2", "Error", "0"},
 		{"exit code", two + `{phase: Failed, containerStatuses: [{name: a, state: {terminated: {exitCode: 3}}}]}`, "0/2", "ExitCode:3", "0"},
