@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -20,6 +21,7 @@ func (s *Scheduler) bindWithVolumes(ctx context.Context, it *item, p *podInfo, n
 	s.state.volumes.release(p.plan)
 	if err != nil {
 		s.bindFailed(ctx, it, p.pod, node, fmt.Errorf("binding volumes: %w", err))
+		s.queue.move(volumeChanged) // what was meant for its claims is free again
 		return
 	}
 	s.later(ctx, func(ctx context.Context) { s.bind(ctx, it, p.pod, node) })
@@ -44,7 +46,7 @@ func (s *Scheduler) bindFailed(ctx context.Context, it *item, pod *corev1.Pod, n
 	switch {
 	case ctx.Err() != nil:
 		return
-	case apierrors.IsNotFound(err):
+	case noPod(err):
 		s.queue.done(it)
 		return
 	case apierrors.IsConflict(err): // placed by someone else: the informer tells where
@@ -53,6 +55,13 @@ func (s *Scheduler) bindFailed(ctx context.Context, it *item, pod *corev1.Pod, n
 		s.cfg.Events.Eventf(pod, corev1.EventTypeWarning, "FailedScheduling", "%v", err)
 	}
 	s.queue.retry(it)
+}
+
+// noPod reports whether err is that a pod does not exist: a claim or a volume that
+// does not is another matter.
+func noPod(err error) bool {
+	var status apierrors.APIStatus
+	return apierrors.IsNotFound(err) && errors.As(err, &status) && status.Status().Details != nil && status.Status().Details.Kind == "pods"
 }
 
 // refuse tells the user why a pod has no node, and lets it wait for a change.

@@ -26,6 +26,8 @@ import (
 type fakeBinder struct {
 	client *fake.Clientset
 	refuse func(pod *corev1.Pod, node string) error
+	// claimRead is asked before a claim is read.
+	claimRead func(name string) error
 
 	mu        sync.Mutex
 	bound     map[string]string
@@ -62,6 +64,11 @@ func (b *fakeBinder) Explain(_ context.Context, pod *corev1.Pod, c corev1.PodCon
 }
 
 func (b *fakeBinder) Claim(ctx context.Context, namespace, name string) (*corev1.PersistentVolumeClaim, error) {
+	if b.claimRead != nil {
+		if err := b.claimRead(name); err != nil {
+			return nil, err
+		}
+	}
 	return b.client.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, name, metav1.GetOptions{})
 }
 

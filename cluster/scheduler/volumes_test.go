@@ -3,11 +3,13 @@ package scheduler
 import (
 	"context"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -296,6 +298,50 @@ func TestPodIsBoundAfterItsVolumes(t *testing.T) {
 		}
 		eventually(t, "forgotten", func() bool { return assumed() == 0 && !r.s.state.isAssumed("p") })
 	})
+}
+
+// A claim or a volume that goes while a decision about it is carried out is no
+// reason to forget the pod, nor to keep from others what it would have got.
+func TestPodOutlivesItsClaim(t *testing.T) {
+	ctx := context.Background()
+	c := claim("c", "static", "1Gi")
+	r := start(t, node("a"), static, c, claim("d", "static", "1Gi"), volume("v", "static", "1Gi"))
+	asked, answer := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	r.binder.claimRead = func(name string) error {
+		if name != "c" {
+			return nil
+		}
+		var err error
+		once.Do(func() {
+			close(asked)
+			<-answer
+			err = apierrors.NewNotFound(corev1.Resource("persistentvolumeclaims"), name)
+		})
+		return err
+	}
+	r.create(t, pod("p", with("c")))
+	<-asked
+	r.create(t, pod("q", with("d"))) // its volume is meant for p
+	eventually(t, "refused", func() bool { return r.binder.why("q") != "" })
+	if err := r.client.CoreV1().PersistentVolumeClaims("default").Delete(ctx, "c", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the deletion is seen", func() bool {
+		_, err := r.s.state.volumes.claims.PersistentVolumeClaims("default").Get("c")
+		return err != nil
+	})
+	close(answer)
+	eventually(t, "p waits for its claim", func() bool {
+		return r.binder.why("p") == `False Unschedulable 0/1 nodes are available: persistentvolumeclaim "c" not found.`
+	})
+	r.storage(t, "d", func(*corev1.PersistentVolumeClaim) string {
+		if v, err := r.client.CoreV1().PersistentVolumes().Get(ctx, "v", metav1.GetOptions{}); err != nil || v.Spec.ClaimRef == nil || v.Spec.ClaimRef.UID != "d" {
+			return ""
+		}
+		return "v"
+	})
+	eventually(t, "bound", func() bool { return r.binder.node("q") == "a" })
 }
 
 // A claim that only one pod may use is free again when that pod is gone.
