@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedv1 "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -50,6 +51,8 @@ type Agent struct {
 	shutdown  *shutdown.Watcher
 
 	sources   eviction.Sources
+	evictable evictable                              // pods
+	evicting  map[types.UID]int64                    // grace periods, of pods that keepFree has evicted
 	pressed   atomic.Pointer[[]v1.NodeConditionType] // what new pods are refused for
 	housework sync.Mutex                             // one removes images at a time
 	gcFailed  bool                                   // of keepImages
@@ -70,7 +73,7 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the node's API client: %w", err)
 	}
-	a := &Agent{cfg: cfg, client: client, ready: make(chan struct{}), meter: meter.New(cfg.Name)}
+	a := &Agent{cfg: cfg, client: client, ready: make(chan struct{}), meter: meter.New(cfg.Name), evicting: map[types.UID]int64{}}
 	if a.machine, err = lookAtMachine(cfg); err != nil {
 		return nil, fmt.Errorf("looking at this machine: %w", err)
 	}
@@ -115,6 +118,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.shutdown = a.watchShutdown(recorder)
 	a.pods = pod.NewManager(a.podConfig(source, recorder))
+	a.evictable = a.pods
 	a.sources = eviction.Sources{NodeDir: a.cfg.DataDir, ImageDir: a.imageDir(), Pods: podsMemory(a.cfg.Runtime)}
 
 	if a.fence != nil {

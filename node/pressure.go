@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -21,8 +22,14 @@ func pressureOf(conds []v1.NodeConditionType) pressure {
 	return pressure{memory: has(v1.NodeMemoryPressure), disk: has(v1.NodeDiskPressure), pids: has(v1.NodePIDPressure)}
 }
 
-// evictedPatience is how long the room that an evicted pod gives is waited for before
-// another one goes.
+// evictable are the pods that can be made to go; *pod.Manager knows them.
+type evictable interface {
+	Views() []*pod.View
+	End(uid types.UID, e pod.Eviction)
+}
+
+// evictedPatience is how long the room that an evicted pod gives is waited for, after its
+// grace period, before another one goes.
 const evictedPatience = 30 * time.Second
 
 // helplessEvery is how often a node that has nothing more to give tries again.
@@ -79,12 +86,17 @@ func (a *Agent) makeRoom(ctx context.Context, starved []eviction.Threshold, obs 
 		if pod.Critical(p.Pod) {
 			continue
 		}
+		grace := a.cfg.Eviction.Grace(t, p.Pod)
+		if had, ends := a.evicting[p.Pod.UID]; ends && had <= grace {
+			continue // it has not gone in its time
+		}
+		a.evicting[p.Pod.UID] = grace
 		text, notes := eviction.Message(t, starved, obs, p)
 		a.cfg.Logger.Warn("evicting a pod", "pod", p.Pod.Namespace+"/"+p.Pod.Name, "why", text)
 		a.self.recorder.AnnotatedEventf(p.Pod, notes, v1.EventTypeWarning, pod.Evicted, "%s", text)
 		a.meter.Evicted(string(t.Signal))
-		a.pods.End(p.Pod.UID, pod.Eviction{Reason: pod.Evicted, Message: text, Grace: a.cfg.Eviction.Grace(t, p.Pod), Disruption: true})
-		a.awaitGone(ctx, p.Pod.UID)
+		a.evictable.End(p.Pod.UID, pod.Eviction{Reason: pod.Evicted, Message: text, Grace: grace, Disruption: true})
+		a.awaitGone(ctx, p.Pod.UID, t, grace)
 		return true
 	}
 	a.cfg.Logger.Warn("the node runs short, and no pod may be evicted", "signal", t.Signal)
@@ -107,14 +119,23 @@ func (a *Agent) removeImages(ctx context.Context) {
 	}
 }
 
-// awaitGone returns when nothing is left of a pod that was evicted, on the disk either.
-func (a *Agent) awaitGone(ctx context.Context, uid types.UID) {
-	ctx, cancel := context.WithTimeout(ctx, evictedPatience)
+// awaitGone returns when nothing is left of a pod that was evicted for t, on the disk
+// either, or when its time is over. If t is soft, which may give the pod minutes, it
+// returns also when there is room again, and when a hard threshold is met.
+func (a *Agent) awaitGone(ctx context.Context, uid types.UID, t eviction.Threshold, grace int64) {
+	ctx, cancel := context.WithTimeout(ctx, evictedPatience+time.Duration(grace)*time.Second)
 	defer cancel()
 	ids := map[string]bool{}
-	for {
+	for looked := time.Now(); ; {
+		if !t.Hard() && time.Since(looked) >= time.Second {
+			looked = time.Now()
+			obs, err := a.sources.Observe()
+			if err == nil && (a.cfg.Eviction.Urgent(obs) || eviction.Relieved(a.cfg.Eviction.Thresholds, obs)) {
+				return
+			}
+		}
 		there := false
-		for _, v := range a.pods.Views() {
+		for _, v := range a.evictable.Views() {
 			if v.Pod.UID != uid {
 				continue
 			}
@@ -133,13 +154,19 @@ func (a *Agent) awaitGone(ctx context.Context, uid types.UID) {
 	}
 }
 
-// measure tells what the running pods use.
+// measure tells what the running pods use. Those that were deleted or evicted and have
+// time left are among them: it can be cut.
 func (a *Agent) measure(ctx context.Context) (out []eviction.Pod) {
-	for _, v := range a.pods.Views() {
-		if v.Sandbox != nil && !v.State.Final() && v.Pod.DeletionTimestamp == nil && ctx.Err() == nil {
+	there := map[types.UID]bool{}
+	for _, v := range a.evictable.Views() {
+		there[v.Pod.UID] = true
+		_, evicted := a.evicting[v.Pod.UID]
+		ends := v.State == pod.Stopping && (evicted || v.Pod.DeletionTimestamp != nil)
+		if v.Sandbox != nil && (ends || !v.State.Final()) && ctx.Err() == nil {
 			out = append(out, a.use(ctx, v))
 		}
 	}
+	maps.DeleteFunc(a.evicting, func(uid types.UID, _ int64) bool { return !there[uid] })
 	return out
 }
 

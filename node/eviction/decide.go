@@ -136,3 +136,11 @@ func Relieved(thresholds []Threshold, obs Observations) bool {
 	}
 	return true
 }
+
+// Urgent says that a hard threshold is met.
+func (c *Config) Urgent(obs Observations) bool {
+	return slices.ContainsFunc(c.Thresholds, func(t Threshold) bool {
+		o, ok := obs[t.Signal]
+		return ok && t.Hard() && t.met(o, false)
+	})
+}
