@@ -331,6 +331,12 @@ func TestPodOutlivesItsClaim(t *testing.T) {
 		_, err := r.s.state.volumes.claims.PersistentVolumeClaims("default").Get("c")
 		return err != nil
 	})
+	eventually(t, "refused for good", func() bool {
+		r.s.queue.mu.Lock()
+		defer r.s.queue.mu.Unlock()
+		it := r.s.queue.items["q"]
+		return it != nil && it.place == inParked && it.attempts > 1
+	})
 	close(answer)
 	eventually(t, "p waits for its claim", func() bool {
 		return r.binder.why("p") == `False Unschedulable 0/1 nodes are available: persistentvolumeclaim "c" not found.`
