@@ -76,6 +76,40 @@ func TestTailOfALargeFile(t *testing.T) {
 	}
 }
 
+// TestTailOfALogThatGrows asks for the last lines of a log that is written to at the
+// same time.
+func TestTailOfALogThatGrows(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	write := func(n int) {
+		for i := range n {
+			if _, err := fmt.Fprintf(f, "2026-01-01T00:00:00Z stdout F line %d\n", i); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write(5000)
+	n := 0
+	out := &reader{func(p []byte) {
+		write(100)
+		n += bytes.Count(p, []byte{'\n'})
+	}}
+	if err := Read(t.Context(), path, Options{Tail: ptr.To[int64](3000)}, out, nil, nil); err != nil || n != 3000 {
+		t.Errorf("%d lines, %v", n, err)
+	}
+}
+
+type reader struct{ got func([]byte) }
+
+func (r *reader) Write(p []byte) (int, error) {
+	r.got(p)
+	return len(p), nil
+}
+
 type syncBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

@@ -59,9 +59,12 @@ func Read(ctx context.Context, path string, o Options, stdout, stderr io.Writer,
 			f.Close()
 		}
 	}()
-	p := &printer{o: o, out: map[string]io.Writer{"stdout": stdout, "stderr": stderr}, fresh: map[string]bool{"stdout": true, "stderr": true}, left: -1}
+	p := &printer{o: o, out: map[string]io.Writer{"stdout": stdout, "stderr": stderr}, fresh: map[string]bool{"stdout": true, "stderr": true}, left: -1, lines: -1}
 	if o.Limit != nil {
 		p.left = *o.Limit
+	}
+	if o.Tail != nil && !o.Follow { // what is written meanwhile is too much
+		p.lines = *o.Tail
 	}
 	if f != nil && o.Tail != nil {
 		at, err := tailOffset(f, *o.Tail)
@@ -109,6 +112,7 @@ type printer struct {
 	out   map[string]io.Writer
 	fresh map[string]bool // the stream is at the beginning of a line
 	left  int64           // bytes that may be written; negative: any
+	lines int64           // records that may be read; negative: any
 	rest  []byte          // of a line whose end is not written yet
 
 	batch []byte    // whole lines on their way to to: one write for many
@@ -258,6 +262,10 @@ func (p *printer) line(b []byte) error {
 	if !ok1 || !ok2 || (!ok3 && len(tag) == 0) {
 		return nil
 	}
+	if p.lines == 0 {
+		return errLimit
+	}
+	p.lines--
 	if !p.o.Since.IsZero() {
 		t, err := time.Parse(time.RFC3339Nano, string(stamp))
 		if err != nil || t.Before(p.o.Since) {
