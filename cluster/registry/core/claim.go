@@ -189,8 +189,13 @@ func validateClaimUpdate(c, old *corev1.PersistentVolumeClaim) field.ErrorList {
 	if was.VolumeName == "" {
 		was.VolumeName = now.VolumeName // it is being bound
 	}
-	if was.StorageClassName == nil && now.StorageClassName != nil {
-		was.StorageClassName = now.StorageClassName // assigned later, or moved from the annotation
+	class, beta := now.StorageClassName, old.Annotations[corev1.BetaStorageClassAnnotation]
+	_, hadBeta := old.Annotations[corev1.BetaStorageClassAnnotation]
+	if was.StorageClassName == nil && class != nil && (!hadBeta || *class == beta) {
+		was.StorageClassName = class // assigned later, or moved from the annotation
+	}
+	if newBeta, has := c.Annotations[corev1.BetaStorageClassAnnotation]; newBeta != beta && (has || old.Spec.StorageClassName != nil || ptr.Deref(class, "") != beta) {
+		errs = append(errs, check.Unchanged(field.NewPath("metadata", "annotations").Key(corev1.BetaStorageClassAnnotation), newBeta, beta)...)
 	}
 	if old.Status.Phase == corev1.ClaimBound {
 		was.Resources.Requests = now.Resources.Requests

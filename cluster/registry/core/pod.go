@@ -73,8 +73,8 @@ func podStorage(o registry.Options, cfg Config, m map[string]rest.Storage) error
 	m["pods/binding"] = binding
 	m["bindings"] = &legacyBinding{binding}
 	m["pods/eviction"] = newPodEviction(pods.Store, cfg.Pods.Client)
-	m["pods/ephemeralcontainers"] = registry.NewSubresource(pods.With(ephemeralUpdate{o.Scheme}, ephemeralUpdate{o.Scheme}))
-	m["pods/resize"] = newPodResize(pods, o.Scheme)
+	m["pods/ephemeralcontainers"] = podEphemeral(pods, o.Scheme)
+	m["pods/resize"] = podResize(pods, o.Scheme)
 	connections(pods, &cfg.Pods, m)
 	if _, err := podTemplateKind.AddTo(m, o); err != nil {
 		return err
@@ -149,6 +149,30 @@ func preparePodStatusUpdate(_ context.Context, obj, old runtime.Object) {
 	pod, before := obj.(*corev1.Pod), old.(*corev1.Pod)
 	if pod.Status.QOSClass == "" {
 		pod.Status.QOSClass = before.Status.QOSClass
+	}
+	keepObservedGenerations(&pod.Status, &before.Status)
+}
+
+// keepObservedGenerations fills in what a writer leaves out that does not know the
+// field, as one that was built for an earlier release.
+func keepObservedGenerations(now, before *corev1.PodStatus) {
+	if now.ObservedGeneration == 0 {
+		now.ObservedGeneration = before.ObservedGeneration
+	}
+	had := map[corev1.PodConditionType][]int64{} // a type may be there more than once
+	for _, c := range before.Conditions {
+		had[c.Type] = append(had[c.Type], c.ObservedGeneration)
+	}
+	for i := range now.Conditions {
+		c := &now.Conditions[i]
+		list := had[c.Type]
+		if len(list) == 0 {
+			continue
+		}
+		if c.ObservedGeneration == 0 {
+			c.ObservedGeneration = list[0]
+		}
+		had[c.Type] = list[1:]
 	}
 }
 

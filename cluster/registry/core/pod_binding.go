@@ -24,8 +24,9 @@ type podBinding struct {
 }
 
 var (
-	_ rest.NamedCreater = (*podBinding)(nil)
-	_ rest.Creater      = (*legacyBinding)(nil)
+	_ rest.NamedCreater                   = (*podBinding)(nil)
+	_ rest.SubresourceObjectMetaPreserver = (*podBinding)(nil)
+	_ rest.Creater                        = (*legacyBinding)(nil)
 )
 
 // New implements rest.Storage.
@@ -36,6 +37,11 @@ func (b *podBinding) Destroy() {}
 
 // NamespaceScoped implements rest.Scoper.
 func (b *podBinding) NamespaceScoped() bool { return b.store.NamespaceScoped() }
+
+// PreserveRequestObjectMetaSystemFieldsOnSubresourceCreate keeps the UID and the
+// version by which a binding says which pod it means: another of the same name may
+// have come in the meantime.
+func (b *podBinding) PreserveRequestObjectMetaSystemFieldsOnSubresourceCreate() bool { return true }
 
 // Create binds the pod called name.
 func (b *podBinding) Create(ctx context.Context, name string, obj runtime.Object, validate rest.ValidateObjectFunc, o *metav1.CreateOptions) (runtime.Object, error) {

@@ -12,6 +12,12 @@ import (
 	"github.com/skiff-sh/skiff/cluster/registry/podspec"
 )
 
+// podEphemeral serves pods/ephemeralcontainers.
+func podEphemeral(pods *registry.Store, typer runtime.ObjectTyper) podPart {
+	update := ephemeralUpdate{typer}
+	return newPodPart(pods.With(update, update), fieldpath.MakePrefixMatcherOrDie("spec", "ephemeralContainers"))
+}
+
 // ephemeralUpdate is the update strategy of pods/ephemeralcontainers: of what
 // is sent, only the ephemeral containers count.
 type ephemeralUpdate struct{ runtime.ObjectTyper }
@@ -42,8 +48,5 @@ func (ephemeralUpdate) ValidateUpdate(_ context.Context, obj, old runtime.Object
 	return podspec.ValidateEphemeralContainersUpdate(pod, old.(*corev1.Pod))
 }
 
-// GetResetFields keeps ownership of everything but the ephemeral containers
-// away from this subresource.
-func (ephemeralUpdate) GetResetFields() map[fieldpath.APIVersion]*fieldpath.Set {
-	return map[fieldpath.APIVersion]*fieldpath.Set{"v1": fieldpath.NewSet(fieldpath.MakePathOrDie("status"))}
-}
+// GetResetFields has nothing to say; see podPart.
+func (ephemeralUpdate) GetResetFields() map[fieldpath.APIVersion]*fieldpath.Set { return nil }

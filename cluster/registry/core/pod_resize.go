@@ -7,7 +7,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-	"k8s.io/apiserver/pkg/registry/rest"
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 
 	"github.com/skiff-sh/skiff/cluster/registry"
@@ -17,33 +16,13 @@ import (
 // podResize serves pods/resize: what containers ask for changes while they run.
 // The node decides when, and tells by the conditions PodResizePending and
 // PodResizeInProgress.
-type podResize struct {
-	rest.Patcher
-	rest.TableConvertor
-}
-
-// podResize owns nothing but resources, so that a manifest which is applied to
-// it takes over no other field. The generic subresource says what it resets, this
-// one what it keeps: it may not be both.
-var _ rest.ResetFieldsFilterStrategy = podResize{}
-
-func newPodResize(pods *registry.Store, typer runtime.ObjectTyper) podResize {
-	update := resizeUpdate{typer}
-	s := registry.NewSubresource(pods.With(update, update))
-	return podResize{s, s}
-}
-
-// Destroy implements rest.Storage; the main resource owns the store.
-func (podResize) Destroy() {}
-
-// GetResetFieldsFilter implements rest.ResetFieldsFilterStrategy.
-func (podResize) GetResetFieldsFilter() map[fieldpath.APIVersion]fieldpath.Filter {
+func podResize(pods *registry.Store, typer runtime.ObjectTyper) podPart {
 	of := func(list, name string) *fieldpath.SetMatcher {
 		return fieldpath.MakePrefixMatcherOrDie("spec", list, fieldpath.MatchAnyPathElement(), name)
 	}
-	return map[fieldpath.APIVersion]fieldpath.Filter{"v1": fieldpath.NewIncludeMatcherFilter(
-		fieldpath.MakePrefixMatcherOrDie("spec", "resources"),
-		of("containers", "resources"), of("containers", "resizePolicy"), of("initContainers", "resources"), of("initContainers", "resizePolicy"))}
+	update := resizeUpdate{typer}
+	return newPodPart(pods.With(update, update), fieldpath.MakePrefixMatcherOrDie("spec", "resources"),
+		of("containers", "resources"), of("containers", "resizePolicy"), of("initContainers", "resources"), of("initContainers", "resizePolicy"))
 }
 
 // resizeUpdate is the update strategy of pods/resize: of what is sent, only
@@ -57,7 +36,7 @@ func (resizeUpdate) Canonicalize(runtime.Object)                   {}
 func (resizeUpdate) WarningsOnUpdate(context.Context, runtime.Object, runtime.Object) []string {
 	return nil
 }
-func (resizeUpdate) GetResetFields() map[fieldpath.APIVersion]*fieldpath.Set { return nil }
+func (resizeUpdate) GetResetFields() map[fieldpath.APIVersion]*fieldpath.Set { return nil } // see podPart
 
 func (resizeUpdate) PrepareForUpdate(_ context.Context, obj, old runtime.Object) {
 	pod, before := obj.(*corev1.Pod), old.(*corev1.Pod)

@@ -231,6 +231,24 @@ func TestEphemeralUpdateKeepsTheRest(t *testing.T) {
 	}
 }
 
+// A writer that does not know observedGeneration does not wipe it out.
+func TestStatusKeepsObservedGenerations(t *testing.T) {
+	old := parse[corev1.Pod](t, `{status: {observedGeneration: 3, qosClass: Burstable, conditions: [{type: a, observedGeneration: 1}, {type: b, observedGeneration: 2}, {type: a, observedGeneration: 3}]}}`)
+	now := parse[corev1.Pod](t, `{status: {conditions: [{type: a}, {type: c}, {type: a}, {type: a}, {type: b, observedGeneration: 4}]}}`)
+	preparePodStatusUpdate(context.Background(), now, old)
+	var got []int64
+	for _, c := range now.Status.Conditions {
+		got = append(got, c.ObservedGeneration)
+	}
+	if now.Status.ObservedGeneration != 3 || now.Status.QOSClass != corev1.PodQOSBurstable || fmt.Sprint(got) != "[1 0 3 0 4]" {
+		t.Errorf("got %d, %s, %v", now.Status.ObservedGeneration, now.Status.QOSClass, got)
+	}
+	later := parse[corev1.Pod](t, `{status: {observedGeneration: 5}}`)
+	if preparePodStatusUpdate(context.Background(), later, old); later.Status.ObservedGeneration != 5 {
+		t.Errorf("a newer one: %d", later.Status.ObservedGeneration)
+	}
+}
+
 func TestPodFields(t *testing.T) {
 	var obj runtime.Object = parse[corev1.Pod](t, `{spec: {nodeName: n1, hostNetwork: true}, status: {phase: Running, podIPs: [{ip: 10.0.0.1}]}}`)
 	set := podFields(obj)

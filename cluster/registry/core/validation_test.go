@@ -57,6 +57,28 @@ func claim(change ...func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolu
 	return c
 }
 
+// betaClassed names the class as was done before spec.storageClassName.
+func betaClassed(class string) func(*corev1.PersistentVolumeClaim) {
+	return func(c *corev1.PersistentVolumeClaim) {
+		c.Annotations = map[string]string{corev1.BetaStorageClassAnnotation: class}
+	}
+}
+
+// A class may be moved from the annotation to the field.
+func TestClassMovesFromTheAnnotation(t *testing.T) {
+	for _, keep := range []bool{true, false} {
+		old := claim(betaClassed("slow"))
+		c := old.DeepCopy()
+		c.Spec.StorageClassName = ptr.To("slow")
+		if !keep {
+			c.Annotations = nil
+		}
+		if errs := validateClaimUpdate(c, old); len(errs) > 0 {
+			t.Errorf("annotation kept: %v: %v", keep, errs)
+		}
+	}
+}
+
 func volume(change ...func(*corev1.PersistentVolume)) *corev1.PersistentVolume {
 	v := named(func(v *corev1.PersistentVolume) {
 		v.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
@@ -177,6 +199,11 @@ func TestCreateRefused(t *testing.T) {
 		{"persistentvolumes", volume(func(v *corev1.PersistentVolume) { v.Spec.NFS = &corev1.NFSVolumeSource{Server: "s", Path: "/"} }), []string{"spec.nfs: Forbidden: may not specify more than 1 volume type"}},
 		{"persistentvolumes", volume(func(v *corev1.PersistentVolume) { v.Spec.HostPath.Path = "/a/../b" }), []string{`spec.hostPath.path: Invalid value: "/a/../b": must not contain '..'`}},
 		{"persistentvolumes", volume(func(v *corev1.PersistentVolume) { v.Spec.Capacity = nil }), []string{"spec.capacity: Required value"}},
+		{"persistentvolumes", volume(func(v *corev1.PersistentVolume) {
+			v.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{}}
+		}), []string{"spec.nodeAffinity.required.nodeSelectorTerms: Required value: must have at least one node selector term"}},
+		{"persistentvolumes", volume(func(v *corev1.PersistentVolume) { v.Spec.VolumeAttributesClassName = ptr.To("fast") }),
+			[]string{"spec.csi: Required value: has to be specified when using volumeAttributesClassName"}},
 
 		{"events", named(func(e *corev1.Event) { e.InvolvedObject.Namespace = "elsewhere" }), []string{`involvedObject.namespace: Invalid value: "elsewhere": does not match event.namespace`}},
 	} {
@@ -218,6 +245,13 @@ func TestUpdateRefused(t *testing.T) {
 		{"persistentvolumeclaims", claim(), func(o runtime.Object) {
 			o.(*corev1.PersistentVolumeClaim).Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
 		}, "spec: Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"},
+		{"persistentvolumeclaims", claim(betaClassed("slow")), func(o runtime.Object) { betaClassed("fast")(o.(*corev1.PersistentVolumeClaim)) },
+			`metadata.annotations[volume.beta.kubernetes.io/storage-class]: Invalid value: "fast": field is immutable`},
+		{"persistentvolumeclaims", claim(betaClassed("slow")), func(o runtime.Object) { o.(*corev1.PersistentVolumeClaim).Annotations = nil },
+			`metadata.annotations[volume.beta.kubernetes.io/storage-class]: Invalid value: "": field is immutable`},
+		{"persistentvolumeclaims", claim(betaClassed("slow")), func(o runtime.Object) {
+			o.(*corev1.PersistentVolumeClaim).Spec.StorageClassName = ptr.To("fast")
+		}, "spec: Forbidden: spec is immutable"},
 		{"persistentvolumes", volume(), func(o runtime.Object) { o.(*corev1.PersistentVolume).Spec.HostPath.Path = "/other" },
 			"spec.persistentvolumesource: Forbidden: spec.persistentvolumesource is immutable after creation"},
 		{"resourcequotas", named[corev1.ResourceQuota](), func(o runtime.Object) {

@@ -13,11 +13,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 	"k8s.io/utils/ptr"
 
 	"github.com/skiff-sh/skiff/cluster/registry"
 	"github.com/skiff-sh/skiff/cluster/registry/check"
+	"github.com/skiff-sh/skiff/cluster/registry/podspec"
 )
 
 var volumeKind = registry.Kind{
@@ -130,8 +130,8 @@ func validateVolume(v *corev1.PersistentVolume) field.ErrorList {
 		at := p.Child("nodeAffinity").Child("required")
 		if a.Required == nil {
 			errs = append(errs, field.Required(at, "must specify required node constraints"))
-		} else if _, err := nodeaffinity.NewNodeSelector(a.Required, field.WithPath(at)); err != nil {
-			errs = append(errs, field.Invalid(at, a.Required, err.Error()))
+		} else {
+			errs = append(errs, podspec.ValidateNodeSelector(a.Required, at)...)
 		}
 	}
 	names := source(&s.PersistentVolumeSource)
@@ -149,6 +149,17 @@ func validateVolume(v *corev1.PersistentVolume) field.ErrorList {
 	}
 	if m := s.VolumeMode; m != nil {
 		errs = append(errs, check.OptionalOneOf(p.Child("volumeMode"), *m, corev1.PersistentVolumeBlock, corev1.PersistentVolumeFilesystem)...)
+	}
+	if c := s.VolumeAttributesClassName; c != nil {
+		at := p.Child("volumeAttributesClassName")
+		if *c == "" {
+			errs = append(errs, field.Required(at, "an empty string is disallowed"))
+		} else {
+			errs = append(errs, check.Messages(at, *c, apivalidation.NameIsDNSSubdomain(*c, false))...)
+		}
+		if s.CSI == nil {
+			errs = append(errs, field.Required(p.Child("csi"), "has to be specified when using volumeAttributesClassName"))
+		}
 	}
 	return errs
 }
