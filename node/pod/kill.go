@@ -16,6 +16,10 @@ import (
 // of 0, too.
 const minGrace = 2 * time.Second
 
+// signalAgain is when a signal is tried again that could not be sent, as when the
+// step was interrupted by the pod's deletion.
+const signalAgain = 200 * time.Millisecond
+
 // killing is a container's way to its end: preStop hook, stop signal, SIGKILL.
 type killing struct {
 	deadline time.Time
@@ -24,6 +28,7 @@ type killing struct {
 	held     bool               // others have to end before the signal
 	signaled bool
 	forced   bool
+	restarts bool      // it starts again, whatever the exit code says
 	again    time.Time // when to try a signal again that failed
 }
 
@@ -121,15 +126,18 @@ func (w *worker) driveKill(ctx context.Context, c *container, alarm *time.Time) 
 		return
 	}
 	if !k.signaled {
-		k.floor = now.Add(minGrace)
-		if err := w.sandbox.Signal(ctx, c.cur.ID, signalNumber(c.stop)); err != nil {
+		if k.floor.IsZero() {
+			k.floor = now.Add(minGrace)
+		}
+		err := w.sandbox.Signal(ctx, c.cur.ID, signalNumber(c.stop))
+		if k.signaled = err == nil; err != nil {
 			w.log.Debug("signalling a container", "container", c.spec.Name, "err", err)
-			k.again = now.Add(200 * time.Millisecond)
-			if ctx.Err() == nil {
+			if due := max(k.deadline.Sub(now), k.floor.Sub(now)); due > 0 { // else SIGKILL is next
+				k.again = now.Add(min(due, signalAgain))
 				earlier(alarm, k.again)
+				return
 			}
 		}
-		k.signaled = true
 	}
 	due := k.deadline
 	if due.Before(k.floor) {

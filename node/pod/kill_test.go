@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"context"
 	"strings"
 	"syscall"
 	"testing"
@@ -88,4 +89,41 @@ func TestEndlessHookLeavesTimeForTheSignal(t *testing.T) {
 	}
 	w.pass(time.Second)
 	w.eventually("killed", func() bool { return strings.Contains(box.asked(), "killed c") })
+}
+
+// A signal that could not be sent is sent again, not forgotten until SIGKILL.
+func TestSignalIsSentAgain(t *testing.T) {
+	w := newWorld(t)
+	w.runtime = deafRuntime{w.rt}
+	w.stop()
+	w.start(nil)
+	w.add(w.pod("a"))
+	w.await("a", "ready", isReady)
+	box := w.rt.box("uid-a")
+	w.remove("a", 600)
+	w.eventually("it ends", func() bool { return w.get("a") == nil })
+	if got := box.asked(); got != "start c, terminated c, exit c" {
+		t.Error(got)
+	}
+}
+
+// deafRuntime's sandboxes do not get the first signal.
+type deafRuntime struct{ *fakeRuntime }
+
+func (r deafRuntime) CreateSandbox(ctx context.Context, c runtime.SandboxConfig) (Sandbox, error) {
+	s, err := r.fakeRuntime.CreateSandbox(ctx, c)
+	return &deafSandbox{Sandbox: s}, err
+}
+
+type deafSandbox struct {
+	Sandbox
+	heard bool
+}
+
+func (s *deafSandbox) Signal(ctx context.Context, id string, sig syscall.Signal) error {
+	if !s.heard {
+		s.heard = true
+		return context.Canceled
+	}
+	return s.Sandbox.Signal(ctx, id, sig)
 }
