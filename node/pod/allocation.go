@@ -33,7 +33,7 @@ type allocation struct {
 	// start; others have what their annotation says.
 	Given map[string]v1.ResourceRequirements `json:"given,omitempty"`
 	// Restart are the IDs of containers that end in order to start again with
-	// other resources, whatever their pod's restart policy says.
+	// other resources or another image, whatever their pod's restart policy says.
 	Restart []string `json:"restart,omitempty"`
 	// Cgroup is what the pod's cgroup was last given in the sandbox of this Attempt,
 	// and GivenPod the Pod of that time; nil: what the sandbox was made with.

@@ -56,7 +56,7 @@ type container struct {
 	// that is in no sandbox.
 	lost *v1.ContainerStateTerminated
 
-	again bool // it ended only to start again with other resources
+	again bool // it ended only to start again: for other resources, a new image, a failed probe
 	// given is what the attempt givenID was started with.
 	given   *v1.ResourceRequirements
 	givenID string
@@ -76,6 +76,7 @@ type container struct {
 	ready     bool               // the readiness probe says so, or there is none
 	unhealthy string             // a probe wants this attempt ended, and why
 	grace     *int64             // the failed probe's own grace period
+	revive    bool               // it starts again after the failed probe, even if it ends well
 }
 
 type hookState int

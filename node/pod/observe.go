@@ -56,7 +56,8 @@ func (w *worker) observe(context.Context) {
 func (w *worker) exited(c *container, s runtime.ContainerStatus) {
 	c.stopProbes()
 	c.stopHook()
-	c.kill, c.unhealthy, c.grace = nil, "", nil
+	c.again = c.again || c.kill != nil && c.kill.restarts
+	c.kill, c.unhealthy, c.grace, c.revive = nil, "", nil, false
 	c.hook = hookDone
 	c.ready, c.started = false, false
 	c.waiting = v1.ContainerStateWaiting{}
@@ -135,14 +136,17 @@ func readTail(path string, limit int64) string {
 	return string(b)
 }
 
+// reasonStart is the reason of an attempt that no sandbox knows of.
+const reasonStart = "StartError"
+
 // startFailed records an attempt that never became a process.
 func (w *worker) startFailed(c *container, id string, attempt uint32, err error, now time.Time) {
-	reason, code := "StartError", 128
+	const code = 128
 	c.cur = &runtime.ContainerStatus{ID: id, Name: c.spec.Name, Attempt: attempt, State: runtime.Exited, ExitCode: code, FinishedAt: now}
 	if c.ended != nil {
 		c.last = c.ended
 	}
-	c.attempt, c.finished = attempt, now
-	c.ended = &v1.ContainerStateTerminated{ExitCode: int32(code), Reason: reason, Message: err.Error(), ContainerID: containerID(id),
+	c.attempt, c.finished, c.again = attempt, now, false
+	c.ended = &v1.ContainerStateTerminated{ExitCode: int32(code), Reason: reasonStart, Message: err.Error(), ContainerID: containerID(id),
 		StartedAt: metav1.Unix(0, 0), FinishedAt: metav1.NewTime(now).Rfc3339Copy()}
 }

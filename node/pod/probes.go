@@ -63,7 +63,7 @@ func (w *worker) sick(c *container, kind string, p *v1.Probe) {
 	if c.kill != nil {
 		return
 	}
-	c.grace = p.TerminationGracePeriodSeconds
+	c.grace, c.revive = p.TerminationGracePeriodSeconds, true
 	if c.role != roleMain {
 		c.unhealthy = fmt.Sprintf("Init container %s failed %s probe", c.spec.Name, kind)
 		return
@@ -73,7 +73,7 @@ func (w *worker) sick(c *container, kind string, p *v1.Probe) {
 	if c.spec.RestartPolicy != nil {
 		policy = v1.RestartPolicy(*c.spec.RestartPolicy)
 	}
-	if policy != v1.RestartPolicyNever {
+	if c.revive = policy != v1.RestartPolicyNever; c.revive {
 		c.unhealthy += ", will be restarted"
 	}
 }

@@ -143,7 +143,7 @@ func (w *worker) carryOut(ctx context.Context) (busy bool, err error) {
 		case c.kill != nil:
 			busy = true
 		case c.role != roleInit && restartsFor(c.spec, have, want):
-			w.restartFor(ctx, c)
+			w.restartFor(ctx, c, fmt.Sprintf("Container %s resize requires restart", c.spec.Name))
 			busy = true
 		default:
 			change = append(change, c)
@@ -218,8 +218,9 @@ func restartsFor(c *v1.Container, have, want v1.ResourceRequirements) bool {
 	})
 }
 
-// restartFor ends a container that is to start again with other resources.
-func (w *worker) restartFor(ctx context.Context, c *container) {
+// restartFor ends a container that is to start again with other resources, or
+// another image. That outlives the agent.
+func (w *worker) restartFor(ctx context.Context, c *container, why string) {
 	id := c.cur.ID
 	w.m.grants.record(w.uid, func(a *allocation) {
 		a.Restart = slices.DeleteFunc(a.Restart, func(old string) bool {
@@ -229,19 +230,18 @@ func (w *worker) restartFor(ctx context.Context, c *container) {
 			a.Restart = append(a.Restart, id)
 		}
 	})
-	w.killContainer(ctx, c, w.podGrace(), fmt.Sprintf("Container %s resize requires restart", c.spec.Name))
+	w.killContainer(ctx, c, w.podGrace(), why)
 }
 
-// resized says that a container has ended only to start again with other
-// resources.
-func (w *worker) resized(c *container) bool {
+// endedToRestart says that a container has ended by restartFor.
+func (w *worker) endedToRestart(c *container) bool {
 	return c.cur != nil && slices.Contains(w.m.grants.allocated(w.uid).Restart, c.cur.ID)
 }
 
-// startAgain lets those start again, at once, that have ended for other resources.
+// startAgain lets those start again at once.
 func (w *worker) startAgain() {
 	for _, c := range w.ctrs {
-		if c.ended == nil || c.again || !w.resized(c) {
+		if c.ended == nil || c.again || !w.endedToRestart(c) {
 			continue
 		}
 		c.again, c.finished = true, time.Time{}

@@ -104,12 +104,13 @@ func (w *worker) watchOver(ctx context.Context, c *container, alarm *time.Time) 
 		switch was := c.cur.Annotations[noteImage]; {
 		case c.unhealthy != "":
 			w.killContainer(ctx, c, w.probeGrace(c), c.unhealthy)
-		case was != "" && was != c.spec.Image:
+			c.kill.restarts = c.revive
+		case was != "" && was != c.spec.Image && c.role != roleInit: // one of these has it when it starts again, if ever
 			why := fmt.Sprintf("Container %s definition changed, will be restarted", c.spec.Name)
 			if c.role != roleMain {
 				why = fmt.Sprintf("Init container %s definition changed", c.spec.Name)
 			}
-			w.killContainer(ctx, c, w.podGrace(), why)
+			w.restartFor(ctx, c, why)
 		}
 	}
 	if c.kill != nil {

@@ -1,0 +1,101 @@
+package pod
+
+import (
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/skiff-sh/skiff/node/image"
+	"github.com/skiff-sh/skiff/node/runtime"
+)
+
+// A container that is ended for a new image starts again with it, whatever its
+// restart policy says of how it ended, and also when the agent dies in between.
+func TestNewImageRestartsWhateverThePolicy(t *testing.T) {
+	for _, tc := range []struct {
+		policy v1.RestartPolicy
+		code   int
+		killed bool
+	}{{v1.RestartPolicyNever, 143, false}, {v1.RestartPolicyOnFailure, 0, false}, {v1.RestartPolicyNever, 0, true}} {
+		w := newWorld(t)
+		w.images.images["app2"] = &image.Image{ID: "sha256:3", Config: w.images.images["app"].Config}
+		w.add(w.pod("a", func(p *v1.Pod) { p.Spec.RestartPolicy = tc.policy }))
+		w.await("a", "runs", isRunning)
+		box := w.rt.box("uid-a")
+		box.mu.Lock()
+		box.signal = func(runtime.ContainerStatus, syscall.Signal) {}
+		box.mu.Unlock()
+		w.change("a", func(p *v1.Pod) { p.Spec.Containers[0].Image = "app2" })
+		w.eventually("asked to end", func() bool { return strings.Contains(box.asked(), "terminated c") })
+		if !w.said("Normal Killing Container c definition changed, will be restarted") {
+			t.Errorf("events %q", w.told)
+		}
+		if tc.killed {
+			w.stop()
+		}
+		box.exit("c", tc.code)
+		if tc.killed {
+			w.start([]*v1.Pod{w.get("a")})
+		}
+		p := w.await("a", "runs with the new image, or is over", func(p *v1.Pod) bool {
+			s := mainStatus(p)
+			return s.RestartCount == 1 && s.State.Running != nil || p.Status.Phase == v1.PodFailed || p.Status.Phase == v1.PodSucceeded
+		})
+		if s := mainStatus(p); p.Status.Phase != v1.PodRunning || s.Image != "docker.io/library/app2:latest" {
+			t.Errorf("%s, ended with %d, agent killed %v: phase %s, image %s", tc.policy, tc.code, tc.killed, p.Status.Phase, s.Image)
+		}
+		box.exit("c", tc.code) // this time it ends of its own
+		w.await("a", "over", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed || p.Status.Phase == v1.PodSucceeded })
+	}
+}
+
+// An init container that runs is not ended for a new image: the next attempt
+// would have it, if there is one.
+func TestNewImageLeavesRunningInitContainers(t *testing.T) {
+	w := newWorld(t)
+	w.images.images["app2"] = &image.Image{ID: "sha256:3", Config: w.images.images["app"].Config}
+	w.add(w.pod("a", func(p *v1.Pod) {
+		p.Spec.RestartPolicy = v1.RestartPolicyNever
+		p.Spec.InitContainers = []v1.Container{{Name: "i", Image: "app", ImagePullPolicy: v1.PullIfNotPresent}}
+	}))
+	w.eventually("it begins", func() bool { b := w.rt.box("uid-a"); return b != nil && b.started("i") })
+	w.change("a", func(p *v1.Pod) { p.Spec.InitContainers[0].Image = "app2" })
+	w.await("a", "seen", func(p *v1.Pod) bool { return p.Status.ObservedGeneration == p.Generation })
+	w.rt.box("uid-a").exit("i", 0)
+	w.await("a", "runs", isRunning)
+	if asked := w.rt.box("uid-a").asked(); strings.Contains(asked, "terminated") {
+		t.Error(asked)
+	}
+}
+
+// What a probe has ended failed, even if it ended well when it was asked to.
+func TestProbeRestartsWhatEndsWell(t *testing.T) {
+	for _, policy := range []v1.RestartPolicy{v1.RestartPolicyOnFailure, v1.RestartPolicyNever} {
+		w := newWorld(t)
+		var sick atomic.Bool
+		sick.Store(true)
+		box := &fakeSandbox{r: w.rt, exec: func([]string) int {
+			if sick.Load() {
+				return 1
+			}
+			return 0
+		}}
+		box.signal = func(c runtime.ContainerStatus, _ syscall.Signal) { go w.rt.box("uid-a").exit("c", 0) }
+		w.rt.boxes["uid-a"] = box
+		w.add(w.pod("a", func(p *v1.Pod) {
+			p.Spec.RestartPolicy = policy
+			p.Spec.Containers[0].LivenessProbe = &v1.Probe{PeriodSeconds: 1, FailureThreshold: 1,
+				ProbeHandler: v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"check"}}}}
+		}))
+		p := w.await("a", "restarted, or over", func(p *v1.Pod) bool {
+			return len(p.Status.ContainerStatuses) == 1 && mainStatus(p).RestartCount == 1 || p.Status.Phase == v1.PodSucceeded
+		})
+		sick.Store(false)
+		if again := p.Status.Phase != v1.PodSucceeded; again != (policy == v1.RestartPolicyOnFailure) {
+			t.Errorf("%s: phase %s", policy, p.Status.Phase)
+		}
+	}
+}
