@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"errors"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -97,5 +98,69 @@ func TestProbeRestartsWhatEndsWell(t *testing.T) {
 		if again := p.Status.Phase != v1.PodSucceeded; again != (policy == v1.RestartPolicyOnFailure) {
 			t.Errorf("%s: phase %s", policy, p.Status.Phase)
 		}
+	}
+}
+
+// What has ended for good stays so for a later agent, though its sandbox does
+// not know of it: it never became a process, or ended in a sandbox before.
+func TestEndedContainersStayEnded(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		policy v1.RestartPolicy
+	}{{"never started", v1.RestartPolicyNever}, {"before this sandbox", v1.RestartPolicyOnFailure}} {
+		w := newWorld(t)
+		fails := tc.policy == v1.RestartPolicyNever
+		w.rt.boxes["uid-a"] = &fakeSandbox{r: w.rt, start: func(c runtime.ContainerConfig) error {
+			if fails && c.Name == "c" {
+				return errors.New("no such file")
+			}
+			return nil
+		}}
+		w.add(w.pod("a", func(p *v1.Pod) {
+			p.Spec.RestartPolicy = tc.policy
+			p.Spec.Containers = append(p.Spec.Containers, v1.Container{Name: "d", Image: "app", ImagePullPolicy: v1.PullIfNotPresent})
+		}))
+		if fails {
+			w.await("a", "half runs", func(p *v1.Pod) bool {
+				return isRunning(p) && mainStatus(p).State.Terminated != nil
+			})
+		} else {
+			w.await("a", "runs", isRunning)
+			w.rt.box("uid-a").exit("c", 0)
+			w.await("a", "half has ended", func(p *v1.Pod) bool { return mainStatus(p).State.Terminated != nil })
+			w.rt.box("uid-a").die()
+			w.await("a", "the rest runs again", func(p *v1.Pod) bool {
+				return p.Status.ContainerStatuses[1].RestartCount == 1 && p.Status.ContainerStatuses[1].State.Running != nil
+			})
+		}
+		before := w.get("a")
+		w.stop()
+		w.start([]*v1.Pod{before})
+		w.eventually("adopted", func() bool { v, err := w.m.Find("default", "a", ""); return err == nil && v.State == Running })
+		w.rt.box("uid-a").exit("d", 0)
+		p := w.await("a", "over", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed || p.Status.Phase == v1.PodSucceeded })
+		if s := mainStatus(p); s.RestartCount != mainStatus(before).RestartCount || (p.Status.Phase == v1.PodFailed) != fails {
+			t.Errorf("%s: phase %s, %+v", tc.name, p.Status.Phase, s)
+		}
+	}
+}
+
+// A pod that is not to start again does not, even if the sandbox was lost before
+// its main container began.
+func TestNeverHoldsForInitContainers(t *testing.T) {
+	w := newWorld(t)
+	w.add(w.pod("a", func(p *v1.Pod) {
+		p.Spec.RestartPolicy = v1.RestartPolicyNever
+		p.Spec.InitContainers = []v1.Container{{Name: "i", Image: "app", ImagePullPolicy: v1.PullIfNotPresent}}
+	}))
+	w.await("a", "begins", func(p *v1.Pod) bool {
+		return len(p.Status.InitContainerStatuses) == 1 && p.Status.InitContainerStatuses[0].State.Running != nil
+	})
+	w.rt.box("uid-a").die()
+	p := w.await("a", "over, or begun again", func(p *v1.Pod) bool {
+		return p.Status.Phase == v1.PodFailed || p.Status.InitContainerStatuses[0].RestartCount > 0
+	})
+	if p.Status.Phase != v1.PodFailed {
+		t.Errorf("%+v", p.Status.InitContainerStatuses[0])
 	}
 }

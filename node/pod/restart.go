@@ -109,10 +109,12 @@ func (w *worker) restartingAll(ctx context.Context, alarm *time.Time) bool {
 
 // reset makes a container one that was never started in this sandbox.
 func (w *worker) reset(ctx context.Context, c *container) {
-	if c.cur == nil || c.role == roleEphemeral {
+	if c.cur == nil && c.ended == nil || c.role == roleEphemeral {
 		return
 	}
-	w.forgetAttempt(ctx, c, c.cur)
+	if c.cur != nil {
+		w.forgetAttempt(ctx, c, c.cur)
+	}
 	c.last = &v1.ContainerStateTerminated{Reason: reasonRestartingAll, Message: messageRestartingAll, ExitCode: 137}
 	c.cur, c.ended, c.kill, c.hook, c.unhealthy = nil, nil, nil, hookNone, ""
 	c.attempt++

@@ -31,13 +31,23 @@ func (w *worker) takeSandbox() {
 		}
 		if c.cur != nil {
 			w.resume(c)
-		} else if c.ended != nil && sb.Alive() && c.role != roleEphemeral {
-			// The runtime was told to forget it: all containers begin anew.
+		} else if c.ended != nil && sb.Alive() && w.beginsAnew(c) {
 			c.last, c.ended = c.ended, nil
 			c.attempt++
 		}
 	}
 	w.settleLost()
+}
+
+// beginsAnew says that a container that has ended, and of which its sandbox knows
+// nothing, starts from the beginning: the runtime was told to forget it for that, or
+// the sandbox is newer than its end. What is else not known there has ended for good
+// before the sandbox was made, or never became a process.
+func (w *worker) beginsAnew(c *container) bool {
+	if c.role == roleEphemeral || c.ended.Reason == reasonStart {
+		return false
+	}
+	return c.role != roleMain || mayRestartAll(w.pod)
 }
 
 // settleLost gives containers their end that the API knows of and the node
@@ -107,8 +117,9 @@ func (w *worker) lostSandbox() {
 func (w *worker) beginAgain() bool {
 	policy := w.pod.Spec.RestartPolicy
 	again := false
+	never := policy == v1.RestartPolicyNever && w.ranSomewhere() // then those that have not started never will
 	for _, c := range w.ctrs {
-		again = again || c.role == roleMain && c.restarts(policy)
+		again = again || c.role == roleMain && c.restarts(policy) && !(never && c.ended == nil)
 	}
 	if !again {
 		w.move(Stopping)
