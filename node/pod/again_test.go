@@ -164,3 +164,22 @@ func TestNeverHoldsForInitContainers(t *testing.T) {
 		t.Errorf("%+v", p.Status.InitContainerStatuses[0])
 	}
 }
+
+// A pod that the API says is over is ended.
+func TestPodThatIsOverForTheAPIEnds(t *testing.T) {
+	w := newWorld(t)
+	w.add(w.pod("a"))
+	p := w.await("a", "runs", isRunning)
+	st := *p.Status.DeepCopy()
+	st.Phase, st.Reason = v1.PodFailed, "Lost"
+	p = w.later(p, st)
+	if err := w.client.Tracker().Update(v1.SchemeGroupVersion.WithResource("pods"), p, "default"); err != nil {
+		t.Fatal(err)
+	}
+	w.m.Update(p)
+	w.eventually("it ends", func() bool { return w.rt.box("uid-a") == nil })
+	p = w.await("a", "its end is told", func(p *v1.Pod) bool { return mainStatus(p).State.Terminated != nil })
+	if p.Status.Phase != v1.PodFailed || p.Status.Reason != "Lost" {
+		t.Errorf("%+v", p.Status)
+	}
+}

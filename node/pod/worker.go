@@ -241,7 +241,7 @@ func (w *worker) pass(base context.Context) (next time.Time, over bool) {
 	alarm := &next
 	switch {
 	case w.state == Gone || w.state == Stopped:
-	case w.state == Stopping || stopping || w.overdue(alarm):
+	case w.state == Stopping || stopping || w.overForAPI() || w.overdue(alarm):
 		w.stopAll(base, alarm)
 	case w.heldBack(base, alarm):
 	default:
@@ -365,6 +365,12 @@ func (w *worker) advance(ctx context.Context, alarm *time.Time) {
 		w.move(Running)
 	}
 	w.keepRunning(ctx, alarm)
+}
+
+// overForAPI says that somebody else has declared a pod over that runs here.
+func (w *worker) overForAPI() bool {
+	p := w.pod.Status.Phase
+	return w.state != New && (p == v1.PodSucceeded || p == v1.PodFailed)
 }
 
 // overdue says that activeDeadlineSeconds are over.
