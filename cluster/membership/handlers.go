@@ -22,7 +22,7 @@ func (s *Service) OpenHandlers() map[string]http.Handler {
 		}, http.MethodGet),
 		RemovedPath: s.handle(func(r *http.Request) (any, error) {
 			q := r.URL.Query()
-			return removedAnswer{Removal: s.removal(q.Get("id")), Unfit: s.unfit(q.Get("id"), q)}, nil
+			return removedAnswer{Removal: s.removal(q.Get("id")), Unfit: s.unfit(r.Context(), q.Get("id"), q)}, nil
 		}, http.MethodGet),
 		JoinPath:       s.handle(s.serveJoin, http.MethodPost),
 		RenewPath:      s.handle(s.serveRenew, http.MethodPost),

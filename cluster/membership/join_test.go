@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -132,6 +133,28 @@ func TestStartedProgramIsChecked(t *testing.T) {
 		if err != nil || a.Unfit == "" != (tc.want == "") || !strings.Contains(a.Unfit, tc.want) {
 			t.Errorf("%s%s: %q, %v", tc.id, tc.query, a.Unfit, err)
 		}
+	}
+}
+
+// TestStartedProgramWaitsForNews: gossip may not have told yet that another
+// member, too, has just started with another program.
+func TestStartedProgramWaitsForNews(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.mustJoin(t, serverRequest("b", "id-b"))
+	w := peer("w", "id-w", "10.0.0.3", RoleAgent, Alive)
+	peers := func(version string) {
+		w.Version = version
+		b.setPeers(peer("a", "id-a", "10.0.0.1", RoleServer, Alive), w)
+	}
+	peers("1.5.0")
+	q := url.Values{"version": {"1.4.7"}}
+	if got := b.unfitNow("id-b", q); !strings.Contains(got, "agents may not be ahead of a server") {
+		t.Fatalf("%q", got)
+	}
+	time.AfterFunc(200*time.Millisecond, func() { peers("1.4.7") })
+	if got := b.unfit(t.Context(), "id-b", q); got != "" {
+		t.Error(got)
 	}
 }
 

@@ -128,7 +128,7 @@ func (s *Service) nodeConfig(r *http.Request) (*NodeConfig, error) {
 		return nil, refuse(http.StatusBadRequest, "the generation of the certificate: %v", err)
 	}
 	return &NodeConfig{Cluster: s.cluster(), CA: s.c.Authority.Bundle(), Renew: !issuedBy(cert, ca) || generation < s.c.Leaves(),
-		FeatureLevel: fsm.LevelOf(s.c.Store.View()), Unfit: s.unfit(id, r.URL.Query())}, nil
+		FeatureLevel: fsm.LevelOf(s.c.Store.View()), Unfit: s.unfit(r.Context(), id, r.URL.Query())}, nil
 }
 
 // nodeAddress is where a node is, or was when its certificate was made.

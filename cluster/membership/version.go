@@ -1,6 +1,7 @@
 package membership
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"net/http"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/skiff-sh/skiff/cluster/upgrade/skew"
 	"github.com/skiff-sh/skiff/fsm"
@@ -49,9 +51,31 @@ func (s *Service) checkProgram(role Role, name, id string, p Program) error {
 	return nil
 }
 
+const (
+	// newsTakes is how long gossip may take to tell of the program of another
+	// member that has just started, in an upgrade that goes from one to the next.
+	// Less than leaderTimeout, within which a server that starts wants its answer.
+	newsTakes = 1500 * time.Millisecond
+	newsPoll  = 100 * time.Millisecond
+)
+
 // unfit says why the program of a member that has started does not work here;
-// "" if it does, or nothing is known of it.
-func (s *Service) unfit(id string, q url.Values) string {
+// "" if it does, or nothing is known of it. It says so when that has been true
+// for newsTakes.
+func (s *Service) unfit(ctx context.Context, id string, q url.Values) (why string) {
+	for end := time.Now().Add(newsTakes); ; {
+		if why = s.unfitNow(id, q); why == "" || time.Now().After(end) {
+			return why
+		}
+		select {
+		case <-ctx.Done():
+			return why
+		case <-time.After(newsPoll):
+		}
+	}
+}
+
+func (s *Service) unfitNow(id string, q url.Values) string {
 	p := Program{Version: q.Get("version")}
 	p.MinLevel, _ = strconv.Atoi(q.Get("minLevel"))
 	p.MaxLevel, _ = strconv.Atoi(q.Get("maxLevel"))
