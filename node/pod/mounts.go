@@ -39,7 +39,11 @@ func (w *worker) mounts(c *container, id string, lookup func(string) (string, bo
 			}
 		}
 		if sub != "" {
-			f, err := volume.Subpath(src, sub)
+			open := volume.Subpath
+			if w.imageVols[vm.Name] != nil {
+				open = volume.ExistingSubpath
+			}
+			f, err := open(src, sub)
 			if err != nil {
 				return nil, files, fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", vm.Name, c.spec.Name, err)
 			}

@@ -71,6 +71,10 @@ func TestRealVolumes(t *testing.T) {
 	refused("noimage", func(p *v1.Pod) {
 		p.Spec.Volumes = []v1.Volume{{Name: "host", VolumeSource: v1.VolumeSource{Image: &v1.ImageVolumeSource{Reference: "test.local/no:v1", PullPolicy: v1.PullNever}}}}
 	}, "ErrImageNeverPull", "test.local/no:v1")
+	refused("nofolder", func(p *v1.Pod) {
+		p.Spec.Volumes = []v1.Volume{{Name: "host", VolumeSource: v1.VolumeSource{Image: &v1.ImageVolumeSource{Reference: "test.local/busybox:v1", PullPolicy: v1.PullNever}}}}
+		p.Spec.Containers[0].VolumeMounts[0].SubPath = "bin/none"
+	}, "CreateContainerConfigError", `subPath "bin/none": no such file or directory`)
 	refused("noenv", func(p *v1.Pod) {
 		p.Spec.Volumes = []v1.Volume{{Name: "host", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}}}
 		p.Spec.Containers[0].Env = []v1.EnvVar{{Name: "X", ValueFrom: &v1.EnvVarSource{FileKeyRef: &v1.FileKeySelector{VolumeName: "host", Path: "vars", Key: "X", Optional: ptr.To(false)}}}}

@@ -30,6 +30,15 @@ func Subpath(volumePath, sub string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), sub), nil
 }
 
+// ExistingSubpath is Subpath for volumes in which nothing is made, such as images.
+func ExistingSubpath(volumePath, sub string) (*os.File, error) {
+	fd, err := openBeneath(volumePath, sub)
+	if err != nil {
+		return nil, fmt.Errorf("subPath %q: %w", sub, err)
+	}
+	return os.NewFile(uintptr(fd), sub), nil
+}
+
 // ReadFile reads a regular file inside a volume, by the rules of Subpath. One of
 // more than limit bytes is an error.
 func ReadFile(volumePath, sub string, limit int64) ([]byte, error) {
