@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/apiserver/pkg/admission"
 	resourcehelper "k8s.io/component-helpers/resource"
@@ -50,10 +51,25 @@ func limitedPod(a admission.Attributes) (*corev1.Pod, error) {
 		return pod, err
 	}
 	pod, err := resizedPod(a)
-	if pod == nil || err != nil || pod.DeletionTimestamp != nil {
+	if pod == nil || err != nil || leaves(a) {
 		return nil, err
 	}
 	return pod, nil
+}
+
+// limitedClaim gives the claim of a request that limits hold for, else nil: one
+// that is on its way out has to lose its finalizers whatever its size.
+func limitedClaim(a admission.Attributes) (*corev1.PersistentVolumeClaim, error) {
+	if a.GetResource().GroupResource() != claimsResource || a.GetSubresource() != "" || leaves(a) {
+		return nil, nil
+	}
+	return as[*corev1.PersistentVolumeClaim](a.GetObject())
+}
+
+// leaves tells whether what the request changes is being deleted.
+func leaves(a admission.Attributes) bool {
+	old, ok := a.GetOldObject().(metav1.Object)
+	return ok && old.GetDeletionTimestamp() != nil
 }
 
 func withDefaults(list, defaults corev1.ResourceList) corev1.ResourceList {
@@ -87,11 +103,9 @@ func (l *limitRanger) Validate(ctx context.Context, a admission.Attributes, _ ad
 	} else if pod != nil {
 		check = func(i corev1.LimitRangeItem) []error { return checkPod(pod, i) }
 	}
-	if a.GetResource().Resource == "persistentvolumeclaims" && a.GetSubresource() == "" {
-		claim, err := as[*corev1.PersistentVolumeClaim](a.GetObject())
-		if err != nil {
-			return err
-		}
+	if claim, err := limitedClaim(a); err != nil {
+		return err
+	} else if claim != nil {
 		check = func(i corev1.LimitRangeItem) []error {
 			if i.Type != corev1.LimitTypePersistentVolumeClaim {
 				return nil
@@ -126,7 +140,9 @@ func checkPod(p *corev1.Pod, item corev1.LimitRangeItem) []error {
 			errs = append(errs, checkBounds(item, c.Resources.Requests, c.Resources.Limits)...)
 		}
 	case corev1.LimitTypePod:
-		errs = checkBounds(item, resourcehelper.PodRequests(p, resourcehelper.PodResourcesOptions{}), resourcehelper.PodLimits(p, resourcehelper.PodResourcesOptions{}))
+		// What a runtime class adds is not the user's, so it does not count.
+		o := resourcehelper.PodResourcesOptions{ExcludeOverhead: true}
+		errs = checkBounds(item, resourcehelper.PodRequests(p, o), resourcehelper.PodLimits(p, o))
 	}
 	return errs
 }
