@@ -1,6 +1,6 @@
 // Package admission is the chain of checks and defaults between authorization
 // and validation: namespace lifecycle, service accounts, node restriction,
-// default tolerations, priorities, runtime classes, limit ranges,
+// default tolerations, priorities, topology labels, runtime classes, limit ranges,
 // storage classes, protection and expansion of volumes, and Pod Security.
 //
 // Limits: no webhooks and no admission policies; their API group is not
@@ -60,6 +60,7 @@ func New(objects Objects, c Config) (admission.Interface, error) {
 		&nodeRestriction{admission.NewHandler(admission.Create, admission.Update, admission.Delete), objects},
 		&serviceAccount{create, objects},
 		&priority{change},
+		&topology{create, objects},
 		&runtimeClass{create, objects},
 		&limitRanger{change, objects},
 		&tolerations{change, int64((timeout + time.Second - 1) / time.Second)},
@@ -73,6 +74,7 @@ func New(objects Objects, c Config) (admission.Interface, error) {
 var (
 	podsResource       = schema.GroupResource{Resource: "pods"}
 	nodesResource      = schema.GroupResource{Resource: "nodes"}
+	accountsResource   = schema.GroupResource{Resource: "serviceaccounts"}
 	namespacesResource = schema.GroupResource{Resource: "namespaces"}
 )
 

@@ -255,6 +255,8 @@ func TestRefusals(t *testing.T) {
 		{"node writes another node", "is not allowed to modify node", usual(), node, admission.Update, "nodes", "status", "n2", nodeObj("n2", nil), nodeObj("n2", nil)},
 		{"node sets a restricted label", "is not allowed to modify labels", usual(), node, admission.Update, "nodes", "", "n1",
 			nodeObj("n1", map[string]string{"node-restriction.kubernetes.io/x": "y"}), nodeObj("n1", nil)},
+		{"node gives itself an owner", "is not allowed to modify ownerReferences", usual(), node, admission.Update, "nodes", "", "n1",
+			&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", OwnerReferences: []metav1.OwnerReference{{Kind: "Pod", Name: "gone"}}}}, nodeObj("n1", nil)},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			ns := "ns"

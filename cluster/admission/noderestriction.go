@@ -2,9 +2,12 @@ package admission
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -15,13 +18,78 @@ import (
 )
 
 // nodeRestriction keeps an agent's writes to its own Node, to pods bound to
-// it, and away from labels that place workloads.
+// it, and away from labels that place workloads; and its tokens to those that its
+// pods mount.
 type nodeRestriction struct {
 	*admission.Handler
 	objects Objects
 }
 
 const restrictedLabels = "node-restriction.kubernetes.io"
+
+// Admit implements admission.MutationInterface. It changes nothing, but sees a
+// request for a token as the node has sent it, before defaults.
+func (n *nodeRestriction) Admit(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	node, ok := auth.NodeName(a.GetUserInfo())
+	if !ok || a.GetResource().GroupResource() != accountsResource || a.GetSubresource() != "token" {
+		return nil
+	}
+	return n.token(ctx, node, a)
+}
+
+// token lets a node have tokens that end with one of its pods, and are for whom
+// that pod wants them.
+func (n *nodeRestriction) token(ctx context.Context, node string, a admission.Attributes) error {
+	req, err := as[*authenticationv1.TokenRequest](a.GetObject())
+	if err != nil {
+		return err
+	}
+	ref := req.Spec.BoundObjectRef
+	switch {
+	case ref == nil || ref.APIVersion != "v1" || ref.Kind != "Pod" || ref.Name == "":
+		return admission.NewForbidden(a, errors.New("node requested token not bound to a pod"))
+	case ref.UID == "":
+		return admission.NewForbidden(a, errors.New("node requested token with a pod binding without a uid"))
+	}
+	pod, err := n.podOf(ctx, a.GetNamespace(), ref.Name, func(p *corev1.Pod) bool { return p.UID == ref.UID && p.Spec.NodeName == node })
+	switch {
+	case apierrors.IsNotFound(err):
+		return err
+	case err != nil:
+		return admission.NewForbidden(a, err)
+	case ref.UID != pod.UID:
+		return admission.NewForbidden(a, fmt.Errorf("the UID in the bound object reference (%s) does not match the UID in record. The object might have been deleted and then recreated", ref.UID))
+	case pod.Spec.NodeName != node:
+		return admission.NewForbidden(a, errors.New("node requested token bound to a pod scheduled on a different node"))
+	case len(req.Spec.Audiences) > 1:
+		return admission.NewForbidden(a, errors.New("node may only request 0 or 1 audiences"))
+	}
+	audience := ""
+	if len(req.Spec.Audiences) == 1 {
+		audience = req.Spec.Audiences[0]
+	}
+	for _, v := range pod.Spec.Volumes {
+		if v.Projected != nil && slices.ContainsFunc(v.Projected.Sources, func(s corev1.VolumeProjection) bool {
+			return s.ServiceAccountToken != nil && s.ServiceAccountToken.Audience == audience
+		}) {
+			return nil
+		}
+	}
+	return admission.NewForbidden(a, fmt.Errorf("audience %q not found in pod spec volume", audience))
+}
+
+// podOf reads a pod of which the node says that it is good. This server's copy may
+// be behind the one from which the node knows that: then it is read once more.
+func (n *nodeRestriction) podOf(ctx context.Context, namespace, name string, good func(*corev1.Pod) bool) (*corev1.Pod, error) {
+	pod, err := n.objects.Pod(ctx, namespace, name)
+	if err != nil || good(pod) {
+		return pod, err
+	}
+	if o, ok := n.objects.(interface{ Refresh(context.Context) bool }); !ok || !o.Refresh(ctx) {
+		return pod, nil
+	}
+	return n.objects.Pod(ctx, namespace, name)
+}
 
 // Validate implements admission.ValidationInterface.
 func (n *nodeRestriction) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
@@ -112,7 +180,7 @@ func (n *nodeRestriction) ownedBy(ctx context.Context, node string, pod *corev1.
 }
 
 func (n *nodeRestriction) ownPod(ctx context.Context, node string, a admission.Attributes, name, verb string) error {
-	pod, err := n.objects.Pod(ctx, a.GetNamespace(), name)
+	pod, err := n.podOf(ctx, a.GetNamespace(), name, func(p *corev1.Pod) bool { return p.Spec.NodeName == node })
 	if apierrors.IsNotFound(err) {
 		return err
 	}
@@ -157,6 +225,10 @@ func (n *nodeRestriction) node(node string, a admission.Attributes) error {
 		}
 		if a.GetSubresource() == "" && !equality.Semantic.DeepEqual(cur.Spec.Taints, old.Spec.Taints) {
 			return admission.NewForbidden(a, fmt.Errorf("node %q is not allowed to modify taints", node))
+		}
+		// By an owner that does not exist a node would have itself deleted.
+		if !equality.Semantic.DeepEqual(cur.OwnerReferences, old.OwnerReferences) {
+			return admission.NewForbidden(a, fmt.Errorf("node %q is not allowed to modify ownerReferences", node))
 		}
 	} else {
 		old = &corev1.Node{}
