@@ -116,7 +116,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.readManifests(recorder); err != nil {
 		return err
 	}
-	a.shutdown = a.watchShutdown(recorder)
+	a.shutdown = a.watchShutdown()
 	a.pods = pod.NewManager(a.podConfig(source, recorder))
 	a.evictable = a.pods
 	a.sources = eviction.Sources{NodeDir: a.cfg.DataDir, ImageDir: a.imageDir(), Pods: podsMemory(a.cfg.Runtime)}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -85,7 +86,8 @@ func TestNodeRegistersAndWritesOnChangeOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.client = client
-	s := newSelf(a, record.NewFakeRecorder(100))
+	events := record.NewFakeRecorder(100)
+	s := newSelf(a, events)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.run(ctx) }()
@@ -190,18 +192,45 @@ func TestNodeRegistersAndWritesOnChangeOnly(t *testing.T) {
 		t.Errorf("corrected %d times in half a second", declared-1)
 	}
 	await("ready in the end", func() bool { return ready(get()) })
+	s.setPressure(pressure{})
+	await("no memory pressure", func() bool {
+		return slices.ContainsFunc(get().Status.Conditions, func(c v1.NodeCondition) bool {
+			return c.Type == v1.NodeMemoryPressure && c.Status == v1.ConditionFalse
+		})
+	})
+	n = get().DeepCopy()
+	n.Spec.Unschedulable = true
+	if _, err := client.CoreV1().Nodes().Update(ctx, n, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"Starting Starting kubelet."} // more than one of each by what was declared
+	for _, reason := range []string{"NodeReady", "NodeHasInsufficientMemory", "NodeNotReady", "NodeHasSufficientMemory", "NodeNotSchedulable"} {
+		want = append(want, fmt.Sprintf("%s Node n1 status is now: %s", reason, reason))
+	}
+	for told := map[string]bool{}; len(told) < len(want); {
+		select {
+		case e := <-events.Events:
+			told[e] = true
+			if !slices.Contains(want, strings.TrimPrefix(e, "Normal ")) {
+				t.Fatalf("event %q", e)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("events %v, want %q", told, want)
+		}
+	}
 }
 
 func TestExistingNodeKeepsWhatOthersWrote(t *testing.T) {
 	client, _ := api(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", ResourceVersion: "5", Labels: map[string]string{"mine": "x", "zone": "old"}},
 		Spec:   v1.NodeSpec{PodCIDR: "10.42.0.0/24", Unschedulable: true},
-		Status: v1.NodeStatus{Capacity: v1.ResourceList{"example.com/gadget": *resourceOne()}, Conditions: []v1.NodeCondition{{Type: "NetworkUnavailable", Status: v1.ConditionFalse}}}})
+		Status: v1.NodeStatus{NodeInfo: v1.NodeSystemInfo{BootID: "an earlier one"}, Capacity: v1.ResourceList{"example.com/gadget": *resourceOne()}, Conditions: []v1.NodeCondition{{Type: "NetworkUnavailable", Status: v1.ConditionFalse}}}})
 	a, err := New(config(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	a.client = client
-	s := newSelf(a, record.NewFakeRecorder(100))
+	events := record.NewFakeRecorder(100)
+	s := newSelf(a, events)
 	if err := s.register(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -215,6 +244,9 @@ func TestExistingNodeKeepsWhatOthersWrote(t *testing.T) {
 	gadget := n.Status.Capacity["example.com/gadget"]
 	if n.Labels["mine"] != "x" || n.Labels["zone"] != "a" || !n.Spec.Unschedulable || len(n.Spec.Taints) != 0 || gadget.Value() != 1 || len(n.Status.Conditions) != 5 || !ready(n) {
 		t.Errorf("%+v", n)
+	}
+	if e := <-events.Events; !strings.HasPrefix(e, "Warning Rebooted Node n1 has been rebooted, boot id: ") {
+		t.Errorf("event %q", e)
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/record"
 
 	"github.com/skiff-sh/skiff/node/pod"
 	"github.com/skiff-sh/skiff/node/shutdown"
@@ -19,16 +18,15 @@ const tellPatience = 2 * time.Second
 
 // closing is what a shutdown of the machine does to the node.
 type closing struct {
-	a        *Agent
-	recorder record.EventRecorder
+	a *Agent
 
 	mu    sync.Mutex
 	ended map[types.UID]time.Time // when it was seen first
 }
 
-func (a *Agent) watchShutdown(recorder record.EventRecorder) *shutdown.Watcher {
+func (a *Agent) watchShutdown() *shutdown.Watcher {
 	return shutdown.New(shutdown.Config{Periods: a.cfg.Shutdown, Logger: a.cfg.Logger,
-		Node: &closing{a: a, recorder: recorder, ended: map[types.UID]time.Time{}}})
+		Node: &closing{a: a, ended: map[types.UID]time.Time{}}})
 }
 
 // Pods implements shutdown.Node.
@@ -66,7 +64,7 @@ func (c *closing) Changed(now bool) {
 		what = "Shutdown manager detected shutdown cancellation"
 	}
 	c.a.cfg.Logger.Info("shutdown of this machine", "announced", now)
-	c.recorder.Event(&v1.ObjectReference{Kind: "Node", Name: c.a.cfg.Name, UID: types.UID(c.a.cfg.Name)}, v1.EventTypeNormal, "NodeShutdown", what)
+	c.a.nodeEvent(v1.EventTypeNormal, "NodeShutdown", what)
 	c.a.self.poke()
 	if now {
 		return

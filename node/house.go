@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/skiff-sh/skiff/node/image"
 	"github.com/skiff-sh/skiff/node/imagegc"
@@ -112,7 +111,7 @@ func (a *Agent) wantedImages() (out []string) {
 
 // nodeEvent records an event about the Node.
 func (a *Agent) nodeEvent(kind, reason, message string) {
-	a.self.recorder.Event(&v1.ObjectReference{Kind: "Node", Name: a.cfg.Name, UID: types.UID(a.cfg.Name)}, kind, reason, message)
+	a.self.event(kind, reason, message)
 }
 
 // keepImages removes images by the policy, tells which there are, and looks whether

@@ -16,7 +16,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
@@ -111,7 +110,7 @@ func (s *self) run(ctx context.Context) error {
 	if err := s.register(ctx); err != nil {
 		return err
 	}
-	s.recorder.Event(&v1.ObjectReference{Kind: "Node", Name: s.a.cfg.Name, UID: types.UID(s.a.cfg.Name)}, v1.EventTypeNormal, "Starting", "Starting kubelet.")
+	s.event(v1.EventTypeNormal, "Starting", "Starting kubelet.")
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { s.follow(ctx) })
@@ -226,10 +225,20 @@ func (s *self) relabel(ctx context.Context, obj *v1.Node) (*v1.Node, error) {
 func (s *self) see(obj *v1.Node) {
 	obj.ManagedFields = nil
 	s.mu.Lock()
-	if s.obj == nil || !older(obj, s.obj) {
+	had := s.obj
+	if had == nil || !older(obj, had) {
 		s.obj, s.deleted = obj, false
+	} else {
+		had = obj // it is not news
 	}
 	s.mu.Unlock()
+	if had != nil && had.Spec.Unschedulable != obj.Spec.Unschedulable {
+		reason := "NodeSchedulable"
+		if obj.Spec.Unschedulable {
+			reason = "NodeNotSchedulable"
+		}
+		s.isNow(reason)
+	}
 	s.poke()
 }
 
@@ -312,14 +321,12 @@ func (s *self) write(ctx context.Context) (again time.Duration, err error) {
 			return 0, err
 		}
 		s.said, s.saidAt = want, time.Now()
+		s.tell(obj.Status, want)
 		s.see(after)
 		obj = after
 	}
 	if ready(obj) {
-		s.a.once.Do(func() {
-			s.recorder.Event(&v1.ObjectReference{Kind: "Node", Name: obj.Name, UID: types.UID(obj.Name)}, v1.EventTypeNormal, "NodeReady", fmt.Sprintf("Node %s status is now: NodeReady", obj.Name))
-			close(s.a.ready)
-		})
+		s.a.once.Do(func() { close(s.a.ready) })
 	}
 	return 0, nil
 }
@@ -431,11 +438,4 @@ func handlers() (out []v1.NodeRuntimeHandler) {
 			Features: &v1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: &recursive, UserNamespaces: &users}})
 	}
 	return out
-}
-
-func condition(t v1.NodeConditionType, bad bool, badReason, badMessage, reason, message string) v1.NodeCondition {
-	if bad {
-		return v1.NodeCondition{Type: t, Status: v1.ConditionTrue, Reason: badReason, Message: badMessage}
-	}
-	return v1.NodeCondition{Type: t, Status: v1.ConditionFalse, Reason: reason, Message: message}
 }
