@@ -35,10 +35,8 @@ func (s *supervisor) setup() {
 				return fmt.Errorf("bring up the loopback interface: %w", err)
 			}
 		}
-		for k, v := range s.cfg.Sysctls {
-			if err := writeSysctl(k, v); err != nil {
-				return fmt.Errorf("set sysctl %s=%s: %w", k, v, err)
-			}
+		if err := writeSysctls(s.cfg.Sysctls); err != nil {
+			return err
 		}
 		if s.cfg.Resources != nil {
 			if err := setPodCgroup(s.cfg.Cgroup, s.cfg.Resources); err != nil {
@@ -68,6 +66,24 @@ func loopbackUp() error {
 	}
 	ifr.SetUint16(ifr.Uint16() | unix.IFF_UP)
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
+}
+
+// writeSysctls sets kernel parameters. Some are refused before others are set, such
+// as ports that anybody may use beyond those that are chosen from; so all are tried
+// twice.
+func writeSysctls(all map[string]string) error {
+	left := map[string]string{}
+	for k, v := range all {
+		if writeSysctl(k, v) != nil {
+			left[k] = v
+		}
+	}
+	for k, v := range left {
+		if err := writeSysctl(k, v); err != nil {
+			return fmt.Errorf("set sysctl %s=%s: %w", k, v, err)
+		}
+	}
+	return nil
 }
 
 // writeSysctl sets a kernel parameter of the namespaces that this process is in.

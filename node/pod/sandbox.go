@@ -12,7 +12,6 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/component-helpers/node/util/sysctl"
 
 	"github.com/skiff-sh/skiff/node/meter"
 	"github.com/skiff-sh/skiff/node/runtime"
@@ -222,12 +221,7 @@ func (w *worker) sandboxConfig() runtime.SandboxConfig {
 	if !p.Spec.HostNetwork {
 		cfg.Hostname = hostname(p, w.m.cfg.DNS.Domain)
 	}
-	if sc := p.Spec.SecurityContext; sc != nil && len(sc.Sysctls) > 0 {
-		cfg.Sysctls = map[string]string{}
-		for _, s := range sc.Sysctls {
-			cfg.Sysctls[sysctl.NormalizeName(s.Name)] = s.Value
-		}
-	}
+	cfg.Sysctls = podSysctls(&p.Spec)
 	return cfg
 }
 

@@ -2,8 +2,11 @@ package pod
 
 import (
 	"fmt"
+	"maps"
+	"os"
 	"regexp"
 	"strings"
+	"sync"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/component-helpers/node/util/sysctl"
@@ -64,6 +67,37 @@ func (s Sysctls) forbidden(name string, p *v1.PodSpec) string {
 		return fmt.Sprintf("forbidden sysctl: %q not allowed with host %s enabled", name, ns)
 	}
 	return ""
+}
+
+// ownNetwork are the settings of a pod's own network that it gets if it asks for no
+// others, as with containerd: in it nobody needs a capability for ports below 1024
+// and for ping.
+var ownNetwork = map[string]string{
+	"net.ipv4.ip_unprivileged_port_start": "0",
+	"net.ipv4.ping_group_range":           "0 2147483647",
+}
+
+// allGroups says that this machine has all groups, as none in a user namespace has.
+var allGroups = sync.OnceValue(func() bool {
+	b, err := os.ReadFile("/proc/self/gid_map")
+	return err == nil && strings.Join(strings.Fields(string(b)), " ") == "0 0 4294967295"
+})
+
+// podSysctls are the kernel settings of a pod by name.
+func podSysctls(p *v1.PodSpec) map[string]string {
+	out := map[string]string{}
+	if !p.HostNetwork {
+		maps.Copy(out, ownNetwork)
+		if !allGroups() {
+			delete(out, "net.ipv4.ping_group_range")
+		}
+	}
+	if sc := p.SecurityContext; sc != nil {
+		for _, s := range sc.Sysctls {
+			out[sysctl.NormalizeName(s.Name)] = s.Value
+		}
+	}
+	return out
 }
 
 // admit refuses a pod that would change a setting that it may not.

@@ -1,10 +1,12 @@
 package pod
 
 import (
+	"maps"
 	"strings"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
 )
 
 func TestSysctls(t *testing.T) {
@@ -44,4 +46,33 @@ func TestSysctls(t *testing.T) {
 			t.Errorf("%q: %v", good, err)
 		}
 	}
+}
+
+func TestPodSysctls(t *testing.T) {
+	asked := func(host bool, list ...v1.Sysctl) map[string]string {
+		return podSysctls(&v1.PodSpec{HostNetwork: host, SecurityContext: &v1.PodSecurityContext{Sysctls: list}})
+	}
+	own := v1.Sysctl{Name: "net/ipv4/ip_unprivileged_port_start", Value: "1024"}
+	for _, tc := range []struct{ got, want map[string]string }{
+		{podSysctls(&v1.PodSpec{}), map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}},
+		{asked(false, own), map[string]string{"net.ipv4.ip_unprivileged_port_start": "1024", "net.ipv4.ping_group_range": "0 2147483647"}},
+		{asked(true, v1.Sysctl{Name: "kernel.shm_rmid_forced", Value: "1"}), map[string]string{"kernel.shm_rmid_forced": "1"}},
+		{podSysctls(&v1.PodSpec{HostNetwork: true}), map[string]string{}},
+	} {
+		if !maps.Equal(tc.got, tc.want) {
+			t.Errorf("%v, want %v", tc.got, tc.want)
+		}
+	}
+}
+
+// Who is nobody may serve on port 80 of his own pod.
+func TestRealLowPort(t *testing.T) {
+	w := realWorld(t)
+	w.add(w.pod("low", func(p *v1.Pod) {
+		script(p, `trap 'exit 0' TERM; busybox nc -l -p 80 & sleep 0.2; busybox netstat -ltn | grep -q ":80 " && echo "serves as $(id -u)"; while :; do sleep 0.1; done`)
+		p.Spec.Containers[0].SecurityContext = &v1.SecurityContext{RunAsUser: ptr.To(int64(1000)), AllowPrivilegeEscalation: ptr.To(false),
+			Capabilities: &v1.Capabilities{Drop: []v1.Capability{"ALL"}}}
+	}))
+	w.eventually("it serves", func() bool { return strings.Contains(w.log("uid-low", "low"), "serves as 1000") })
+	w.remove("low", 5)
 }

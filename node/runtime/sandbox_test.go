@@ -65,6 +65,22 @@ func TestNamespaces(t *testing.T) {
 	}
 }
 
+// Some settings are refused as long as others have not been made.
+func TestSysctlsThatDependOnEachOther(t *testing.T) {
+	e := newEnv(t)
+	for _, want := range [][2]string{{"100 60000", "50"}, {"50000 60000", "40000"}} {
+		for range 4 { // in any order
+			s := e.sandbox(func(c *SandboxConfig) {
+				c.Sysctls = map[string]string{"net.ipv4.ip_local_port_range": want[0], "net.ipv4.ip_unprivileged_port_start": want[1]}
+			})
+			got := strings.Fields(e.output(s, e.sh("sysctl -n net.ipv4.ip_local_port_range net.ipv4.ip_unprivileged_port_start")))
+			if strings.Join(got, " ") != want[0]+" "+want[1] {
+				t.Errorf("%v, want %v", got, want)
+			}
+		}
+	}
+}
+
 // With a shared PID namespace or the host's, no process outlives its container.
 func TestSharedPIDNamespace(t *testing.T) {
 	e := newEnv(t)
