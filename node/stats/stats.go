@@ -32,6 +32,13 @@ type Source struct {
 	Rates *Rates                        // nil: the summary has no rates
 }
 
+func (s Source) imageDir() string {
+	if s.ImageDir == "" {
+		return s.DataDir
+	}
+	return s.ImageDir
+}
+
 func metaNow() metav1.Time { return metav1.NewTime(time.Now()) }
 
 // detailed is a sandbox that also has the counters for monitoring.
@@ -171,11 +178,7 @@ func (s Source) Summary(ctx context.Context, brief bool) *stats.Summary {
 		out.Node.Swap, out.Node.Rlimit = mem.swap(at), limits(at)
 		out.Node.Network = network(links("self"), defaultInterface(), at)
 		out.Node.Fs = filesystem(s.DataDir, at)
-		images := s.ImageDir
-		if images == "" {
-			images = s.DataDir
-		}
-		out.Node.Runtime = &stats.RuntimeStats{ImageFs: filesystem(images, at), ContainerFs: filesystem(images, at)}
+		out.Node.Runtime = &stats.RuntimeStats{ImageFs: filesystem(s.imageDir(), at), ContainerFs: filesystem(s.imageDir(), at)}
 		if out.Node.Memory != nil {
 			out.Node.Memory.PSI = stall(runtime.ReadStall("/proc/pressure/memory"))
 		}
@@ -237,7 +240,7 @@ func (s Source) podStats(m measured, at metav1.Time, brief bool, rate func(strin
 		if !brief {
 			cs.Swap, cs.IO = swap(d, at), io(d, at)
 			if used, n, err := s.Images.MountUsage(c.ID); err == nil {
-				cs.Rootfs = within(s.DataDir, used, n, at)
+				cs.Rootfs = within(s.imageDir(), used, n, at)
 				disk, inodes = disk+uint64(used), inodes+uint64(n)
 			}
 			if used, n, err := logUsage(c.LogPath); err == nil {

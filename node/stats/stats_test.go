@@ -161,6 +161,11 @@ func TestSummary(t *testing.T) {
 		b, _ := json.Marshal(whole.Node)
 		t.Errorf("node: %s", b)
 	}
+	s.ImageDir = "/dev" // a file system of its own
+	other := filesystem(s.ImageDir, metaNow())
+	if c := s.Summary(t.Context(), false).Pods[0].Containers[0]; *c.Rootfs.CapacityBytes != *other.CapacityBytes || *c.Rootfs.UsedBytes != 512 {
+		t.Errorf("a file system for images: %+v, it has %+v", c.Rootfs, other)
+	}
 	brief := s.Summary(t.Context(), true)
 	if b := brief.Pods[0]; b.CPU == nil || b.Memory == nil || b.EphemeralStorage != nil || b.Containers[0].Rootfs != nil || brief.Node.Fs != nil {
 		t.Errorf("brief: %+v", b)
