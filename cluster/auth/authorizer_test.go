@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
@@ -194,6 +195,30 @@ func TestReconcileAndAggregate(t *testing.T) {
 	for _, r := range view.Rules {
 		if allows(r, secrets) {
 			t.Error("view may read secrets")
+		}
+	}
+}
+
+// The default roles let in whom users of Kubernetes expect.
+func TestDefaultRoles(t *testing.T) {
+	u := &user.DefaultInfo{Name: "x"}
+	for _, tc := range []struct {
+		role string
+		a    authorizer.Attributes
+		want bool
+	}{
+		{"system:monitoring", resource(u, "get", "", "", "nodes", "metrics", "n1"), true},
+		{"system:monitoring", resource(u, "create", "", "", "nodes", "proxy", "n1"), false},
+		{"system:aggregate-to-view", resource(u, "list", "ns", "events.k8s.io", "events", "", ""), true},
+		{"system:aggregate-to-view", resource(u, "create", "ns", "events.k8s.io", "events", "", ""), false},
+		{"system:aggregate-to-edit", resource(u, "create", "ns", "events.k8s.io", "events", "", ""), true},
+	} {
+		i := slices.IndexFunc(ClusterRoles(), func(r *rbacv1.ClusterRole) bool { return r.Name == tc.role })
+		if i < 0 {
+			t.Fatalf("no role %s", tc.role)
+		}
+		if got := slices.ContainsFunc(ClusterRoles()[i].Rules, func(r rbacv1.PolicyRule) bool { return allows(r, tc.a) }); got != tc.want {
+			t.Errorf("%s: %s %s/%s: %v", tc.role, tc.a.GetVerb(), tc.a.GetResource(), tc.a.GetSubresource(), got)
 		}
 	}
 }
