@@ -41,7 +41,8 @@ func (w *worker) accept() bool {
 	}
 	w.m.grants.adopt(w.pod)
 	w.hold()
-	if w.sandbox == nil && w.ranSomewhere() && !w.beginAgain() {
+	lost := w.sandbox != nil && !w.sandbox.Alive() // only what is left of it was found
+	if (lost || w.sandbox == nil && w.ranSomewhere()) && !w.beginAgain() {
 		return false
 	}
 	w.move(Preparing)

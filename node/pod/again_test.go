@@ -118,8 +118,10 @@ func TestEndedContainersStayEnded(t *testing.T) {
 		}}
 		w.add(w.pod("a", func(p *v1.Pod) {
 			p.Spec.RestartPolicy = tc.policy
+			p.Spec.InitContainers = []v1.Container{{Name: "i", Image: "app", ImagePullPolicy: v1.PullIfNotPresent}}
 			p.Spec.Containers = append(p.Spec.Containers, v1.Container{Name: "d", Image: "app", ImagePullPolicy: v1.PullIfNotPresent})
 		}))
+		w.eventually("it begins", func() bool { return w.exitOnce(w.get("a"), "i", 0) })
 		if fails {
 			w.await("a", "half runs", func(p *v1.Pod) bool {
 				return isRunning(p) && mainStatus(p).State.Terminated != nil
@@ -129,6 +131,10 @@ func TestEndedContainersStayEnded(t *testing.T) {
 			w.rt.box("uid-a").exit("c", 0)
 			w.await("a", "half has ended", func(p *v1.Pod) bool { return mainStatus(p).State.Terminated != nil })
 			w.rt.box("uid-a").die()
+			w.eventually("init containers come first", func() bool {
+				b := w.rt.box("uid-a")
+				return b != nil && b.cfg.Attempt == 1 && w.exitOnce(w.get("a"), "i", 0)
+			})
 			w.await("a", "the rest runs again", func(p *v1.Pod) bool {
 				return p.Status.ContainerStatuses[1].RestartCount == 1 && p.Status.ContainerStatuses[1].State.Running != nil
 			})

@@ -40,6 +40,7 @@ type container struct {
 	cur     *runtime.ContainerStatus     // newest attempt; nil when none was made
 	ended   *v1.ContainerStateTerminated // how the newest attempt ended
 	last    *v1.ContainerStateTerminated // how the one before it ended
+	past    bool                         // that was in a sandbox before this one
 	attempt uint32                       // of the newest attempt
 	image   string                       // status.image and imageID of the newest attempt
 	imageID string

@@ -260,9 +260,15 @@ func TestFailureOfOneContainerRestartsAll(t *testing.T) {
 }
 
 // TestMachineStartsAnew: the sandbox is gone, and nobody knows how containers
-// ended.
+// ended; or its remains are found.
 func TestMachineStartsAnew(t *testing.T) {
-	for _, policy := range []v1.RestartPolicy{v1.RestartPolicyNever, v1.RestartPolicyAlways} {
+	for _, tc := range []struct {
+		policy  v1.RestartPolicy
+		remains bool
+		reason  string
+	}{{v1.RestartPolicyNever, false, reasonUnknown}, {v1.RestartPolicyAlways, false, reasonUnknown},
+		{v1.RestartPolicyNever, true, "Error"}, {v1.RestartPolicyAlways, true, "Error"}} {
+		policy := tc.policy
 		w := newWorld(t)
 		w.add(w.pod("a", func(p *v1.Pod) {
 			p.Spec.RestartPolicy = policy
@@ -272,21 +278,24 @@ func TestMachineStartsAnew(t *testing.T) {
 		w.rt.box("uid-a").exit("i", 0)
 		w.await("a", "runs", isRunning)
 		w.stop()
-		w.rt.mu.Lock()
-		delete(w.rt.boxes, "uid-a")
-		w.rt.mu.Unlock()
+		if old := w.rt.box("uid-a"); tc.remains {
+			old.die()
+			old.log = nil
+		} else {
+			delete(w.rt.boxes, "uid-a")
+		}
 		w.start([]*v1.Pod{w.get("a")})
 		if policy == v1.RestartPolicyNever {
 			p := w.await("a", "failed", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed })
-			if s := mainStatus(p).State.Terminated; s == nil || s.ExitCode != 137 || s.Reason != reasonUnknown || w.rt.box("uid-a") != nil {
-				t.Errorf("%+v", mainStatus(p))
+			if s := mainStatus(p).State.Terminated; s == nil || s.ExitCode != 137 || s.Reason != tc.reason || w.rt.made != 1 {
+				t.Errorf("%d sandboxes, %+v", w.rt.made, mainStatus(p))
 			}
 			continue
 		}
 		w.eventually("init containers run again", func() bool { b := w.rt.box("uid-a"); return b != nil && b.started("i") })
 		w.rt.box("uid-a").exit("i", 0)
 		p := w.await("a", "runs again", func(p *v1.Pod) bool { return isReady(p) && mainStatus(p).RestartCount == 1 })
-		if l := mainStatus(p).LastTerminationState.Terminated; l == nil || l.Reason != reasonUnknown || p.Status.InitContainerStatuses[0].RestartCount != 1 {
+		if l := mainStatus(p).LastTerminationState.Terminated; l == nil || l.Reason != tc.reason || p.Status.InitContainerStatuses[0].RestartCount != 1 {
 			t.Errorf("%+v", p.Status)
 		}
 	}

@@ -146,7 +146,7 @@ func (w *worker) startFailed(c *container, id string, attempt uint32, err error,
 	if c.ended != nil {
 		c.last = c.ended
 	}
-	c.attempt, c.finished, c.again = attempt, now, false
+	c.attempt, c.finished, c.again, c.past = attempt, now, false, false
 	c.ended = &v1.ContainerStateTerminated{ExitCode: int32(code), Reason: reasonStart, Message: err.Error(), ContainerID: containerID(id),
 		StartedAt: metav1.Unix(0, 0), FinishedAt: metav1.NewTime(now).Rfc3339Copy()}
 }

@@ -28,7 +28,7 @@ func (w *worker) prepare(ctx context.Context) error {
 	var wg sync.WaitGroup
 	var volErr, boxErr error
 	fields := w.fields() // without the addresses, which volumes may not ask for
-	adopted := w.sandbox != nil && w.vols == nil && len(w.ips) == 0 && w.anyStarted()
+	adopted := w.sandbox != nil && w.sandbox.Alive() && w.vols == nil && len(w.ips) == 0 && w.anyStarted()
 	wg.Go(func() {
 		if adopted { // its volumes are there; they are brought up to date next
 			w.vols = w.m.cfg.Volumes.Adopt(w.pod)
@@ -275,7 +275,7 @@ func statusIPs(p *v1.Pod) (out []string) {
 // the init containers are behind the pod.
 func (w *worker) mainStarted() bool {
 	for _, c := range w.ctrs {
-		if c.role == roleMain && c.cur != nil {
+		if c.role == roleMain && c.cur != nil && !c.past {
 			return true
 		}
 	}

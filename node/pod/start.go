@@ -240,7 +240,7 @@ func (w *worker) launch(ctx context.Context, c *container) bool {
 	c.attempt = attempt
 	c.image, c.imageID = cfg.Annotations[noteName], cfg.Annotations[noteImageID]
 	c.stop = cfg.Annotations[noteStop]
-	c.again = false
+	c.again, c.past = false, false
 	c.waiting, c.kill, c.unhealthy, c.hookErr = v1.ContainerStateWaiting{}, nil, "", ""
 	if before != nil && before.State == runtime.Exited && !before.StartedAt.IsZero() {
 		w.forgetAttempt(ctx, c, before)

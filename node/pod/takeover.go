@@ -131,7 +131,11 @@ func (w *worker) beginAgain() bool {
 		c.stopProbes()
 		c.stopHook()
 		c.kill, c.hook, c.unhealthy = nil, hookNone, ""
-		if c.cur == nil && c.ended == nil || c.role == roleEphemeral || c.role == roleMain && !c.restarts(policy) {
+		if c.cur == nil && c.ended == nil || c.role == roleEphemeral {
+			continue
+		}
+		if c.role == roleMain && !c.restarts(policy) {
+			c.past = true
 			continue
 		}
 		if c.ended != nil {
