@@ -3,6 +3,7 @@ package pod
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -73,22 +74,17 @@ func units(name v1.ResourceName, q apiresource.Quantity) int64 {
 	return q.Value()
 }
 
-func portClash(a, b *v1.Pod) (int32, bool) {
-	for i := range a.Spec.Containers {
-		for _, x := range a.Spec.Containers[i].Ports {
-			if x.HostPort == 0 {
-				continue
-			}
-			for j := range b.Spec.Containers {
-				for _, y := range b.Spec.Containers[j].Ports {
-					if x.HostPort == y.HostPort && x.Protocol == y.Protocol && (x.HostIP == y.HostIP || anyIP(x.HostIP) || anyIP(y.HostIP)) {
-						return x.HostPort, true
-					}
-				}
+// portClash names a port of the node that both pods want.
+func portClash(a, b *v1.Pod) (uint16, bool) {
+	theirs := hostPorts(b)
+	for _, x := range hostPorts(a) {
+		for _, y := range theirs {
+			if x.HostPort == y.HostPort && x.Protocol == y.Protocol && (x.HostIP == y.HostIP || anyIP(x.HostIP) || anyIP(y.HostIP)) {
+				return x.HostPort, true
 			}
 		}
 	}
 	return 0, false
 }
 
-func anyIP(ip string) bool { return ip == "" || ip == "0.0.0.0" || ip == "::" }
+func anyIP(ip netip.Addr) bool { return !ip.IsValid() || ip.IsUnspecified() }

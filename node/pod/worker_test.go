@@ -492,7 +492,13 @@ func TestAdmission(t *testing.T) {
 	w.add(w.pod("c", func(p *v1.Pod) { p.Spec.NodeSelector = map[string]string{"disk": "hdd"} }))
 	w.add(w.pod("d", func(p *v1.Pod) { p.Spec.OS = &v1.PodOS{Name: v1.Windows} }))
 	w.add(w.pod("e", func(p *v1.Pod) { p.Spec.NodeSelector = map[string]string{v1.LabelOSStable: "windows"} }))
-	for name, reason := range map[string]string{"c": "NodeAffinity", "d": "PodOSNotSupported", "e": "PodOSSelectorNodeLabelDoesNotMatch"} {
+	port := func(p *v1.Pod) { // of a sidecar
+		p.Spec.InitContainers = []v1.Container{sidecar("s", func(c *v1.Container) { c.Ports = []v1.ContainerPort{{ContainerPort: 81, HostPort: 81}} })}
+	}
+	w.add(w.pod("f", port))
+	w.await("f", "running", isRunning)
+	w.add(w.pod("g", port))
+	for name, reason := range map[string]string{"c": "NodeAffinity", "d": "PodOSNotSupported", "e": "PodOSSelectorNodeLabelDoesNotMatch", "g": "NodePorts"} {
 		if p = w.await(name, "rejected", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed }); p.Status.Reason != reason {
 			t.Errorf("%+v", p.Status)
 		}
