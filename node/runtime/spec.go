@@ -155,7 +155,6 @@ func (s *Sandbox) addMounts(spec *specs.Spec, c *ContainerConfig) error {
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		shm,
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", access}},
 	}
@@ -181,8 +180,11 @@ func (s *Sandbox) addMounts(spec *specs.Spec, c *ContainerConfig) error {
 			spec.Linux.RootfsPropagation = "rslave"
 		}
 	}
+	if !own[shm.Destination] {
+		mounts = append(mounts, shm) // also where the host's /dev is
+	}
 	for _, m := range usual {
-		if !own[m.Destination] {
+		if !own[m.Destination] && !(own["/dev"] && strings.HasPrefix(m.Destination, "/dev/")) {
 			spec.Mounts = append(spec.Mounts, m)
 		}
 	}
