@@ -414,7 +414,7 @@ func TestMounts(t *testing.T) {
 	if got := e.output(s, e.sh("cat /dev/shm/x; ls /dev/mqueue")); got != "shared\n" {
 		t.Errorf("%q", got)
 	}
-	dev := e.sh("cat /dev/shm/x; test -c /dev/kmsg && echo the host; mount | grep -c " on /dev/pts "")
+	dev := e.sh("cat /dev/shm/x; test -c /dev/kmsg && echo the host; mount | grep -c ' on /dev/pts '")
 	dev.Privileged, dev.Mounts = true, []Mount{{Destination: "/dev", HostPath: "/dev"}}
 	if got := e.output(s, dev); got != "shared\nthe host\n1\n" {
 		t.Errorf("an own mount at /dev: %q", got)
