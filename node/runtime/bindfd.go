@@ -8,8 +8,9 @@ import (
 	"regexp"
 	"strconv"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/skiff-sh/skiff/node/unmount"
 )
 
 // byDescriptor matches mount sources that name an open file of a process.
@@ -26,7 +27,7 @@ func (s *Sandbox) bindDescriptors(c *ContainerConfig) (release func() error, err
 	release = func() error {
 		var errs []error
 		for _, p := range paths {
-			if err := unmountOwn(p); err != nil {
+			if err := unmount.Tree(p); err != nil {
 				errs = append(errs, err)
 				continue
 			}
@@ -74,46 +75,6 @@ func bindPath(source, target string) error {
 	}
 	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
 		return errors.Join(fmt.Errorf("bind %s: %w", source, err), os.Remove(target))
-	}
-	return nil
-}
-
-// unmountOwn unmounts what is mounted at path and below, and only there: a bind of
-// a shared mount is its peer, so that mounts below it, which came with it or since,
-// would take with them those of the host that they were copied from.
-func unmountOwn(path string) error {
-	if err := unix.Mount("", path, "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-			return nil // nothing is mounted there
-		}
-		return fmt.Errorf("make %s private: %w", path, err)
-	}
-	if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("unmount %s: %w", path, err)
-	}
-	return nil
-}
-
-// unmountBelow unmounts everything in a directory. It fails when something
-// stays mounted, so that the directory can be deleted safely when it does not.
-func unmountBelow(dir string) error {
-	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	if err != nil {
-		return fmt.Errorf("read mounts: %w", err)
-	}
-	for i := range infos { // parents first: they make what is below them private
-		if err := unmountOwn(infos[i].Mountpoint); err != nil {
-			return err
-		}
-	}
-	if len(infos) == 0 {
-		return nil
-	}
-	if infos, err = mountinfo.GetMounts(mountinfo.PrefixFilter(dir)); err != nil {
-		return fmt.Errorf("read mounts: %w", err)
-	}
-	if len(infos) > 0 {
-		return fmt.Errorf("%s is still mounted", infos[0].Mountpoint)
 	}
 	return nil
 }

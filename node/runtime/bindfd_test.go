@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skiff-sh/skiff/node/unmount"
 )
 
 // A volume may hold other mounts of the host, and most hosts share their mounts:
@@ -59,7 +61,7 @@ func TestSubpathLeavesTheHostsMountsAlone(t *testing.T) {
 	if err := unix.Mount(filepath.Join(disk, "sub"), left, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := unmountBelow(e.state + "/left"); err != nil {
+	if err := unmount.Below(e.state + "/left"); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(filepath.Join(inner, "inside")); err != nil {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skiff-sh/skiff/node/runtime/shimproto"
+	"github.com/skiff-sh/skiff/node/unmount"
 )
 
 // SandboxConfig describes the surroundings that a pod's containers share. It
@@ -268,7 +269,7 @@ func (s *Sandbox) cleanUp() error {
 	if err := s.r.cgroups.remove(s.cgroup); err != nil {
 		return err
 	}
-	if err := unmountBelow(s.dir); err != nil {
+	if err := unmount.Below(s.dir); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(s.dir); err != nil {

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -81,22 +80,6 @@ func memoryLimit(pod *v1.Pod) int64 {
 	}
 	limits := resource.PodLimits(pod, resource.PodResourcesOptions{})
 	return limits.Memory().Value()
-}
-
-// unmountBelow unmounts everything at or below dir, deepest first.
-func unmountBelow(dir string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	if err != nil {
-		return err
-	}
-	slices.SortFunc(mounts, func(a, b *mountinfo.Info) int { return len(b.Mountpoint) - len(a.Mountpoint) })
-	var errs []error
-	for _, mi := range mounts {
-		if err := unix.Unmount(mi.Mountpoint, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-			errs = append(errs, fmt.Errorf("%s: %w", mi.Mountpoint, err))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // Usage returns the bytes that a directory's files take on disk, and how many they

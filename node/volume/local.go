@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/skiff-sh/skiff/node/unmount"
 )
 
 // What a node tells the provisioner in the annotations of its Node object.
@@ -123,7 +125,7 @@ func (l *Local) delete(name string) error {
 // below it is somebody's data: it is unmounted first, or nothing is removed.
 func (l *Local) empty(dir string) {
 	l.wg.Go(func() {
-		err := unmountBelow(dir)
+		err := unmount.Below(dir)
 		if err == nil {
 			err = os.RemoveAll(dir)
 		}

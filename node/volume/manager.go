@@ -27,6 +27,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/client-go/tools/record"
+
+	"github.com/skiff-sh/skiff/node/unmount"
 )
 
 // Objects gives the ConfigMaps and Secrets that volumes show.
@@ -237,12 +239,12 @@ func (m *Manager) Teardown(uid string) error {
 		}
 	}
 	m.mu.Unlock()
-	dir := filepath.Join(m.cfg.Root, uid, "volumes")
-	if err := unmountBelow(dir); err != nil {
+	disk, mem := filepath.Join(m.cfg.Root, uid, "volumes"), filepath.Join(m.cfg.MemRoot, uid)
+	if err := errors.Join(unmount.Below(disk), unmount.Below(mem)); err != nil {
 		return fmt.Errorf("unmounting the volumes of pod %s: %w", uid, err)
 	}
 	// The records of its claims go last: until then nobody deletes their volumes.
-	return errors.Join(os.RemoveAll(dir), os.RemoveAll(filepath.Join(m.cfg.MemRoot, uid)), os.RemoveAll(filepath.Join(m.cfg.Root, uid, "claims")))
+	return errors.Join(os.RemoveAll(disk), os.RemoveAll(mem), os.RemoveAll(filepath.Join(m.cfg.Root, uid, "claims")))
 }
 
 // Pods returns the UIDs of pods that have volumes in memory or on disk.

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	authv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -299,3 +300,68 @@ func TestFields(t *testing.T) {
 }
 
 func groupOf(info os.FileInfo) uint32 { return info.Sys().(*syscall.Stat_t).Gid }
+
+// A pod's end deletes its volumes, and nothing that is mounted in them: not what a
+// container has bound there, nor the mounts of the host that came with it. The
+// folder of all pods may be a symbolic link.
+func TestTeardownLeavesTheHostsMountsAlone(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	for _, name := range []string{"folder", "symbolic link"} {
+		t.Run(name, func(t *testing.T) {
+			m := newManager(t, objects{}, nil)
+			if name == "symbolic link" {
+				link := filepath.Join(t.TempDir(), "link")
+				if err := errors.Join(os.MkdirAll(m.cfg.Root, 0o700), os.Symlink(m.cfg.Root, link)); err != nil {
+					t.Fatal(err)
+				}
+				m.cfg.Root = link
+			}
+			teardownWithMounts(t, m)
+		})
+	}
+}
+
+func teardownWithMounts(t *testing.T, m *Manager) {
+	t.Helper()
+	p := podWith(v1.Volume{Name: "mem", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{Medium: v1.StorageMediumMemory}}},
+		v1.Volume{Name: "disk", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}})
+	vols, err := m.Setup(t.Context(), p, Fields{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mount := func(source, at, kind string, flags uintptr) {
+		t.Helper()
+		if err := os.MkdirAll(at, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount(source, at, kind, flags, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
+	}
+	host := t.TempDir()
+	mount("tmpfs", host, "tmpfs", 0)
+	mount("", host, "", unix.MS_SHARED)
+	mount("tmpfs", host+"/inner", "tmpfs", 0)
+	files := []string{host + "/outside", host + "/inner/inside"}
+	for _, f := range files {
+		if err := os.WriteFile(f, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disk, _ := vols.Path("disk")
+	mount(host, disk+"/bound", "", unix.MS_BIND|unix.MS_REC)
+	if err := m.Teardown("uid-1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if _, err := os.Stat(f); err != nil {
+			t.Errorf("gone with the pod: %v", err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(m.cfg.Root, "uid-1", "volumes")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the volumes are still there: %v", err)
+	}
+}
