@@ -145,7 +145,7 @@ func TestEndedContainersStayEnded(t *testing.T) {
 		w.eventually("adopted", func() bool { v, err := w.m.Find("default", "a", ""); return err == nil && v.State == Running })
 		w.rt.box("uid-a").exit("d", 0)
 		p := w.await("a", "over", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed || p.Status.Phase == v1.PodSucceeded })
-		if s := mainStatus(p); s.RestartCount != mainStatus(before).RestartCount || (p.Status.Phase == v1.PodFailed) != fails {
+		if s := mainStatus(p); s.RestartCount != mainStatus(before).RestartCount || s.ContainerID != mainStatus(before).ContainerID || s.ImageID != mainStatus(before).ImageID || (p.Status.Phase == v1.PodFailed) != fails {
 			t.Errorf("%s: phase %s, %+v", tc.name, p.Status.Phase, s)
 		}
 	}

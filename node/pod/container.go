@@ -148,6 +148,8 @@ func (c *container) status(defaultWait v1.ContainerStateWaiting) v1.ContainerSta
 		if lc := c.spec.Lifecycle; lc != nil {
 			s.StopSignal = lc.StopSignal
 		}
+	} else if c.cur == nil && c.ended != nil {
+		s.ContainerID = c.ended.ContainerID // its sandbox is no more
 	}
 	if c.last != nil {
 		s.LastTerminationState.Terminated = c.last
@@ -187,6 +189,9 @@ func newContainers(p *v1.Pod) []*container {
 			}
 			c.attempt = uint32(s.RestartCount)
 			c.last = s.LastTerminationState.Terminated
+			if s.ContainerID != "" {
+				c.image, c.imageID = s.Image, s.ImageID
+			}
 			switch {
 			case s.State.Terminated != nil:
 				c.ended = s.State.Terminated

@@ -32,7 +32,7 @@ func newEphemeral(p *v1.Pod, have []*container) (out []*container) {
 		}
 		c := &container{spec: spec, role: roleEphemeral, target: p.Spec.EphemeralContainers[i].TargetContainerName}
 		if s := findStatus(p, spec.Name); s != nil {
-			c.ended = s.State.Terminated
+			c.ended, c.image, c.imageID = s.State.Terminated, s.Image, s.ImageID
 		}
 		out = append(out, c)
 	}
