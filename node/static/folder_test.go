@@ -363,3 +363,37 @@ func TestFileThatIsNoManifest(t *testing.T) {
 		}
 	}
 }
+
+// TestPodRunsThoughItCannotBeRecorded is about a disk that is full when a manifest comes,
+// and has room later.
+func TestPodRunsThoughItCannotBeRecorded(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	if err := os.Remove(h.records); err != nil {
+		t.Fatal(err)
+	}
+	h.write("a.yaml", podYAML("a", "one"))
+	h.await("a-n1=one")
+	h.mu.Lock()
+	var p *v1.Pod
+	for _, p = range h.run {
+	}
+	h.mu.Unlock()
+	ran := *p
+	ran.Status = v1.PodStatus{Phase: v1.PodRunning, ContainerStatuses: []v1.ContainerStatus{{Name: "c", RestartCount: 3}}}
+	if err := h.folder.Keep(&ran); err == nil {
+		t.Error("it is said to be kept where nothing can be")
+	}
+	if err := os.Mkdir(h.records, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.folder.Keep(&ran); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	for _, p = range h.run {
+	}
+	if len(h.run) != 1 || len(p.Status.ContainerStatuses) != 1 || p.Status.ContainerStatuses[0].RestartCount != 3 {
+		t.Errorf("after a restart: %+v", h.run)
+	}
+}

@@ -67,7 +67,8 @@ func openRecords(dir string, log *slog.Logger) (*records, error) {
 	return r, nil
 }
 
-// put keeps a pod that is to run; the status of one that is known already stays.
+// put keeps a pod that is to run; the status of one that is known already stays. After
+// an error the pod is kept with its next status.
 func (r *records) put(manifest string, p *v1.Pod) (*v1.Pod, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -78,11 +79,8 @@ func (r *records) put(manifest string, p *v1.Pod) (*v1.Pod, error) {
 		p = &next
 	}
 	rec := record{manifest, p}
-	if err := r.write(rec); err != nil {
-		return nil, err
-	}
 	r.pods[p.UID] = rec
-	return p, nil
+	return p, r.write(rec)
 }
 
 // carriedOver is what of a status counts for a pod that starts again: an end
