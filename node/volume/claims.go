@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -93,21 +94,39 @@ func (m *Manager) keep(volume string, c *claimed) error {
 
 // users are the claims of this node's pods that led to a volume.
 func (m *Manager) users(pv string) (out []*claimed, err error) {
-	files, err := filepath.Glob(filepath.Join(m.cfg.Root, "*", "claims", "*.json"))
+	pods, err := readDir(m.cfg.Root)
 	if err != nil {
 		return nil, err
 	}
-	for _, f := range files {
-		uid := filepath.Base(filepath.Dir(filepath.Dir(f)))
-		c, err := m.record(uid, strings.TrimSuffix(filepath.Base(f), ".json"))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, pod := range pods {
+		records, err := readDir(filepath.Join(m.cfg.Root, pod.Name(), "claims"))
+		if err != nil {
 			return nil, err
 		}
-		if c != nil && c.Volume == pv {
-			out = append(out, c)
+		for _, r := range records {
+			volume, ok := strings.CutSuffix(r.Name(), ".json")
+			if !ok {
+				continue
+			}
+			c, err := m.record(pod.Name(), volume)
+			if err != nil {
+				return nil, err
+			}
+			if c != nil && c.Volume == pv {
+				out = append(out, c)
+			}
 		}
 	}
 	return out, nil
+}
+
+// readDir is os.ReadDir; what is no directory is empty.
+func readDir(dir string) ([]fs.DirEntry, error) {
+	list, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil, nil
+	}
+	return list, err
 }
 
 // ClaimName is the claim behind a pod's volume, "" when there is none.

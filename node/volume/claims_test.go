@@ -67,7 +67,7 @@ func newWorld(t *testing.T) *world {
 					MatchExpressions: []v1.NodeSelectorRequirement{{Key: v1.LabelHostname, Operator: v1.NodeSelectorOpIn, Values: []string{"here"}}}}}}},
 			}}},
 	}}
-	w.Manager = New(Config{Root: filepath.Join(t.TempDir(), "disk"), MemRoot: filepath.Join(t.TempDir(), "mem"), Objects: objects{}, Claims: w.api, Volumes: w.api, Local: local,
+	w.Manager = New(Config{Root: filepath.Join(t.TempDir(), "disk[1]*"), MemRoot: filepath.Join(t.TempDir(), "mem"), Objects: objects{}, Claims: w.api, Volumes: w.api, Local: local,
 		Node: func() *v1.Node {
 			return &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "here", Labels: map[string]string{v1.LabelHostname: "here"}}}
 		},
