@@ -87,7 +87,7 @@ func (m *Manager) AddStatic(p *v1.Pod) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, w := range m.workers {
-		if !w.static || fullName(w.pod) != fullName(p) {
+		if !w.static || w.name != fullName(p) {
 			continue
 		}
 		if w.uid == p.UID && !w.retired() {
@@ -142,8 +142,8 @@ func (m *Manager) followStatic(w *worker) {
 	if m.ctx.Err() != nil {
 		return
 	}
-	next := m.statics.waiting[fullName(w.pod)]
-	delete(m.statics.waiting, fullName(w.pod))
+	next := m.statics.waiting[w.name]
+	delete(m.statics.waiting, w.name)
 	m.wg.Go(func() {
 		if next != nil {
 			m.AddStatic(next)

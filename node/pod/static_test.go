@@ -184,9 +184,13 @@ func TestStaticPodIsReplacedWhenTheOldOneHasEnded(t *testing.T) {
 		b := w.rt.box("uid-third")
 		return b != nil && b != before && strings.Contains(b.asked(), "start c")
 	})
-	// Put in twice: nothing happens.
+	// Put in again and again, also as its status changes: nothing happens.
 	now := w.rt.box("uid-third")
-	w.m.AddStatic(third)
+	now.exit("c", 1)
+	w.eventually("it is started again", func() bool {
+		w.m.AddStatic(third)
+		return strings.Count(now.asked(), "start c") == 2
+	})
 	w.m.AddStatic(third)
 	w.pass(time.Second)
 	if w.rt.box("uid-third") != now {

@@ -18,7 +18,9 @@ import (
 type worker struct {
 	m   *Manager
 	uid types.UID
-	log *slog.Logger
+	// name is namespace/name.
+	name string
+	log  *slog.Logger
 	// static: the pod comes from a manifest; see static.go.
 	static bool
 	wake   chan struct{} // room for one: a level, not an edge
@@ -87,7 +89,7 @@ type ending struct {
 }
 
 func newWorker(m *Manager, p *v1.Pod) *worker {
-	w := &worker{m: m, uid: p.UID, latest: p, pod: p, state: New, wake: make(chan struct{}, 1), dirty: map[string]bool{},
+	w := &worker{m: m, uid: p.UID, name: fullName(p), latest: p, pod: p, state: New, wake: make(chan struct{}, 1), dirty: map[string]bool{},
 		log: m.cfg.Logger.With("pod", p.Namespace+"/"+p.Name, "uid", string(p.UID)), accepted: m.cfg.now()}
 	w.start = w.accepted
 	if p.Status.StartTime != nil {
