@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/cgroups"
+	"golang.org/x/sys/unix"
 )
 
 func TestExitCodes(t *testing.T) {
