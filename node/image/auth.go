@@ -106,20 +106,19 @@ func hubHost(host string) string {
 	return host
 }
 
-// Resolve finds the credentials for a repository.
+// Resolve finds the first credentials for a repository; see Candidates for others.
 func (k keychain) Resolve(r authn.Resource) (authn.Authenticator, error) {
-	full := r.String()
-	host := hubHost(r.RegistryStr())
-	_, repo, _ := strings.Cut(full, "/")
 	for _, e := range k {
-		if !matchHost(e.host, host) {
-			continue
-		}
-		if e.path == "" || repo == e.path || strings.HasPrefix(repo, e.path+"/") {
+		if e.matches(r) {
 			return authn.FromConfig(e.auth), nil
 		}
 	}
 	return authn.Anonymous, nil
+}
+
+func (e keyEntry) matches(r authn.Resource) bool {
+	_, repo, _ := strings.Cut(r.String(), "/")
+	return matchHost(e.host, hubHost(r.RegistryStr())) && (e.path == "" || repo == e.path || strings.HasPrefix(repo, e.path+"/"))
 }
 
 // matchHost matches label by label: *.example matches one label more.

@@ -275,6 +275,52 @@ func TestKeychainMatching(t *testing.T) {
 	}
 }
 
+// All credentials for a registry are tried, those for more of the path first.
+func TestCandidates(t *testing.T) {
+	k, err := Keychain(
+		[]byte(`{"auths":{"r.example.com":{"username":"a","password":"p"},"r.example.com/team":{"username":"team","password":"p"}}}`),
+		[]byte(`{"auths":{"r.example.com":{"username":"b","password":"p"},"mirror.example.com":{"username":"mirror","password":"p"}}}`),
+		[]byte(`{"auths":{"r.example.com":{"username":"a","password":"p"}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ref, want := range map[string]string{
+		"r.example.com/team/app:1": "team a b",
+		"r.example.com/app":        "a b",
+		"other.example.com/app":    "",
+	} {
+		list, err := Candidates(k, ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		user := func(c authn.Keychain, ref string) string {
+			r, err := name.ParseReference(ref)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a, err := c.Resolve(r.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg, err := authn.Authorization(context.Background(), a)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return cfg.Username
+		}
+		var got []string
+		for _, c := range list {
+			got = append(got, user(c, ref))
+			if m := user(c, "mirror.example.com/app"); m != "mirror" {
+				t.Errorf("%s: the mirror gets credentials of %q", ref, m)
+			}
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s: %q, want %q", ref, got, want)
+		}
+	}
+}
+
 // Several stores on one directory pull the same layer at the same time: it is
 // fetched once.
 func TestConcurrentStores(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "k8s.io/api/core/v1"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 
 	"github.com/skiff-sh/skiff/node/image"
 	"github.com/skiff-sh/skiff/node/meter"
@@ -40,8 +41,25 @@ func newPulls(cfg Config) *pulls {
 		access: &pullRecords{dir: filepath.Join(cfg.DataDir, "pulled")}}
 }
 
-// fetch pulls an image and records who may use it.
+// fetch pulls an image, with one credential after the other, and records who may
+// use it.
 func (p *pulls) fetch(ctx context.Context, ref string, auth authn.Keychain) (*image.Image, error) {
+	candidates, err := image.Candidates(auth, ref)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, c := range candidates {
+		img, err := p.fetchWith(ctx, ref, c)
+		if err == nil || ctx.Err() != nil {
+			return img, err
+		}
+		errs = append(errs, err)
+	}
+	return nil, utilerrors.NewAggregate(errs)
+}
+
+func (p *pulls) fetchWith(ctx context.Context, ref string, auth authn.Keychain) (*image.Image, error) {
 	repository, err := image.Repository(ref)
 	if err != nil {
 		return nil, err
@@ -179,12 +197,18 @@ func (w *worker) mayUse(ctx context.Context, img *image.Image, ref string) bool 
 	repository, err := image.Repository(ref)
 	if err == nil {
 		var ok bool
-		ok, err = w.m.pulls.access.mayUse(img.ID, ref, repository, func() (string, error) {
+		ok, err = w.m.pulls.access.mayUse(img.ID, ref, repository, func() (ids []string, err error) {
 			auth, err := image.Keychain(w.pullSecrets(ctx)...)
 			if err != nil {
-				return "", nil // said when it is pulled
+				return nil, nil // said when it is pulled
 			}
-			return image.CredentialID(ctx, auth, ref)
+			candidates, err := image.Candidates(auth, ref)
+			for _, c := range candidates {
+				id, cerr := image.CredentialID(ctx, c, ref)
+				err = errors.Join(err, cerr)
+				ids = append(ids, id)
+			}
+			return ids, err
 		})
 		if err == nil {
 			return ok

@@ -19,8 +19,9 @@ import (
 // that was imported by hand there is no record; it is everybody's. There is one
 // small file for each image, below dir.
 type pullRecords struct {
-	dir string
-	mu  sync.Mutex // of the files
+	dir    string
+	mu     sync.Mutex // of the files
+	active map[string]int
 }
 
 // pullRecord says who may use an image, by repository.
@@ -45,14 +46,30 @@ func (r *pullRecords) intent(ref string) string {
 
 // pulling is called before a pull with credentials begins.
 func (r *pullRecords) pulling(ref string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return err
 	}
-	return replaceFile(r.dir, filepath.Base(r.intent(ref)), []byte(ref), true)
+	if err := replaceFile(r.dir, filepath.Base(r.intent(ref)), []byte(ref), true); err != nil {
+		return err
+	}
+	if r.active == nil {
+		r.active = map[string]int{}
+	}
+	r.active[ref]++
+	return nil
 }
 
-// over is called when it has ended and is recorded, or has failed.
+// over is called when it has ended and is recorded, or has failed. Others, with
+// other credentials, may still be under way.
 func (r *pullRecords) over(ref string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.active[ref]--; r.active[ref] > 0 {
+		return nil
+	}
+	delete(r.active, ref)
 	if err := os.Remove(r.intent(ref)); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -107,8 +124,8 @@ func (r *pullRecords) pulled(imageID, repository, credential string) error {
 }
 
 // mayUse says whether an image that is there may be used without asking its
-// registry. credential is only called if that matters.
-func (r *pullRecords) mayUse(imageID, ref, repository string, credential func() (string, error)) (bool, error) {
+// registry. credentials, all that the pod has, is only called if that matters.
+func (r *pullRecords) mayUse(imageID, ref, repository string, credentials func() ([]string, error)) (bool, error) {
 	r.mu.Lock()
 	rec, err := r.read(imageID)
 	r.mu.Unlock()
@@ -123,8 +140,8 @@ func (r *pullRecords) mayUse(imageID, ref, repository string, credential func() 
 	if !ok || a.Anyone {
 		return ok, nil
 	}
-	mine, err := credential()
-	return err == nil && mine != "" && slices.Contains(a.Credentials, mine), err
+	mine, err := credentials()
+	return err == nil && slices.ContainsFunc(mine, func(c string) bool { return c != "" && slices.Contains(a.Credentials, c) }), err
 }
 
 // sweep forgets images that are no more.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
@@ -26,7 +27,7 @@ func TestImagesOfOthers(t *testing.T) {
 		}
 	}
 	const ref = "reg.example/private:v1"
-	pulls := 0
+	pulls := -1
 	img := &image.Image{ID: "sha256:9", Config: w.images.images["app"].Config}
 	w.images.pull = func(string) (*image.Image, error) {
 		if pulls++; pulls == 1 {
@@ -37,8 +38,8 @@ func TestImagesOfOthers(t *testing.T) {
 	user := func(name, secret string, policy v1.PullPolicy) {
 		w.add(w.pod(name, func(p *v1.Pod) {
 			p.Spec.Containers[0].Image, p.Spec.Containers[0].ImagePullPolicy = ref, policy
-			if secret != "" {
-				p.Spec.ImagePullSecrets = []v1.LocalObjectReference{{Name: secret}}
+			for s := range strings.FieldsSeq(secret) {
+				p.Spec.ImagePullSecrets = append(p.Spec.ImagePullSecrets, v1.LocalObjectReference{Name: s})
 			}
 		}))
 	}
@@ -48,7 +49,8 @@ func TestImagesOfOthers(t *testing.T) {
 			return s != nil && s.Reason == reason
 		}
 	}
-	user("first", "right", v1.PullIfNotPresent)
+	// The second of two credentials for a registry may be the one that is good.
+	user("first", "wrong right", v1.PullIfNotPresent)
 	w.await("first", "runs", isRunning)
 	w.stop()
 	w.images.mu.Lock()
@@ -62,6 +64,7 @@ func TestImagesOfOthers(t *testing.T) {
 	}{
 		{"same", "same", v1.PullIfNotPresent, ""},
 		{"same-never", "same", v1.PullNever, ""},
+		{"second", "wrong same", v1.PullNever, ""},
 		{"none", "", v1.PullIfNotPresent, "ErrImagePull"},
 		{"wrong", "wrong", v1.PullIfNotPresent, "ErrImagePull"},
 		{"none-never", "", v1.PullNever, "ErrImageNeverPull"},
@@ -81,7 +84,7 @@ func TestPullRecords(t *testing.T) {
 	r := &pullRecords{dir: filepath.Join(t.TempDir(), "pulled")}
 	is := func(what string, credential string, want bool) {
 		t.Helper()
-		ok, err := r.mayUse("sha256:1", "a/b:1", "a/b", func() (string, error) { return credential, nil })
+		ok, err := r.mayUse("sha256:1", "a/b:1", "a/b", func() ([]string, error) { return []string{"other", credential}, nil })
 		if ok != want || err != nil {
 			t.Errorf("%s: %v %v", what, ok, err)
 		}
@@ -95,6 +98,9 @@ func TestPullRecords(t *testing.T) {
 	is("imported", "", true)
 	try(r.pulling("a/b:1"))
 	is("killed in the middle of a pull", "", false)
+	try(r.pulling("a/b:1"))
+	try(r.over("a/b:1"))
+	is("one of two pulls has failed", "", false)
 	try(r.pulled("sha256:1", "a/b", "x"))
 	try(r.over("a/b:1"))
 	try(r.over("a/b:1"))
