@@ -188,8 +188,15 @@ func (s *Sandbox) connect(ctx context.Context) error {
 		return ctx.Err()
 	}
 	s.mu.Lock()
-	s.watch = conn
+	left := s.left
+	if !left {
+		s.watch = conn
+	}
 	s.mu.Unlock()
+	if left {
+		conn.Close()
+		return net.ErrClosed
+	}
 	for _, c := range s.Containers() {
 		if !present[c.ID] { // removed while we did not watch
 			s.forget(c.ID)
@@ -234,23 +241,42 @@ func (s *Sandbox) follow(conn net.Conn) {
 		if closed {
 			return
 		}
-		if !s.pidfd.Exited() {
-			// A stall may have made the shim drop us.
-			ctx, cancel := context.WithTimeout(context.Background(), answerTimeout)
-			err := s.connect(ctx)
-			cancel()
-			if err == nil {
-				return // connect started another follow
-			}
-			if !errors.Is(err, ErrSandboxGone) { // else it is just ending
-				s.r.log.Warn("lost the connection to a shim", "pod", s.cfg.PodUID, "err", err)
-			}
-			if werr := s.pidfd.Wait(); werr != nil {
-				return
-			}
+		if !s.reconnect() {
+			s.lost()
 		}
-		s.lost()
 		return
+	}
+}
+
+// reconnectEvery is how often a shim is tried that lives and cannot be reached.
+const reconnectEvery = time.Second
+
+// reconnect watches a shim again that lives: a stall may have made it drop us. It
+// is false when the shim has ended.
+func (s *Sandbox) reconnect() bool {
+	ended := make(chan error, 1)
+	go func() { ended <- s.pidfd.Wait() }()
+	for told := false; ; {
+		select {
+		case err := <-ended:
+			return err != nil // it was left alone by disconnect
+		default:
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), answerTimeout)
+		err := s.connect(ctx)
+		cancel()
+		if err == nil {
+			return true // connect started another follow
+		}
+		if !told && !errors.Is(err, ErrSandboxGone) { // else it is just ending
+			told = true
+			s.r.log.Warn("lost the connection to a shim", "pod", s.cfg.PodUID, "err", err)
+		}
+		select {
+		case err := <-ended:
+			return err != nil
+		case <-time.After(reconnectEvery):
+		}
 	}
 }
 
@@ -258,7 +284,7 @@ func (s *Sandbox) follow(conn net.Conn) {
 func (s *Sandbox) disconnect() {
 	s.mu.Lock()
 	conn := s.watch
-	s.watch = nil
+	s.watch, s.left = nil, true
 	s.mu.Unlock()
 	if conn != nil {
 		conn.Close()

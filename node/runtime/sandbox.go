@@ -75,6 +75,7 @@ type Sandbox struct {
 	known map[string]ContainerStatus
 	subs  map[*subscriber]struct{}
 	watch net.Conn // nil when not connected
+	left  bool     // by disconnect, for good
 	gone  bool
 	done  chan struct{}
 }

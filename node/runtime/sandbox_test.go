@@ -376,6 +376,32 @@ func TestKilledDuringStart(t *testing.T) {
 	t.Logf("%d of 12 interrupted starts had begun", started)
 }
 
+// A shim that cannot be reached for a while is reached again, and what happened
+// meanwhile is known.
+func TestConnectionLost(t *testing.T) {
+	e := newEnv(t)
+	s := e.sandbox()
+	c := e.start(s, e.sh("trap 'exit 7' TERM; while :; do sleep 0.05; done"))
+	st, _ := s.Container(c.ID)
+	socket := filepath.Join(s.dir, shimproto.SocketName)
+	if err := os.Rename(socket, socket+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	s.watch.Close()
+	s.mu.Unlock()
+	time.Sleep(200 * time.Millisecond) // it has been tried
+	if err := unix.Kill(st.PID, unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(socket+"-away", socket); err != nil {
+		t.Fatal(err)
+	}
+	if st := e.wait(s, c.ID); st.ExitCode != 7 || !s.Alive() {
+		t.Errorf("%+v", st)
+	}
+}
+
 // On a machine with cgroup version 1 the tests run once more with version 2,
 // in a mount namespace of their own. Its controllers are usually taken.
 func TestCgroupV2(t *testing.T) {
