@@ -174,8 +174,12 @@ func (m *Manager) sweep(pods []*v1.Pod, mounts map[string]bool) {
 		}
 	}
 	for _, uid := range m.cfg.Volumes.Pods() {
-		if !keep[uid] {
-			warn("volumes", m.cfg.Volumes.Teardown(uid))
+		if keep[uid] {
+			continue
+		}
+		if err := m.cfg.Volumes.Teardown(uid); err != nil {
+			warn("volumes", err)
+			keep[uid] = true // something may be mounted there still: it would be deleted
 		}
 	}
 	root := filepath.Join(m.cfg.DataDir, "pods")
