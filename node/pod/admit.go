@@ -2,14 +2,17 @@ package pod
 
 import (
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 
+	"github.com/go-logr/logr"
 	v1 "k8s.io/api/core/v1"
 	apiresource "k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/component-helpers/resource"
+	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
 
@@ -27,6 +30,10 @@ func (m *Manager) admit(w *worker) (reason, message string) {
 		ok, err := nodeaffinity.GetRequiredNodeAffinity(p).Match(node)
 		if err != nil || !ok {
 			return "NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
+		}
+		noExecute := func(t *v1.Taint) bool { return t.Effect == v1.TaintEffectNoExecute }
+		if _, bad := corev1helpers.FindMatchingUntoleratedTaint(logr.FromSlogHandler(slog.DiscardHandler), node.Spec.Taints, p.Spec.Tolerations, noExecute, true); bad {
+			return "TaintToleration", "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate"
 		}
 	}
 	if reason, message := m.cfg.Sysctls.admit(p); reason != "" {

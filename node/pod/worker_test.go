@@ -503,4 +503,15 @@ func TestAdmission(t *testing.T) {
 			t.Errorf("%+v", p.Status)
 		}
 	}
+	w.node = w.node.DeepCopy()
+	w.node.Spec.Taints = []v1.Taint{{Key: "k", Effect: v1.TaintEffectNoExecute}, {Key: "l", Effect: v1.TaintEffectNoSchedule}}
+	w.add(w.pod("h"))
+	p = w.await("h", "rejected", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed })
+	if p.Status.Reason != "TaintToleration" || p.Status.Message != "Pod was rejected: Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate" {
+		t.Errorf("%+v", p.Status)
+	}
+	w.add(w.pod("i", func(p *v1.Pod) {
+		p.Spec.Tolerations = []v1.Toleration{{Key: "k", Operator: v1.TolerationOpExists, TolerationSeconds: ptr.To[int64](1)}}
+	}))
+	w.await("i", "running", isRunning)
 }
