@@ -32,6 +32,7 @@ import (
 	storagehelpers "k8s.io/component-helpers/storage/volume"
 
 	"github.com/skiff-sh/skiff/cluster/controller"
+	"github.com/skiff-sh/skiff/cluster/registry/core"
 )
 
 const (
@@ -65,7 +66,9 @@ type Controller struct {
 	mu      sync.Mutex
 	written map[types.UID]uint64                     // the resourceVersion that the cache has to reach; guarded by mu
 	open    map[string]*corev1.PersistentVolumeClaim // claims that are not bound, by key; guarded by mu
-	said    map[types.UID]string                     // the last event of a claim that waits; guarded by mu
+	said    map[types.UID]saying                     // the last event of a claim that waits; guarded by mu
+
+	sayAgain time.Duration // until it is told again, so that it does not expire
 
 	picking sync.Mutex          // makes choosing a volume and noting it one step
 	picked  map[string]struct{} // volumes that are being bound; guarded by picking
@@ -76,11 +79,12 @@ func New(cfg controller.Config) (*Controller, error) {
 	if err := cfg.Check(); err != nil {
 		return nil, fmt.Errorf("persistentvolume controller: %w", err)
 	}
-	core := cfg.Informers.Core().V1()
+	api := cfg.Informers.Core().V1()
 	c := &Controller{
-		cfg: cfg, claims: core.PersistentVolumeClaims().Lister(), volumes: core.PersistentVolumes().Informer(),
-		classes: cfg.Informers.Storage().V1().StorageClasses().Lister(), pods: core.Pods().Informer(),
-		open: map[string]*corev1.PersistentVolumeClaim{}, written: map[types.UID]uint64{}, said: map[types.UID]string{}, picked: map[string]struct{}{},
+		cfg: cfg, claims: api.PersistentVolumeClaims().Lister(), volumes: api.PersistentVolumes().Informer(),
+		classes: cfg.Informers.Storage().V1().StorageClasses().Lister(), pods: api.Pods().Informer(),
+		open: map[string]*corev1.PersistentVolumeClaim{}, written: map[types.UID]uint64{}, said: map[types.UID]saying{}, picked: map[string]struct{}{},
+		sayAgain: core.EventTTL / 2,
 	}
 	c.loop = controller.NewLoop(controller.LoopConfig{Name: "persistentvolume", Sync: c.sync, Workers: 4, MinInterval: minInterval, Logger: cfg.Logger})
 	if err := c.watch(); err != nil {
@@ -267,13 +271,24 @@ func (c *Controller) forget(uid types.UID) {
 	delete(c.said, uid)
 }
 
-// tell records an event of a claim that waits, unless it was the last one.
+// saying is an event, and when it was told.
+type saying struct {
+	message string
+	at      time.Time
+}
+
+// tell records an event of a claim that waits, unless it was the last one; that is
+// told again before it expires.
 func (c *Controller) tell(claim *corev1.PersistentVolumeClaim, kind, reason, message string) {
 	c.mu.Lock()
-	repeated := c.said[claim.UID] == message
-	c.said[claim.UID] = message
+	last := c.said[claim.UID]
+	repeated := last.message == message && time.Since(last.at) < c.sayAgain
+	if !repeated {
+		c.said[claim.UID] = saying{message, time.Now()}
+	}
 	c.mu.Unlock()
 	if !repeated {
 		c.cfg.Events.Event(claim, kind, reason, message)
+		c.loop.AddAfter(claimKey+controller.Key(claim.Namespace, claim.Name), c.sayAgain)
 	}
 }

@@ -303,3 +303,24 @@ func TestManyAtOnce(t *testing.T) {
 		return ""
 	})
 }
+
+// Events expire: what a claim waits for is told again before.
+func TestReasonIsToldAgain(t *testing.T) {
+	c := controllertest.New(t, claim("c", "", "1Gi"))
+	ctl, err := New(c.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctl.sayAgain = 100 * time.Millisecond
+	c.Run(t, ctl.Run)
+	for i := range 3 {
+		select {
+		case e := <-c.Events.Events:
+			if !strings.Contains(e, "FailedBinding no persistent volumes available") {
+				t.Errorf("event %q", e)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("told %d times", i)
+		}
+	}
+}
