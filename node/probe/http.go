@@ -22,7 +22,7 @@ const maxBody = 10 << 10
 // transport serves all probes and hooks: a connection for each question, no
 // proxy, and no look at certificates, since the container's identity is not
 // the question. It carries no credentials.
-var transport = &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true, DisableCompression: true,
+var transport = &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true, DisableCompression: true, ForceAttemptHTTP2: true,
 	TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, WriteBufferSize: 1 << 10, ReadBufferSize: 1 << 10}
 
 // UserAgent is how skiff names itself to containers; purpose is "probe" or

@@ -121,6 +121,24 @@ func TestHeadersThatAreGivenEmptyAreNotSent(t *testing.T) {
 	}
 }
 
+// Some servers speak nothing but HTTP/2 on their secure port.
+func TestHTTP2(t *testing.T) {
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor != 2 {
+			w.WriteHeader(http.StatusHTTPVersionNotSupported)
+		}
+	}))
+	srv.EnableHTTP2 = true
+	srv.StartTLS()
+	defer srv.Close()
+	h := &v1.HTTPGetAction{Port: intstr.FromInt(srv.Listener.Addr().(*net.TCPAddr).Port), Scheme: v1.URISchemeHTTPS}
+	for range 3 {
+		if r, msg := askHTTP(t.Context(), h, "127.0.0.1", nil, time.Minute); r != Passed {
+			t.Error(msg)
+		}
+	}
+}
+
 func TestHTTPTimeout(t *testing.T) {
 	release := make(chan struct{})
 	port := on(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-release }), false)
