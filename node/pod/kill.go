@@ -27,7 +27,6 @@ type killing struct {
 	hook     context.CancelFunc // the preStop hook runs; ends it
 	held     bool               // others have to end before the signal
 	signaled bool
-	forced   bool
 	restarts bool      // it starts again, whatever the exit code says
 	again    time.Time // when to try a signal again that failed
 }
@@ -150,7 +149,6 @@ func (w *worker) driveKill(ctx context.Context, c *container, alarm *time.Time) 
 	if err := w.sandbox.Signal(ctx, c.cur.ID, unix.SIGKILL); err != nil {
 		w.log.Debug("killing a container", "container", c.spec.Name, "err", err)
 	}
-	k.forced = true
 	k.again = now.Add(5 * time.Second) // processes in the kernel may take their time
 	earlier(alarm, k.again)
 }
