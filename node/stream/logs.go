@@ -135,7 +135,7 @@ func logFile(t target, previous bool) (string, error) {
 func missing(path string) bool { return !logs.Exists(path) }
 
 func statusOf(v *pod.View, name string) *v1.ContainerStatus {
-	for _, list := range [][]v1.ContainerStatus{v.Pod.Status.InitContainerStatuses, v.Pod.Status.ContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{v.Pod.Status.InitContainerStatuses, v.Pod.Status.ContainerStatuses, v.Pod.Status.EphemeralContainerStatuses} {
 		for i := range list {
 			if list[i].Name == name {
 				return &list[i]

@@ -168,10 +168,11 @@ func serveAsking(t *testing.T, api kubernetes.Interface) (base string, c ca, cli
 	dir = t.TempDir()
 	serving := c.issue(t, "system:node:n1")
 	v := &pod.View{Sandbox: box{}, Pod: &v1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "ns", UID: "u"},
-		Status: v1.PodStatus{ContainerStatuses: []v1.ContainerStatus{{Name: "waiting", State: v1.ContainerState{Waiting: &v1.ContainerStateWaiting{Reason: "ContainerCreating"}}}}}},
+		Status: v1.PodStatus{ContainerStatuses: []v1.ContainerStatus{{Name: "waiting", State: v1.ContainerState{Waiting: &v1.ContainerStateWaiting{Reason: "ContainerCreating"}}}},
+			EphemeralContainerStatuses: []v1.ContainerStatus{{Name: "debug", State: v1.ContainerState{Waiting: &v1.ContainerStateWaiting{Reason: "ImagePullBackOff"}}}}}},
 		Containers: map[string]pod.ContainerView{
 			"c":       {ID: "id-1", Running: true, LogPath: filepath.Join(dir, "1.log"), PrevLog: filepath.Join(dir, "0.log")},
-			"waiting": {}}}
+			"waiting": {}, "debug": {}}}
 	if err := os.WriteFile(filepath.Join(dir, "1.log"), []byte("2026-01-01T00:00:00Z stdout F out\n2026-01-01T00:00:01Z stderr F err\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -241,6 +242,7 @@ func TestLogs(t *testing.T) {
 		"c?follow=maybe":                  "400 follow: \"maybe\" is not a boolean\n",
 		"c?previous=true":                 "400 previous terminated container \"c\" in pod \"p\" not found\n",
 		"waiting":                         "400 container \"waiting\" in pod \"p\" is waiting to start: ContainerCreating\n",
+		"debug":                           "400 container \"debug\" in pod \"p\" is waiting to start: trying and failing to pull image\n",
 		"nope":                            "404 container nope is not valid for pod p\n",
 	} {
 		code, body := get(t, cfg, base+path)
