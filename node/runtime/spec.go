@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -17,14 +18,23 @@ import (
 
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// DefaultMaskedPaths are hidden from containers.
+// DefaultMaskedPaths are hidden from containers; kubelet's.
 func DefaultMaskedPaths() []string {
-	return []string{
+	return append([]string{
 		"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
 		"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
 		"/sys/devices/virtual/powercap", "/sys/firmware",
-	}
+	}, ownThrottles()...)
 }
+
+// throttles are the folders that tell how often a processor had to slow down, from
+// which containers could see what others do.
+func throttles(sys string) []string {
+	paths, _ := filepath.Glob(filepath.Join(sys, "devices/system/cpu/cpu[0-9]*/thermal_throttle")) // only a bad pattern is an error
+	return paths
+}
+
+var ownThrottles = sync.OnceValue(func() []string { return throttles("/sys") })
 
 // DefaultReadonlyPaths cannot be written by containers.
 func DefaultReadonlyPaths() []string {
