@@ -65,10 +65,10 @@ func noPod(err error) bool {
 }
 
 // refuse tells the user why a pod has no node, and lets it wait for a change.
-// The same words are not written twice without something having happened.
+// The same words are not written twice without something having happened, unless
+// the event would expire.
 func (s *Scheduler) refuse(ctx context.Context, it *item, pod *corev1.Pod, message string, wakes event) {
-	repeated := it.rescued && it.said == message
-	it.said = message
+	repeated := s.queue.repeats(it, message)
 	s.queue.park(it, wakes)
 	if repeated {
 		return

@@ -10,6 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
+
+	"github.com/skiff-sh/skiff/cluster/registry/core"
 )
 
 const (
@@ -43,6 +45,7 @@ type item struct {
 	poppedAt uint64    // queue.moves when it was handed out
 	rescued  bool      // came back without an event
 	said     string    // the last message the user got
+	saidAt   time.Time // when
 }
 
 // queue holds the pods without a node. Pods of higher priority come first, then
@@ -209,6 +212,19 @@ func (q *queue) park(it *item, wakes event) {
 	}
 	it.place, it.wakes, it.due = inParked, wakes, q.now().Add(parkedMax)
 	heap.Push(&q.waiting, it)
+}
+
+// repeats reports whether message is what was last said of a pod, nothing has
+// happened since, and the event is still to be read; else it notes the message.
+func (q *queue) repeats(it *item, message string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := q.now()
+	if it.rescued && it.said == message && now.Sub(it.saidAt) < core.EventTTL/2 {
+		return true
+	}
+	it.said, it.saidAt = message, now
+	return false
 }
 
 func (q *queue) movedSince(wakes event, at uint64) bool {

@@ -382,3 +382,31 @@ func BenchmarkBind(b *testing.B) {
 	<-ended
 	factory.Shutdown()
 }
+
+// The event of a pod that fits nowhere comes again when something has happened,
+// else only before it expires.
+func TestRefusalIsToldAgain(t *testing.T) {
+	now := time.Now()
+	q, it := newQueue(), &item{}
+	q.now = func() time.Time { return now }
+	for i, tc := range []struct {
+		pass    time.Duration
+		rescued bool
+		message string
+		want    bool
+	}{
+		{0, false, "full", false},
+		{time.Minute, false, "full", false},
+		{parkedMax, true, "full", true},
+		{parkedMax, true, "tainted", false},
+		{29 * time.Minute, true, "tainted", true},
+		{time.Minute, true, "tainted", false},
+		{parkedMax, true, "tainted", true},
+	} {
+		now = now.Add(tc.pass)
+		it.rescued = tc.rescued
+		if got := q.repeats(it, tc.message); got != tc.want {
+			t.Errorf("%d: %+v: repeats %v", i, tc, got)
+		}
+	}
+}

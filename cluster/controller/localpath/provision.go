@@ -13,6 +13,7 @@ import (
 
 	"github.com/skiff-sh/skiff/cluster/controller"
 	"github.com/skiff-sh/skiff/cluster/localpath"
+	"github.com/skiff-sh/skiff/cluster/registry/core"
 )
 
 // syncClaim makes the volume of a claim, on the node that the scheduler chose.
@@ -40,6 +41,7 @@ func (c *Controller) syncClaim(ctx context.Context, key string) error {
 	}
 	if why := localpath.Refuse(class, claim); why != "" {
 		failed(why)
+		c.loop.AddAfter(claimKey+key, core.EventTTL/2) // or the event would expire
 		return nil
 	}
 	chosen := claim.Annotations[storagehelpers.AnnSelectedNode]
