@@ -23,21 +23,23 @@ const (
 	limitsShare = 20
 )
 
-// keepLimits ends pods that use more disk than they may.
+// keepLimits ends pods that use more disk than they may, but for those that nobody would
+// bring back.
 func (a *Agent) keepLimits(ctx context.Context) {
 	for {
 		began := time.Now()
-		for _, v := range a.pods.Views() {
-			if v.Sandbox == nil || v.State.Final() || v.Pod.DeletionTimestamp != nil || !limitsDisk(v.Pod) {
+		for _, v := range a.evictable.Views() {
+			if v.Sandbox == nil || v.State.Final() || v.Pod.DeletionTimestamp != nil || pod.Critical(v.Pod) || !limitsDisk(v.Pod) {
 				continue
 			}
 			var p eviction.Pod
 			p.Pod = v.Pod
 			volumes := a.useOfDisk(v, &p)
-			if text := overLimit(p, volumes); text != "" {
+			if signal, text := overLimit(p, volumes); text != "" {
 				a.cfg.Logger.Warn("evicting a pod", "pod", v.Pod.Namespace+"/"+v.Pod.Name, "why", text)
 				a.self.recorder.Event(v.Pod, v1.EventTypeWarning, pod.Evicted, text)
-				a.pods.End(v.Pod.UID, pod.Eviction{Reason: pod.Evicted, Message: text, Grace: 1})
+				a.meter.Evicted(signal)
+				a.evictable.End(v.Pod.UID, pod.Eviction{Reason: pod.Evicted, Message: text, Grace: 1})
 			}
 		}
 		if !pause(ctx, max(limitsEvery, limitsShare*time.Since(began))) {
@@ -61,16 +63,16 @@ func limitsDisk(p *v1.Pod) bool {
 // onDisk says that an emptyDir takes disk space: others are limited by their mount.
 func onDisk(e *v1.EmptyDirVolumeSource) bool { return e.Medium == v1.StorageMediumDefault }
 
-// overLimit says in kubelet's words which limit is exceeded, or nothing. volumes are
-// the sizes of the emptyDirs by name.
-func overLimit(p eviction.Pod, volumes map[string]int64) string {
+// overLimit says in kubelet's words which limit is exceeded, or nothing, and by which
+// name such evictions are counted. volumes are the sizes of the emptyDirs by name.
+func overLimit(p eviction.Pod, volumes map[string]int64) (signal, text string) {
 	for i := range p.Pod.Spec.Volumes {
 		v := &p.Pod.Spec.Volumes[i]
 		if v.EmptyDir == nil || v.EmptyDir.SizeLimit == nil || v.EmptyDir.SizeLimit.Sign() <= 0 {
 			continue
 		}
 		if volumes[v.Name] > v.EmptyDir.SizeLimit.Value() {
-			return fmt.Sprintf("Usage of EmptyDir volume %q exceeds the limit %q. ", v.Name, v.EmptyDir.SizeLimit.String())
+			return "emptydirfs.limit", fmt.Sprintf("Usage of EmptyDir volume %q exceeds the limit %q. ", v.Name, v.EmptyDir.SizeLimit.String())
 		}
 	}
 	all := p.Volumes.Bytes
@@ -78,7 +80,7 @@ func overLimit(p eviction.Pod, volumes map[string]int64) string {
 		all += c.Root.Bytes + c.Logs.Bytes
 	}
 	if limit, ok := resource.PodLimits(p.Pod, resource.PodResourcesOptions{})[v1.ResourceEphemeralStorage]; ok && all > limit.Value() {
-		return fmt.Sprintf("Pod ephemeral local storage usage exceeds the total limit of containers %s. ", limit.String())
+		return "ephemeralpodfs.limit", fmt.Sprintf("Pod ephemeral local storage usage exceeds the total limit of containers %s. ", limit.String())
 	}
 	for _, c := range p.Containers {
 		i := slices.IndexFunc(p.Pod.Spec.Containers, func(s v1.Container) bool { return s.Name == c.Name })
@@ -86,10 +88,10 @@ func overLimit(p eviction.Pod, volumes map[string]int64) string {
 			continue
 		}
 		if limit := p.Pod.Spec.Containers[i].Resources.Limits.StorageEphemeral(); !limit.IsZero() && c.Root.Bytes+c.Logs.Bytes > limit.Value() {
-			return fmt.Sprintf("Container %s exceeded its local ephemeral storage limit %q. ", c.Name, limit.String())
+			return "ephemeralcontainerfs.limit", fmt.Sprintf("Container %s exceeded its local ephemeral storage limit %q. ", c.Name, limit.String())
 		}
 	}
-	return ""
+	return "", ""
 }
 
 // useOfDisk adds what the pod's files take, and returns the bytes of its emptyDirs.
