@@ -46,6 +46,11 @@ func restrictionsFilter(p *podInfo, s *state) check {
 // them.
 var zoneLabels = []string{corev1.LabelTopologyZone, corev1.LabelTopologyRegion, corev1.LabelFailureDomainBetaZone, corev1.LabelFailureDomainBetaRegion}
 
+// newZoneLabels are what nodes may have in place of the labels of older volumes.
+var newZoneLabels = map[string]string{
+	corev1.LabelFailureDomainBetaZone: corev1.LabelTopologyZone, corev1.LabelFailureDomainBetaRegion: corev1.LabelTopologyRegion,
+}
+
 // zoneFilter refuses nodes in other zones than a bound volume is labelled with.
 // Values may be several, with "__" between. Nodes without any such label are in
 // no zone and accepted.
@@ -73,7 +78,11 @@ func zoneFilter(p *podInfo, _ *state) check {
 			return nil
 		}
 		for _, need := range needs {
-			if v, ok := n.node.Labels[need.key]; !ok || !need.values.Has(v) {
+			v, ok := n.node.Labels[need.key]
+			if !ok {
+				v, ok = n.node.Labels[newZoneLabels[need.key]]
+			}
+			if !ok || !need.values.Has(v) {
 				return []string{noZone}
 			}
 		}

@@ -350,6 +350,16 @@ func TestPodOutlivesItsClaim(t *testing.T) {
 	eventually(t, "bound", func() bool { return r.binder.node("q") == "a" })
 }
 
+// A volume may have the older label of a zone, and the node only the newer one.
+func TestOlderZoneLabel(t *testing.T) {
+	r := start(t, node("a", label(corev1.LabelTopologyZone, "z1")), node("b", label(corev1.LabelTopologyZone, "z2")), claim("c", "", "1Gi", boundTo("v")),
+		volume("v", "", "1Gi", func(v *corev1.PersistentVolume) {
+			v.Labels = map[string]string{corev1.LabelFailureDomainBetaZone: "z2"}
+		}))
+	r.create(t, pod("p", with("c")))
+	eventually(t, "bound", func() bool { return r.binder.node("p") == "b" })
+}
+
 // A claim that only one pod may use is free again when that pod is gone.
 func TestOnePodClaimIsFreeAgain(t *testing.T) {
 	r := start(t, node("a"), claim("c", "", "1Gi", boundTo("v"), modes(corev1.ReadWriteOncePod)), volume("v", "", "1Gi"), pod("other", on("a"), with("c")))
