@@ -8,10 +8,25 @@ import (
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
+	apiruntime "k8s.io/apimachinery/pkg/runtime"
+	clienttest "k8s.io/client-go/testing"
 
 	"github.com/skiff-sh/skiff/node/image"
 	"github.com/skiff-sh/skiff/node/runtime"
 )
+
+// neverEnded notes whether a status ever says that the container has terminated:
+// the API does not let it run again then, if its restart policy does not.
+func (w *world) neverEnded() *atomic.Bool {
+	var said atomic.Bool
+	w.client.PrependReactor("update", "pods", func(a clienttest.Action) (bool, apiruntime.Object, error) {
+		if a.GetSubresource() == "status" && mainStatus(a.(clienttest.UpdateAction).GetObject().(*v1.Pod)).State.Terminated != nil {
+			said.Store(true)
+		}
+		return false, nil, nil
+	})
+	return &said
+}
 
 // A container that is ended for a new image starts again with it, whatever its
 // restart policy says of how it ended, and also when the agent dies in between.
@@ -23,6 +38,7 @@ func TestNewImageRestartsWhateverThePolicy(t *testing.T) {
 	}{{v1.RestartPolicyNever, 143, false}, {v1.RestartPolicyOnFailure, 0, false}, {v1.RestartPolicyNever, 0, true}} {
 		w := newWorld(t)
 		w.images.images["app2"] = &image.Image{ID: "sha256:3", Config: w.images.images["app"].Config}
+		said := w.neverEnded()
 		w.add(w.pod("a", func(p *v1.Pod) { p.Spec.RestartPolicy = tc.policy }))
 		w.await("a", "runs", isRunning)
 		box := w.rt.box("uid-a")
@@ -48,6 +64,9 @@ func TestNewImageRestartsWhateverThePolicy(t *testing.T) {
 		if s := mainStatus(p); p.Status.Phase != v1.PodRunning || s.Image != "docker.io/library/app2:latest" {
 			t.Errorf("%s, ended with %d, agent killed %v: phase %s, image %s", tc.policy, tc.code, tc.killed, p.Status.Phase, s.Image)
 		}
+		if said.Load() {
+			t.Error("it was said to have terminated")
+		}
 		box.exit("c", tc.code) // this time it ends of its own
 		w.await("a", "over", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed || p.Status.Phase == v1.PodSucceeded })
 	}
@@ -72,31 +91,59 @@ func TestNewImageLeavesRunningInitContainers(t *testing.T) {
 	}
 }
 
-// What a probe has ended failed, even if it ended well when it was asked to.
+// What a probe has ended failed, even if it ended well when it was asked to; also
+// when the agent dies before it has started it again.
 func TestProbeRestartsWhatEndsWell(t *testing.T) {
-	for _, policy := range []v1.RestartPolicy{v1.RestartPolicyOnFailure, v1.RestartPolicyNever} {
+	for _, tc := range []struct {
+		policy v1.RestartPolicy
+		killed bool
+	}{{v1.RestartPolicyOnFailure, false}, {v1.RestartPolicyOnFailure, true}, {v1.RestartPolicyNever, false}} {
 		w := newWorld(t)
 		var sick atomic.Bool
-		sick.Store(true)
+		pull, end := make(chan struct{}, 2), make(chan struct{})
+		pull <- struct{}{}
+		img := w.images.images["app"]
+		w.images.pull = func(string) (*image.Image, error) { <-pull; return img, nil }
 		box := &fakeSandbox{r: w.rt, exec: func([]string) int {
 			if sick.Load() {
 				return 1
 			}
 			return 0
 		}}
-		box.signal = func(c runtime.ContainerStatus, _ syscall.Signal) { go w.rt.box("uid-a").exit("c", 0) }
+		box.signal = func(c runtime.ContainerStatus, _ syscall.Signal) {
+			go func() { <-end; w.rt.box("uid-a").exit("c", 0) }()
+		}
 		w.rt.boxes["uid-a"] = box
+		said := w.neverEnded()
 		w.add(w.pod("a", func(p *v1.Pod) {
-			p.Spec.RestartPolicy = policy
+			p.Spec.RestartPolicy = tc.policy
+			p.Spec.Containers[0].ImagePullPolicy = v1.PullAlways // it takes its time
 			p.Spec.Containers[0].LivenessProbe = &v1.Probe{PeriodSeconds: 1, FailureThreshold: 1,
 				ProbeHandler: v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"check"}}}}
 		}))
-		p := w.await("a", "restarted, or over", func(p *v1.Pod) bool {
-			return len(p.Status.ContainerStatuses) == 1 && mainStatus(p).RestartCount == 1 || p.Status.Phase == v1.PodSucceeded
-		})
+		w.await("a", "runs", isRunning)
+		sick.Store(true)
+		w.eventually("asked to end", func() bool { return strings.Contains(w.rt.box("uid-a").asked(), "terminated c") })
+		if tc.killed {
+			w.stop()
+		}
+		close(end)
+		if tc.killed {
+			w.start([]*v1.Pod{w.get("a")})
+		}
+		if tc.policy == v1.RestartPolicyNever {
+			w.await("a", "over", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodSucceeded })
+			continue
+		}
+		w.await("a", "waits for its image", func(p *v1.Pod) bool { s := mainStatus(p).State; return s.Waiting != nil || s.Terminated != nil })
 		sick.Store(false)
-		if again := p.Status.Phase != v1.PodSucceeded; again != (policy == v1.RestartPolicyOnFailure) {
-			t.Errorf("%s: phase %s", policy, p.Status.Phase)
+		pull <- struct{}{}
+		w.eventually("it starts again", func() bool { return strings.Count(w.rt.box("uid-a").asked(), "start c") == 2 })
+		w.await("a", "runs again", func(p *v1.Pod) bool {
+			return isRunning(p) && mainStatus(p).RestartCount == 1 && mainStatus(p).State.Running != nil
+		})
+		if said.Load() {
+			t.Error("it was said to have terminated")
 		}
 	}
 }

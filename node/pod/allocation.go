@@ -32,8 +32,9 @@ type allocation struct {
 	// Given are the resources of containers, by ID, that were changed after their
 	// start; others have what their annotation says.
 	Given map[string]v1.ResourceRequirements `json:"given,omitempty"`
-	// Restart are the IDs of containers that end in order to start again with
-	// other resources or another image, whatever their pod's restart policy says.
+	// Restart are the IDs of containers that end in order to start again (with other
+	// resources, another image, for a failed probe), whatever their pod's restart
+	// policy says of how they end.
 	Restart []string `json:"restart,omitempty"`
 	// Cgroup is what the pod's cgroup was last given in the sandbox of this Attempt,
 	// and GivenPod the Pod of that time; nil: what the sandbox was made with.

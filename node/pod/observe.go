@@ -56,12 +56,17 @@ func (w *worker) observe(context.Context) {
 func (w *worker) exited(c *container, s runtime.ContainerStatus) {
 	c.stopProbes()
 	c.stopHook()
-	c.again = c.again || c.kill != nil && c.kill.restarts
+	restarts := c.kill != nil && c.kill.restarts
 	c.kill, c.unhealthy, c.grace, c.revive = nil, "", nil, false
 	c.hook = hookDone
 	c.ready, c.started = false, false
 	c.waiting = v1.ContainerStateWaiting{}
 	c.ended, c.finished = w.terminated(c, s), s.FinishedAt
+	if restarts && !c.restarts(w.pod.Spec.RestartPolicy) {
+		// The API lets no container run again that has terminated well: it never says so.
+		c.again = true
+		c.wait("ContainerCreating", "")
+	}
 	w.m.cfg.Meter.Terminated(c.kind(), c.ended.ExitCode, c.ended.Reason)
 	if c.hookErr != "" && c.restarts(w.pod.Spec.RestartPolicy) {
 		c.wait("PostStartHookError", c.hookErr)

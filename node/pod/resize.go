@@ -219,8 +219,14 @@ func restartsFor(c *v1.Container, have, want v1.ResourceRequirements) bool {
 }
 
 // restartFor ends a container that is to start again with other resources, or
-// another image. That outlives the agent.
+// another image.
 func (w *worker) restartFor(ctx context.Context, c *container, why string) {
+	w.noteRestart(c)
+	w.killContainer(ctx, c, w.podGrace(), why)
+}
+
+// noteRestart notes for later agents that a container ends only to start again.
+func (w *worker) noteRestart(c *container) {
 	id := c.cur.ID
 	w.m.grants.record(w.uid, func(a *allocation) {
 		a.Restart = slices.DeleteFunc(a.Restart, func(old string) bool {
@@ -230,10 +236,9 @@ func (w *worker) restartFor(ctx context.Context, c *container, why string) {
 			a.Restart = append(a.Restart, id)
 		}
 	})
-	w.killContainer(ctx, c, w.podGrace(), why)
 }
 
-// endedToRestart says that a container has ended by restartFor.
+// endedToRestart says that a container has ended for which noteRestart was called.
 func (w *worker) endedToRestart(c *container) bool {
 	return c.cur != nil && slices.Contains(w.m.grants.allocated(w.uid).Restart, c.cur.ID)
 }

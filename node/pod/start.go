@@ -103,6 +103,9 @@ func (w *worker) watchOver(ctx context.Context, c *container, alarm *time.Time) 
 	if c.kill == nil {
 		switch was := c.cur.Annotations[noteImage]; {
 		case c.unhealthy != "":
+			if c.revive && !restartsAfter(c.spec, w.pod.Spec.RestartPolicy, 0) {
+				w.noteRestart(c)
+			}
 			w.killContainer(ctx, c, w.probeGrace(c), c.unhealthy)
 			c.kill.restarts = c.revive
 		case was != "" && was != c.spec.Image && c.role != roleInit: // one of these has it when it starts again, if ever
