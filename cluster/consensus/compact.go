@@ -111,7 +111,7 @@ func (c *compactor) snapshot(r *raft.Raft) {
 		keep = t
 	}
 	c.n.reload(r, func(rc *raft.ReloadableConfig) { rc.TrailingLogs = keep })
-	err := r.Snapshot().Error()
+	err := c.n.takeSnapshot(r)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -124,4 +124,11 @@ func (c *compactor) snapshot(r *raft.Raft) {
 		c.next = time.Now().Add(retrySnapshots)
 		c.n.c.Logger.Warn("can't shorten the log; it is tried again", "error", err, "after", retrySnapshots)
 	}
+}
+
+// takeSnapshot lets Raft take a snapshot, while none is installed.
+func (n *Node) takeSnapshot(r *raft.Raft) error {
+	n.snapshot <- struct{}{}
+	defer func() { <-n.snapshot }()
+	return r.Snapshot().Error()
 }

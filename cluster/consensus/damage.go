@@ -70,7 +70,7 @@ func (n *Node) renew(r *raft.Raft, why error) {
 		defer n.compact.renewing.Store(false)
 		n.c.Logger.Error("a file of the raft state is damaged; what is in memory is written anew", "error", why)
 		n.reload(r, func(rc *raft.ReloadableConfig) { rc.TrailingLogs = 0 })
-		if err := r.Snapshot().Error(); err != nil && !errors.Is(err, raft.ErrRaftShutdown) {
+		if err := n.takeSnapshot(r); err != nil && !errors.Is(err, raft.ErrRaftShutdown) {
 			n.c.Logger.Error("the new snapshot failed; it is tried again when a member asks for what is damaged", "error", err)
 		}
 	})

@@ -47,6 +47,7 @@ type Node struct {
 	reloading sync.Mutex
 
 	admitting chan struct{}                 // of one place: taken while a server is let in, or the feature level rises
+	snapshot  chan struct{}                 // of one place: taken while a snapshot is taken or installed, see install
 	instance  string                        // random
 	abrupt    bool                          // stop without handing over, for tests
 	versionOf func([]byte) int              // fsm.CommandVersion, but for tests
@@ -69,7 +70,7 @@ func New(c Config) (*Node, error) {
 	if err := c.complete(); err != nil {
 		return nil, err
 	}
-	n := &Node{c: c, lock: c.Lock, broken: make(chan error, 1), ready: make(chan struct{}), stopped: make(chan struct{}), admitting: make(chan struct{}, 1), versionOf: fsm.CommandVersion, instance: rand.Text()}
+	n := &Node{c: c, lock: c.Lock, broken: make(chan error, 1), ready: make(chan struct{}), stopped: make(chan struct{}), admitting: make(chan struct{}, 1), snapshot: make(chan struct{}, 1), versionOf: fsm.CommandVersion, instance: rand.Text()}
 	n.left, n.leave = context.WithCancel(context.Background())
 	n.stall.changed = make(chan struct{}, 1)
 	if n.lock == nil {

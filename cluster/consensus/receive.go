@@ -52,13 +52,38 @@ func (t *replicator) answer(q raft.RPC) bool {
 			shorten(req, index, term, r.AppliedIndex())
 		}
 	case *raft.InstallSnapshotRequest:
-		if req.Term < r.CurrentTerm() || req.LastLogIndex > r.AppliedIndex() {
-			return false
-		}
-		t.spare(q, &raft.InstallSnapshotResponse{RPCHeader: t.n.header(), Term: req.Term, Success: true})
+		t.n.port.wg.Go(func() { t.install(r, q, req) })
 		return true
 	}
 	return false
+}
+
+// install lets Raft install a snapshot, unless its state is applied already. No
+// snapshot is taken meanwhile: one that was begun before and ends after would make
+// Raft believe that the log ends with it, and no leader could append any more.
+func (t *replicator) install(r *raft.Raft, q raft.RPC, req *raft.InstallSnapshotRequest) {
+	stop := t.n.port.stop.Done()
+	select {
+	case t.n.snapshot <- struct{}{}:
+		defer func() { <-t.n.snapshot }()
+	case <-stop:
+		return
+	}
+	if req.Term >= r.CurrentTerm() && req.LastLogIndex <= r.AppliedIndex() {
+		t.spare(q, &raft.InstallSnapshotResponse{RPCHeader: t.n.header(), Term: req.Term, Success: true})
+		return
+	}
+	answer := make(chan raft.RPCResponse, 1)
+	select {
+	case t.received <- raft.RPC{Command: q.Command, Reader: q.Reader, RespChan: answer}:
+	case <-stop:
+		return
+	}
+	select {
+	case a := <-answer:
+		q.Respond(a.Response, a.Error)
+	case <-stop:
+	}
 }
 
 // spare reads over a snapshot before it answers, as the sender expects.

@@ -1,14 +1,17 @@
 package consensus
 
 import (
+	"bytes"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/raft"
 
 	"github.com/skiff-sh/skiff/fsm"
+	"github.com/skiff-sh/skiff/fsm/store"
 )
 
 // puts are log entries, each of which sets the key k to its index and term.
@@ -112,6 +115,69 @@ func TestFollowerHasMore(t *testing.T) {
 		t.Error("the next append is refused")
 	}
 	holds(16, 3)
+}
+
+// TestSnapshotIsTakenOrInstalled: a snapshot that a leader sends while this member
+// takes one of its own waits, and what the member has of the log then ends with it.
+func TestSnapshotIsTakenOrInstalled(t *testing.T) {
+	t.Parallel()
+	writes, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	l := listen(t, "127.0.0.1:0")
+	m := start(t, Config{NodeID: "a", DataDir: t.TempDir(), Listener: l, Bootstrap: []Server{
+		{ID: "a", Addr: l.Addr().String()}, {ID: "b", Addr: "127.0.0.1:1"}, {ID: "c", Addr: "127.0.0.1:2"}},
+		Step: func(step string) {
+			if step == "snapshot:write:before" {
+				once.Do(func() { close(writes); <-goOn })
+			}
+		}})
+	eventually(t, "Raft runs", func() bool { return m.raft.Load() != nil })
+	r := m.raft.Load()
+	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte("b"), Addr: []byte("127.0.0.1:1")}
+	appends := func(prev, prevTerm, to uint64) bool {
+		t.Helper()
+		return m.tell(t, &raft.AppendEntriesRequest{RPCHeader: header, Term: 2, PrevLogEntry: prev, PrevLogTerm: prevTerm,
+			Entries: puts(t, prev+1, to, 2), LeaderCommitIndex: to}).(*raft.AppendEntriesResponse).Success
+	}
+	if !appends(1, 1, 8) {
+		t.Fatal("the first append is refused")
+	}
+	eventually(t, "it is applied", func() bool { return m.get("k") == valueAt(8, 2) })
+	taken := make(chan error, 1)
+	go func() { taken <- m.takeSnapshot(r) }()
+	<-writes
+
+	other := fsm.New(store.New(store.Config{}))
+	for _, e := range puts(t, 2, 14, 2) {
+		other.Apply(e)
+	}
+	snapshot, err := other.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var state bytes.Buffer
+	if err := snapshot.(*fsm.Snapshot).Write(t.Context(), &state); err != nil {
+		t.Fatal(err)
+	}
+	answer := make(chan raft.RPCResponse, 1)
+	m.trans.answer(raft.RPC{RespChan: answer, Reader: &state, Command: &raft.InstallSnapshotRequest{RPCHeader: header, SnapshotVersion: 1, Term: 2,
+		LastLogIndex: 14, LastLogTerm: 2, ConfigurationIndex: 1, Size: int64(state.Len()),
+		Configuration: raft.EncodeConfiguration(r.GetConfiguration().Configuration())}})
+	time.Sleep(50 * time.Millisecond) // or as long as it may take
+	close(goOn)
+	if err := <-taken; err != nil {
+		t.Error(err)
+	}
+	if a := <-answer; a.Error != nil || !a.Response.(*raft.InstallSnapshotResponse).Success {
+		t.Fatalf("%+v", a)
+	}
+	if last := r.LastIndex(); last != 14 || m.get("k") != valueAt(14, 2) {
+		t.Errorf("it believes in a log up to %d", last)
+	}
+	if !appends(14, 2, 16) {
+		t.Fatal("the next append is refused")
+	}
+	eventually(t, "it is applied", func() bool { return m.get("k") == valueAt(16, 2) })
 }
 
 func TestShorten(t *testing.T) {
