@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -244,6 +245,12 @@ func (c *Controller) deleteFolder(ctx context.Context, v *corev1.PersistentVolum
 	if err := c.cfg.Nodes.DeleteVolume(ctx, node, v.Name); err != nil {
 		c.cfg.Events.Eventf(v, corev1.EventTypeWarning, "VolumeFailedDelete", "%v", err)
 		return fmt.Errorf("delete the folder of volume %s: %w", v.Name, err)
+	}
+	if at != nil {
+		if root, _ := localpath.Offer(at); root != "" && filepath.Dir(path(v)) != root {
+			c.cfg.Events.Eventf(v, corev1.EventTypeWarning, "VolumeDelete",
+				"node %q has its volumes in %s by now: the folder %s is left there, delete it by hand", node, root, path(v))
+		}
 	}
 	return nil
 }

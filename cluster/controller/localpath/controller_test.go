@@ -216,6 +216,8 @@ func TestReleasedVolumes(t *testing.T) {
 		{"deleted by somebody, data kept", released("a", deleted, kept), "", true, ""},
 		{"known by its affinity", released("a", func(v *corev1.PersistentVolume) { delete(v.Annotations, localpath.NodeAnnotation) }), "a/pvc-u1", true, ""},
 		{"node is gone", released("z"), "", true, `Warning VolumeDelete node "z" of the volume no longer exists: its folder /data/storage/pvc-u1 is left`},
+		{"node has another folder by now", released("a", func(v *corev1.PersistentVolume) { v.Spec.Local.Path = "/before/pvc-u1" }), "a/pvc-u1", true,
+			`Warning VolumeDelete node "a" has its volumes in /data/storage by now: the folder /before/pvc-u1 is left`},
 		{"nobody knows the node", released("a", func(v *corev1.PersistentVolume) {
 			delete(v.Annotations, localpath.NodeAnnotation)
 			v.Spec.NodeAffinity = nil
