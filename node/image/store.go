@@ -94,7 +94,8 @@ type fileStamp struct {
 
 const lockWait = 20 * time.Millisecond
 
-// Open opens or creates the store and removes what crashes left half done.
+// Open opens or creates the store and removes what crashes left half done. It sets
+// the process's umask to 022: what is unpacked is for the users of containers.
 func Open(cfg Config) (*Store, error) {
 	if !filepath.IsAbs(cfg.Dir) {
 		return nil, fmt.Errorf("image store: directory %q is no absolute path", cfg.Dir)
@@ -110,6 +111,7 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.MaxDownloads <= 0 {
 		cfg.MaxDownloads = 4
 	}
+	unix.Umask(0o022)
 	s := &Store{cfg: cfg, log: cfg.Logger, downloads: make(chan struct{}, cfg.MaxDownloads)}
 	for _, d := range []string{"layers", "mounts", "tmp", "used"} {
 		if err := os.MkdirAll(s.path(d), 0o711); err != nil {

@@ -61,11 +61,14 @@ type Runtime struct {
 	creating  map[string]bool     // directory names that adoption leaves alone
 }
 
-// New validates the configuration and writes the shim binary; it starts nothing.
+// New validates the configuration and writes the shim binary; it starts nothing. It
+// sets the process's umask to 022, which shims and containers' mounts inherit: with
+// that of many administrators only root could use them.
 func New(cfg Config) (*Runtime, error) {
 	if !filepath.IsAbs(cfg.StateDir) || !filepath.IsAbs(cfg.DataDir) {
 		return nil, fmt.Errorf("runtime: StateDir %q and DataDir %q must be absolute paths", cfg.StateDir, cfg.DataDir)
 	}
+	unix.Umask(0o022)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
