@@ -38,6 +38,23 @@ func ValidateTemplate(t, old *corev1.PodTemplateSpec, fld *field.Path, o Options
 func ValidatePod(pod *corev1.Pod) field.ErrorList {
 	errs := validatePodAnnotations(pod.Annotations, &pod.Spec, field.NewPath("metadata", "annotations"))
 	errs = append(errs, Validate(&pod.Spec, &pod.ObjectMeta, field.NewPath("spec"), Options{Pod: true})...)
+	return append(errs, tokensWithoutAccount(&pod.Spec, field.NewPath("spec", "volumes"))...)
+}
+
+// tokensWithoutAccount refuses volumes that could never be filled: pods from a file
+// have no account.
+func tokensWithoutAccount(spec *corev1.PodSpec, fld *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	for i, v := range spec.Volumes {
+		if v.Projected == nil || spec.ServiceAccountName != "" {
+			continue
+		}
+		for j, s := range v.Projected.Sources {
+			if s.ServiceAccountToken != nil {
+				errs = append(errs, field.Forbidden(fld.Index(i).Child("projected", "sources").Index(j).Child("serviceAccountToken"), "must not be specified when serviceAccountName is not set"))
+			}
+		}
+	}
 	return errs
 }
 

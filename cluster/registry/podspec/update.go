@@ -190,7 +190,9 @@ func affinityOnlyNarrowed(now, before *corev1.NodeAffinity, fld *field.Path) fie
 	}
 	var errs field.ErrorList
 	for i := range was {
-		if !startsWith(is[i].MatchExpressions, was[i].MatchExpressions) || !startsWith(is[i].MatchFields, was[i].MatchFields) {
+		// An empty term allows no node: whatever is added to it allows more.
+		widened := apiEqual(was[i], corev1.NodeSelectorTerm{}) && !apiEqual(is[i], was[i])
+		if widened || !startsWith(is[i].MatchExpressions, was[i].MatchExpressions) || !startsWith(is[i].MatchFields, was[i].MatchFields) {
 			errs = append(errs, field.Invalid(terms.Index(i), is[i], "only additions are allowed (no mutations or deletions)"))
 		}
 	}

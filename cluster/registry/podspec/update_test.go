@@ -33,6 +33,9 @@ tolerations: [{key: a, operator: Exists, effect: NoExecute, tolerationSeconds: 3
 		{"gate opened", base + "schedulingGates: [{name: a.b/c}]", base, nil},
 		{"gate added", base, base + "schedulingGates: [{name: a.b/c}]", []string{"spec.schedulingGates[0].name: Forbidden: only deletion is allowed, but found new scheduling gate 'a.b/c'"}},
 		{"gated pod narrowed", base + "schedulingGates: [{name: a.b/c}]", base + "schedulingGates: [{name: a.b/c}]\nnodeSelector: {a: b}\naffinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}}", nil},
+		{"gated pod widened by what is added to a term that allows nothing", base + "schedulingGates: [{name: a.b/c}]\naffinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{}]}}}",
+			base + "schedulingGates: [{name: a.b/c}]\naffinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}}",
+			[]string{`spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0]: Invalid value: {"matchExpressions":[{"key":"a","operator":"Exists"}]}: only additions are allowed (no mutations or deletions)`}},
 		{"gated pod widened", base + "schedulingGates: [{name: a.b/c}]\nnodeSelector: {a: b}", base + "schedulingGates: [{name: a.b/c}]", []string{"spec.nodeSelector: Invalid value: null: field is immutable"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -44,6 +44,7 @@ func TestValidatePod(t *testing.T) {
 	}{
 		{"good", `{containers: [{name: a, image: b}]}`, nil},
 		{"everything at once", `
+serviceAccountName: sa
 volumes:
 - {name: e, emptyDir: {sizeLimit: 1Gi}}
 - {name: c, configMap: {name: c, items: [{key: k, path: a/b, mode: 0600}]}}
@@ -136,7 +137,10 @@ readinessGates: [{conditionType: example.com/ready}]
 			`spec.volumes[5].configMap.items[0].path: Invalid value: "..x": must not start with '..'`,
 			`spec.volumes[5].name: Required value`,
 		}},
-		{"projected", `{volumes: [{name: a, projected: {sources: [{serviceAccountToken: {path: t, expirationSeconds: 1}}, {configMap: {name: c, items: [{key: k, path: t}]}, secret: {name: s}}]}}], containers: [{name: a, image: b}]}`, []string{
+		{"token without account", `{volumes: [{name: a, projected: {sources: [{configMap: {name: c}}, {serviceAccountToken: {path: t}}]}}], containers: [{name: a, image: b}]}`, []string{
+			`spec.volumes[0].projected.sources[1].serviceAccountToken: Forbidden: must not be specified when serviceAccountName is not set`,
+		}},
+		{"projected", `{serviceAccountName: sa, volumes: [{name: a, projected: {sources: [{serviceAccountToken: {path: t, expirationSeconds: 1}}, {configMap: {name: c, items: [{key: k, path: t}]}, secret: {name: s}}]}}], containers: [{name: a, image: b}]}`, []string{
 			`spec.volumes[0].projected.sources[0].serviceAccountToken.expirationSeconds: Invalid value: 1: may not specify a duration less than 10 minutes`,
 			`spec.volumes[0].projected.sources[1].configMap: Forbidden: may not specify more than 1 volume type`,
 		}},
