@@ -150,7 +150,19 @@ func preparePodStatusUpdate(_ context.Context, obj, old runtime.Object) {
 	if pod.Status.QOSClass == "" {
 		pod.Status.QOSClass = before.Status.QOSClass
 	}
+	syncPodIPs(&pod.Status)
 	keepObservedGenerations(&pod.Status, &before.Status)
+}
+
+// syncPodIPs keeps podIP and podIPs[0] the same; the single field wins, as those
+// that write it may not know the list.
+func syncPodIPs(s *corev1.PodStatus) {
+	switch {
+	case s.PodIP != "" && (len(s.PodIPs) == 0 || s.PodIPs[0].IP != s.PodIP):
+		s.PodIPs = []corev1.PodIP{{IP: s.PodIP}}
+	case s.PodIP == "" && len(s.PodIPs) > 0:
+		s.PodIP = s.PodIPs[0].IP
+	}
 }
 
 // keepObservedGenerations fills in what a writer leaves out that does not know the
@@ -194,9 +206,8 @@ func gateCondition(pod *corev1.Pod) {
 	if len(pod.Spec.SchedulingGates) == 0 {
 		return
 	}
-	pod.Status.Conditions = append(pod.Status.Conditions, corev1.PodCondition{
+	setPodCondition(pod, corev1.PodCondition{
 		Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonSchedulingGated, Message: gatedMessage,
-		ObservedGeneration: pod.Generation,
 	})
 }
 

@@ -119,7 +119,7 @@ func TestNewPod(t *testing.T) {
 	if pod.Status.Phase != corev1.PodPending || pod.Status.QOSClass != corev1.PodQOSGuaranteed || pod.Spec.DeprecatedServiceAccount != "x" {
 		t.Errorf("got %+v", pod.Status)
 	}
-	if c := pod.Status.Conditions; len(c) != 1 || c[0].Reason != "SchedulingGated" || c[0].Message != "Scheduling is blocked due to non-empty scheduling gates" {
+	if c := pod.Status.Conditions; len(c) != 1 || c[0].Reason != "SchedulingGated" || c[0].Message != "Scheduling is blocked due to non-empty scheduling gates" || c[0].LastTransitionTime.IsZero() {
 		t.Errorf("conditions %+v", c)
 	}
 	pod.Spec.NodeName = "n"
@@ -246,6 +246,23 @@ func TestStatusKeepsObservedGenerations(t *testing.T) {
 	later := parse[corev1.Pod](t, `{status: {observedGeneration: 5}}`)
 	if preparePodStatusUpdate(context.Background(), later, old); later.Status.ObservedGeneration != 5 {
 		t.Errorf("a newer one: %d", later.Status.ObservedGeneration)
+	}
+}
+
+// Nodes of other makers and older controllers know one address of a pod only.
+func TestStatusHasBothFormsOfAddresses(t *testing.T) {
+	for in, want := range map[string]string{
+		`{}`:                " []",
+		`{podIP: 10.0.0.1}`: "10.0.0.1 [{10.0.0.1}]",
+		`{podIPs: [{ip: 10.0.0.2}, {ip: "fd00::1"}]}`:                  "10.0.0.2 [{10.0.0.2} {fd00::1}]",
+		`{podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.2}]}`:                  "10.0.0.1 [{10.0.0.1}]",
+		`{podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: "fd00::1"}]}`: "10.0.0.1 [{10.0.0.1} {fd00::1}]",
+	} {
+		pod := parse[corev1.Pod](t, `{status: `+in+`}`)
+		preparePodStatusUpdate(context.Background(), pod, &corev1.Pod{})
+		if got := fmt.Sprint(pod.Status.PodIP, " ", pod.Status.PodIPs); got != want {
+			t.Errorf("%s: got %s, want %s", in, got, want)
+		}
 	}
 }
 
