@@ -1,10 +1,13 @@
 package runtime
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -66,5 +69,55 @@ func TestSubpathLeavesTheHostsMountsAlone(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(inner, "inside")); err != nil {
 		t.Errorf("a mount of the host is gone: %v", err)
+	}
+}
+
+// Who interrupts a start does not know how far it is: what it mounts must stay, or a
+// container could get an empty folder in place of its volume.
+func TestSubpathStaysWhileAStartGoesOn(t *testing.T) {
+	e := newEnv(t)
+	s := e.sandbox()
+	vol := t.TempDir()
+	if err := os.WriteFile(filepath.Join(vol, "data"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(vol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	mount := []Mount{{Destination: "/v", HostPath: fmt.Sprintf("/proc/self/fd/%d", f.Fd())}}
+	// The shim takes requests and does not get to them.
+	if err := unix.Kill(s.PID(), unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	c := e.sh("ls /v; exec sleep 1000")
+	c.Mounts = mount
+	if err := s.StartContainer(ctx, c); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal("the start was not interrupted:", err)
+	}
+	left, err := filepath.Glob(filepath.Join(s.dir, bindsName, "*", "data"))
+	if err != nil || len(left) != 1 {
+		t.Errorf("%q, %v: the volume is gone while the container may be starting", left, err)
+	}
+	if err := unix.Kill(s.PID(), unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	// Where there is an answer nothing is left, whatever it says.
+	c = e.container("nosuch")
+	c.Mounts = mount
+	if err := s.StartContainer(context.Background(), c); err == nil {
+		t.Error("it started")
+	}
+	if entries, err := os.ReadDir(filepath.Join(s.dir, bindsName)); err != nil || len(entries) != 1 {
+		t.Errorf("%v, %v", entries, err)
+	}
+	if err := s.Remove(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(vol, "data")); err != nil {
+		t.Error("the volume's files went with the sandbox:", err)
 	}
 }

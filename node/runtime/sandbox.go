@@ -144,7 +144,11 @@ func (s *Sandbox) StartContainer(ctx context.Context, c ContainerConfig) error {
 	if err != nil {
 		return fmt.Errorf("start container %q: %w", c.Name, err)
 	}
+	unsure := false // whether the shim goes on: then it needs them until the sandbox ends
 	defer func() {
+		if unsure {
+			return
+		}
 		if err := release(); err != nil {
 			s.r.log.Error("release a container's mount sources", "container", c.Name, "err", err)
 		}
@@ -175,6 +179,8 @@ func (s *Sandbox) StartContainer(ctx context.Context, c ContainerConfig) error {
 		Spec: spec, Stdin: c.Stdin, StdinOnce: c.StdinOnce,
 	}})
 	if err != nil {
+		var answer *shimError
+		unsure = !errors.As(err, &answer)
 		return fmt.Errorf("start container %q: %w", c.Name, err)
 	}
 	if res.Status != nil {
