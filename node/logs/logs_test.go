@@ -103,6 +103,28 @@ func TestTailOfALogThatGrows(t *testing.T) {
 	}
 }
 
+// TestTailOfALineThatIsBeingWritten finds the half of a line at the end.
+func TestTailOfALineThatIsBeingWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	if err := os.WriteFile(path, []byte(sample+"2026-01-01T00:00:05Z stdout F fi"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for n, want := range map[int64]string{0: "", 1: "four\n", 2: "\nfour\n", 99: "one\ntwo\nthree\n\nfour\n"} {
+		var b bytes.Buffer
+		if err := Read(t.Context(), path, Options{Tail: &n}, &b, &b, nil); err != nil || b.String() != want {
+			t.Errorf("%d lines: %q, %v; want %q", n, b.String(), err, want)
+		}
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if at, err := tailOffset(f, 0); err != nil || at != int64(len(sample)) { // a follower waits for the rest of it
+		t.Errorf("from now on begins at %d of %d, %v", at, len(sample), err)
+	}
+}
+
 type reader struct{ got func([]byte) }
 
 func (r *reader) Write(p []byte) (int, error) {

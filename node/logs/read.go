@@ -310,15 +310,15 @@ func (p *printer) line(b []byte) error {
 	return nil
 }
 
-// tailOffset finds where the last n lines begin, from the end backwards.
+// tailOffset finds where the last n whole lines begin, from the end backwards.
 func tailOffset(f *os.File, n int64) (int64, error) {
 	end, err := f.Seek(0, io.SeekEnd)
-	if err != nil || n <= 0 {
+	if err != nil || n < 0 {
 		return end, err
 	}
 	const block = 16 << 10
 	buf := make([]byte, block)
-	seen := int64(0)
+	seen := int64(-1) // the end of the last one does not count
 	for at := end; at > 0; {
 		size := min(block, at)
 		at -= size
@@ -326,7 +326,7 @@ func tailOffset(f *os.File, n int64) (int64, error) {
 			return 0, err
 		}
 		for i := size - 1; i >= 0; i-- {
-			if buf[i] != '\n' || at+i == end-1 { // the last line's own end does not count
+			if buf[i] != '\n' {
 				continue
 			}
 			if seen++; seen == n {
