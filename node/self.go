@@ -14,12 +14,9 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/skiff-sh/skiff/node/objects"
 	containers "github.com/skiff-sh/skiff/node/runtime"
 	"github.com/skiff-sh/skiff/node/volume"
 )
@@ -249,18 +246,7 @@ func older(a, b *v1.Node) bool {
 }
 
 func (s *self) follow(ctx context.Context) {
-	sel := fields.OneTermEqualSelector("metadata.name", s.a.cfg.Name).String()
-	nodes := s.a.client.CoreV1().Nodes()
-	lw := &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			o.FieldSelector = sel
-			return nodes.List(ctx, o)
-		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			o.FieldSelector = sel
-			return nodes.Watch(ctx, o)
-		},
-	}
+	lw := objects.Named(s.a.client.CoreV1().Nodes(), s.a.cfg.Name)
 	reflect(ctx, s.a.client, s.a.cfg.Logger, "node", lw, &v1.Node{}, selfStore{s})
 }
 

@@ -36,7 +36,7 @@ func (t *replicator) receive() {
 // Consumer implements raft.Transport.
 func (t *replicator) Consumer() <-chan raft.RPC { return t.received }
 
-// answer returns true if it has answered a request in Raft's place.
+// answer returns true if the request is not for Raft, or goes there by itself.
 func (t *replicator) answer(q raft.RPC) bool {
 	r := t.n.raft.Load()
 	if r == nil {

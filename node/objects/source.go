@@ -205,11 +205,11 @@ func (s *Source) start(ref Ref) *entry {
 	var lw *cache.ListWatch
 	switch core := s.cfg.Client.CoreV1(); ref.Kind {
 	case ConfigMap:
-		expected, lw = &v1.ConfigMap{}, one(core.ConfigMaps(ref.Namespace), ref.Name)
+		expected, lw = &v1.ConfigMap{}, Named(core.ConfigMaps(ref.Namespace), ref.Name)
 	case Secret:
-		expected, lw = &v1.Secret{}, one(core.Secrets(ref.Namespace), ref.Name)
+		expected, lw = &v1.Secret{}, Named(core.Secrets(ref.Namespace), ref.Name)
 	case Claim:
-		expected, lw = &v1.PersistentVolumeClaim{}, one(core.PersistentVolumeClaims(ref.Namespace), ref.Name)
+		expected, lw = &v1.PersistentVolumeClaim{}, Named(core.PersistentVolumeClaims(ref.Namespace), ref.Name)
 	}
 	r := cache.NewReflectorWithOptions(
 		cache.ToListWatcherWithWatchListSemantics(lw, s.cfg.Client), expected, slot{s, e, ref},
@@ -219,8 +219,8 @@ func (s *Source) start(ref Ref) *entry {
 	return e
 }
 
-// one lists and watches the object of a name.
-func one[L runtime.Object](client interface {
+// Named lists and watches the one object of a name that client has.
+func Named[L runtime.Object](client interface {
 	List(context.Context, metav1.ListOptions) (L, error)
 	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
 }, name string) *cache.ListWatch {
