@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/skiff-sh/skiff/netproxy/netdump"
 	"github.com/skiff-sh/skiff/netproxy/nstest"
 	"github.com/skiff-sh/skiff/netproxy/podnet"
 	"github.com/vishvananda/netlink"
@@ -261,7 +262,9 @@ func TestUplinkFlap(t *testing.T) {
 		n := newNode(t)
 		n.create(peerNode("n2", outsideIP, "10.42.1.0/24"))
 		route := func() error {
-			routes, err := netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Protocol: podnet.RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+			routes, err := netdump.Whole(func() ([]netlink.Route, error) {
+				return netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Protocol: podnet.RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+			})
 			if err != nil {
 				return err
 			}
@@ -368,7 +371,7 @@ func hostState(t *testing.T) string {
 		s += " " + x.Name
 	}
 	s += "\nlinks:"
-	links, err := netlink.LinkList()
+	links, err := netdump.Whole(netlink.LinkList)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -380,7 +383,7 @@ func hostState(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	addrs, err := netlink.AddrList(lo, unix.AF_INET)
+	addrs, err := netdump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(lo, unix.AF_INET) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -388,7 +391,7 @@ func hostState(t *testing.T) string {
 		s += " " + a.IPNet.String()
 	}
 	s += "\nroutes:"
-	routes, err := netlink.RouteList(nil, unix.AF_INET)
+	routes, err := netdump.Whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, unix.AF_INET) })
 	if err != nil {
 		t.Fatal(err)
 	}

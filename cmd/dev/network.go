@@ -10,6 +10,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/skiff-sh/skiff/netproxy/netdump"
 )
 
 // The bridge is in the network namespace of a node of this name that is none.
@@ -63,14 +65,14 @@ func usedRanges() ([]netip.Prefix, error) {
 			out = append(out, netip.PrefixFrom(a.Unmap(), ones).Masked())
 		}
 	}
-	addrs, err := netlink.AddrList(nil, unix.AF_INET)
+	addrs, err := netdump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, unix.AF_INET) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range addrs {
 		add(a.IPNet)
 	}
-	routes, err := netlink.RouteList(nil, unix.AF_INET)
+	routes, err := netdump.Whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, unix.AF_INET) })
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/skiff-sh/skiff/netproxy/netdump"
 )
 
 // needRoot refuses to go on without root, in one line.
@@ -97,7 +99,9 @@ func makeStateDir(dir string) error {
 // hostAddress finds the address other hosts reach this one by: that of the
 // default route, else of the first interface that is up, else loopback.
 func hostAddress() (netip.Addr, error) {
-	routes, err := netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	routes, err := netdump.Whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	})
 	if err == nil {
 		for _, r := range routes {
 			if r.Dst != nil && !r.Dst.IP.IsUnspecified() {

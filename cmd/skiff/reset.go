@@ -297,10 +297,10 @@ func hasOtherChildren(dir, child string) bool {
 }
 
 // removeCgroup kills what is still in it, such as a shim whose records are
-// lost, and waits a moment for it to be gone.
+// lost, and waits up to 10 s for it to be gone.
 func removeCgroup(path string) error {
 	var err error
-	for range 50 {
+	for range 500 {
 		if err = unix.Rmdir(path); err == nil || errors.Is(err, unix.ENOENT) {
 			return nil
 		}
@@ -308,7 +308,7 @@ func removeCgroup(path string) error {
 			return err
 		}
 		pids, rerr := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		if rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+		if rerr != nil && !errors.Is(rerr, fs.ErrNotExist) && !errors.Is(rerr, unix.ENODEV) {
 			return rerr
 		}
 		for _, field := range strings.Fields(string(pids)) {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/skiff-sh/skiff/netproxy/netdump"
 	"github.com/skiff-sh/skiff/netproxy/ruleset"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -65,7 +66,7 @@ const defaultMTU = 1500
 
 // uplink returns the link that has the node's address.
 func (n *Network) uplink() (netlink.Link, error) {
-	addrs, err := n.host.AddrList(nil, unix.AF_INET)
+	addrs, err := netdump.Whole(func() ([]netlink.Addr, error) { return n.host.AddrList(nil, unix.AF_INET) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -119,7 +120,7 @@ func Reset() error {
 			errs = append(errs, fmt.Errorf("remove link %s: %w", name, err))
 		}
 	}
-	routes, err := h.RouteListFiltered(unix.AF_INET, &netlink.Route{Protocol: RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+	routes, err := skiffRoutes(h)
 	if err != nil {
 		errs = append(errs, fmt.Errorf("list routes: %w", err))
 	}
@@ -132,7 +133,7 @@ func Reset() error {
 	if err != nil {
 		return errors.Join(append(errs, fmt.Errorf("find lo: %w", err))...)
 	}
-	addrs, err := h.AddrList(lo, unix.AF_INET)
+	addrs, err := netdump.Whole(func() ([]netlink.Addr, error) { return h.AddrList(lo, unix.AF_INET) })
 	if err != nil {
 		errs = append(errs, fmt.Errorf("list addresses of lo: %w", err))
 	}
@@ -144,4 +145,11 @@ func Reset() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// skiffRoutes lists the routes that this package has made.
+func skiffRoutes(h *netlink.Handle) ([]netlink.Route, error) {
+	return netdump.Whole(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(unix.AF_INET, &netlink.Route{Protocol: RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+	})
 }

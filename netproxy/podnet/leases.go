@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/skiff-sh/skiff/netproxy/netdump"
 )
 
 // errNoAddress means that every address of the node's range is in use.
@@ -201,7 +203,7 @@ func recoverLeases(h *netlink.Handle, dir string) (*leases, error) {
 		if err != nil {
 			return nil, fmt.Errorf("find link %s: %w", name, err)
 		}
-		routes, err := h.RouteList(link, unix.AF_INET)
+		routes, err := netdump.Whole(func() ([]netlink.Route, error) { return h.RouteList(link, unix.AF_INET) })
 		if err != nil {
 			return nil, fmt.Errorf("routes of link %s: %w", name, err)
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/skiff-sh/skiff/netproxy/netdump"
 	"github.com/skiff-sh/skiff/netproxy/ruleset"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -187,7 +188,7 @@ func (n *Network) configureHost(uid, name string, addr netip.Addr) error {
 
 // podLinks returns the names of all host ends of pods.
 func podLinks(h *netlink.Handle) ([]string, error) {
-	links, err := h.LinkList()
+	links, err := netdump.Whole(h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}

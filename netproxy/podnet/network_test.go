@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skiff-sh/skiff/netproxy/netdump"
 	"github.com/skiff-sh/skiff/netproxy/nstest"
 	"github.com/skiff-sh/skiff/netproxy/ruleset"
 	"github.com/vishvananda/netlink"
@@ -240,7 +241,7 @@ func TestPodCannotMisuseItsLink(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			addrs, err := netlink.AddrList(lo, unix.AF_INET)
+			addrs, err := netdump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(lo, unix.AF_INET) })
 			if err != nil {
 				return err
 			}
@@ -349,7 +350,9 @@ func TestPeers(t *testing.T) {
 		}
 
 		kinds := func() (direct, tunneled []string) {
-			routes, err := netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Protocol: RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+			routes, err := netdump.Whole(func() ([]netlink.Route, error) {
+				return netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Protocol: RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+			})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/skiff-sh/skiff/netproxy/netdump"
 	"github.com/skiff-sh/skiff/netproxy/ruleset"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -161,7 +162,7 @@ func (n *Network) setTunnelPeers(index int, hops []hop) error {
 				IP: h.peer.PodCIDR.Masked().Addr().AsSlice(), HardwareAddr: mac}))
 	}
 	for _, family := range []int{unix.AF_BRIDGE, unix.AF_INET} {
-		have, err := n.host.NeighList(index, family)
+		have, err := netdump.Whole(func() ([]netlink.Neigh, error) { return n.host.NeighList(index, family) })
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -193,7 +194,7 @@ func (n *Network) setRoutes(tunnel int, hops []hop) error {
 			errs = append(errs, fmt.Errorf("add route to pods of node %s: %w", h.peer.Name, err))
 		}
 	}
-	have, err := n.host.RouteListFiltered(unix.AF_INET, &netlink.Route{Protocol: RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+	have, err := skiffRoutes(n.host)
 	if err != nil {
 		return errors.Join(append(errs, fmt.Errorf("list routes: %w", err))...)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/skiff-sh/skiff/netproxy/netdump"
 	"github.com/skiff-sh/skiff/netproxy/ruleset"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -50,7 +51,7 @@ func (s *staleUDP) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 // purgeUDP deletes stale entries of the given keys.
 func purgeUDP(targets map[ruleset.Key]target) (uint, error) {
 	s := &staleUDP{targets: targets, local: map[netip.Addr]bool{}}
-	addrs, err := netlink.AddrList(nil, unix.AF_INET)
+	addrs, err := netdump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, unix.AF_INET) })
 	if err != nil {
 		return 0, fmt.Errorf("list addresses of this node: %w", err)
 	}

@@ -20,6 +20,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/skiff-sh/skiff/netproxy"
+	"github.com/skiff-sh/skiff/netproxy/netdump"
 	"github.com/skiff-sh/skiff/netproxy/podnet"
 	"github.com/skiff-sh/skiff/netproxy/ruleset"
 )
@@ -212,7 +213,7 @@ func networkIs(s *server, uids, addrs, links []string) error {
 	}
 	var rules *ruleset.State
 	err = s.Host.Do(func() error {
-		all, err := netlink.LinkList()
+		all, err := netdump.Whole(netlink.LinkList)
 		if err != nil {
 			return err
 		}

@@ -18,6 +18,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/skiff-sh/skiff/netproxy/netdump"
 )
 
 const resetSetup = `apiVersion: v1
@@ -258,28 +260,30 @@ func inventory(t *testing.T, s *server) (out []string) {
 // network lists the links, addresses, routes and rules of the current network
 // namespace.
 func network(add func(format string, args ...any)) error {
-	links, err := netlink.LinkList()
+	links, err := netdump.Whole(netlink.LinkList)
 	if err != nil {
 		return err
 	}
 	for _, l := range links {
 		add("link %s %s %d", l.Type(), l.Attrs().Name, l.Attrs().MTU)
 	}
-	addrs, err := netlink.AddrList(nil, unix.AF_INET)
+	addrs, err := netdump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, unix.AF_INET) })
 	if err != nil {
 		return err
 	}
 	for _, a := range addrs {
 		add("address %s on %d", a.IPNet, a.LinkIndex)
 	}
-	routes, err := netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := netdump.Whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return err
 	}
 	for _, r := range routes {
 		add("route %s", r)
 	}
-	neighbours, err := netlink.NeighList(0, unix.AF_INET)
+	neighbours, err := netdump.Whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(0, unix.AF_INET) })
 	if err != nil {
 		return err
 	}
@@ -288,7 +292,7 @@ func network(add func(format string, args ...any)) error {
 			add("neighbour %s", n.IP)
 		}
 	}
-	rules, err := netlink.RuleList(unix.AF_INET)
+	rules, err := netdump.Whole(func() ([]netlink.Rule, error) { return netlink.RuleList(unix.AF_INET) })
 	if err != nil {
 		return err
 	}
