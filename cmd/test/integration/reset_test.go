@@ -97,9 +97,10 @@ func TestResetLeavesNothing(t *testing.T) {
 		s.apply(t, resetSetup+deployment("web", 3))
 		s.kubectl(t, "wait", "--for=condition=Ready", "pod/everything", "pod/host", "--timeout=30s")
 		s.kubectl(t, "rollout", "status", "deployment/web", "--timeout=30s")
-		if _, err := visit("http://" + s.Host.Addr + ":30083/"); err != nil {
-			t.Error(err)
-		}
+		eventually(t, 10*time.Second, func() error {
+			_, err := visit("http://" + s.Host.Addr + ":30083/")
+			return err
+		})
 		if during := inventory(t, s); len(during) < len(before)+30 {
 			t.Fatalf("the inventory does not see a running server: %d lines, %d before", len(during), len(before))
 		}
