@@ -116,42 +116,6 @@ func (c caller) ExecInContainer(ctx context.Context, _, _, _ string, cmd []strin
 	return nil
 }
 
-// AttachContainer implements remotecommand.Attacher. Where the container's
-// stdin outlives the caller's, the end of the caller's ends the session.
-func (c caller) AttachContainer(ctx context.Context, _, _, _ string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	detached := make(chan struct{})
-	if in != nil && (c.tty || !c.once) {
-		in = &endingReader{Reader: in, ended: func() { close(detached); cancel() }}
-	}
-	err := c.sandbox.Attach(ctx, c.id, in, writer(out), writer(errs), c.tty, sizes(ctx, resize))
-	select {
-	case <-detached:
-		return nil
-	default:
-		return err
-	}
-}
-
-// endingReader calls ended once, at the first end or failure of the Reader.
-type endingReader struct {
-	io.Reader
-	ended func()
-}
-
-func (r *endingReader) Read(p []byte) (int, error) {
-	n, err := r.Reader.Read(p)
-	if n > 0 {
-		return n, nil // what was read is passed on before the end is seen
-	}
-	if err != nil && r.ended != nil {
-		r.ended()
-		r.ended = nil
-	}
-	return n, err
-}
-
 // writer keeps a stream that was not asked for nil.
 func writer(w io.WriteCloser) io.Writer {
 	if w == nil {
