@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -24,8 +25,6 @@ type nodeRestriction struct {
 	*admission.Handler
 	objects Objects
 }
-
-const restrictedLabels = "node-restriction.kubernetes.io"
 
 // Admit implements admission.MutationInterface. It changes nothing, but sees a
 // request for a token as the node has sent it, before defaults.
@@ -233,11 +232,10 @@ func (n *nodeRestriction) node(node string, a admission.Attributes) error {
 	} else {
 		old = &corev1.Node{}
 	}
-	for k := range changed(cur.Labels, old.Labels) {
-		domain, _, ok := strings.Cut(k, "/")
-		if ok && (domain == restrictedLabels || strings.HasSuffix(domain, "."+restrictedLabels)) {
-			return admission.NewForbidden(a, fmt.Errorf("is not allowed to modify labels: %s", k))
-		}
+	server := slices.Contains(a.GetUserInfo().GetGroups(), auth.ServersGroup)
+	denied := slices.DeleteFunc(slices.Sorted(maps.Keys(changed(cur.Labels, old.Labels))), func(k string) bool { return auth.MayLabel(k, server) })
+	if len(denied) > 0 {
+		return admission.NewForbidden(a, fmt.Errorf("node %q is not allowed to modify labels: %s", node, strings.Join(denied, ", ")))
 	}
 	return nil
 }

@@ -12,18 +12,40 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/component-helpers/storage/ephemeral"
+	kubeletapis "k8s.io/kubelet/pkg/apis"
 )
 
 // Names by which a node's agent is known.
 const (
 	NodeUserPrefix = "system:node:"
 	NodesGroup     = "system:nodes"
+	// ServersGroup is that of the nodes in the processes of servers: no certificate
+	// or token has it, a server impersonates its own node.
+	ServersGroup = "skiff:servers"
 )
 
 // NodeName gives the node that u is the agent of.
 func NodeName(u user.Info) (string, bool) {
 	name, ok := strings.CutPrefix(u.GetName(), NodeUserPrefix)
 	return name, ok && name != "" && slices.Contains(u.GetGroups(), NodesGroup)
+}
+
+// MayLabel says whether a node may put, change and remove the label key of its own
+// Node object. An agent has those labels of Kubernetes that kubelet has: by others,
+// such as roles, workloads are kept from nodes. Who has a server has the cluster,
+// so servers only leave alone what is an administrator's by its very name.
+func MayLabel(key string, server bool) bool {
+	domain, _, _ := strings.Cut(key, "/")
+	in := func(d string) bool { return domain == d || strings.HasSuffix(domain, "."+d) }
+	switch {
+	case domain == key:
+		return true
+	case in(corev1.LabelNamespaceNodeRestriction):
+		return false
+	case in("kubernetes.io"), in("k8s.io"):
+		return server || kubeletapis.IsKubeletLabel(key)
+	}
+	return true
 }
 
 // Node authorizes agents: rules that all nodes have, and the Secrets,

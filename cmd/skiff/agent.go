@@ -40,7 +40,7 @@ func agentCommand() *cli.Command {
 			if err := loadConfigFile(c); err != nil {
 				return err
 			}
-			o, err := parseHost(c, "gossip-port", "node-port")
+			o, err := parseAgent(c)
 			if err != nil {
 				return err
 			}
@@ -50,6 +50,14 @@ func agentCommand() *cli.Command {
 			return runAgent(c.Context, o)
 		},
 	}
+}
+
+func parseAgent(c *cli.Context) (hostOptions, error) {
+	o, err := parseHost(c, "gossip-port", "node-port")
+	if err != nil {
+		return o, err
+	}
+	return o, o.checkLabels(false)
 }
 
 // runAgent runs until ctx ends. What servers say, and that none answers, ends

@@ -25,7 +25,7 @@ func installCommand() *cli.Command {
 		Usage: "make this host a server or an agent that starts with the machine: program, configuration, systemd unit",
 		Subcommands: []*cli.Command{
 			installAs(serverCommand(), func(c *cli.Context) error { _, err := parseServer(c); return err }),
-			installAs(agentCommand(), func(c *cli.Context) error { _, err := parseHost(c, "gossip-port", "node-port"); return err }),
+			installAs(agentCommand(), func(c *cli.Context) error { _, err := parseAgent(c); return err }),
 		},
 		Action: func(c *cli.Context) error {
 			return usagef("what is this host to be? skiff install server, or skiff install agent")

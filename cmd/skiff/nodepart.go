@@ -20,6 +20,7 @@ import (
 	componentversion "k8s.io/component-base/version"
 
 	"github.com/skiff-sh/skiff/cluster"
+	"github.com/skiff-sh/skiff/cluster/auth"
 	"github.com/skiff-sh/skiff/cluster/membership"
 	"github.com/skiff-sh/skiff/netproxy"
 	"github.com/skiff-sh/skiff/netproxy/podnet"
@@ -72,10 +73,10 @@ func (s images) Pull(ctx context.Context, ref string, auth authn.Keychain, progr
 }
 
 // serverAccess reaches the API of server in this process, as the node: it may do
-// what a node on another host may do.
+// what a node on another host may do, and show that it is a server's.
 func serverAccess(server *cluster.Server, o serverOptions) access {
 	c := server.LoopbackClientConfig()
-	c.Impersonate = rest.ImpersonationConfig{UserName: nodeUser(o.name), Groups: []string{nodesGroup, "system:authenticated"}}
+	c.Impersonate = rest.ImpersonationConfig{UserName: nodeUser(o.name), Groups: []string{nodesGroup, auth.ServersGroup, "system:authenticated"}}
 	asNode(c)
 	return access{api: c, tls: server.NodeTLS(), settings: server.Settings(),
 		contact: func() node.Contact { return node.Contact(server.Contact()) }}

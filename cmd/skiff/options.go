@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/skiff-sh/skiff/cluster"
+	"github.com/skiff-sh/skiff/cluster/auth"
 	"github.com/skiff-sh/skiff/cluster/upgrade/binary"
 	"github.com/skiff-sh/skiff/node/image"
 	"github.com/skiff-sh/skiff/node/pod"
@@ -234,6 +236,16 @@ func parseLabels(list []string) (map[string]string, error) {
 		out[k] = v
 	}
 	return out, nil
+}
+
+// checkLabels refuses what the API would not let this host's node have.
+func (o hostOptions) checkLabels(server bool) error {
+	for _, k := range slices.Sorted(maps.Keys(o.labels)) {
+		if !auth.MayLabel(k, server) {
+			return usagef("--node-label %q: the node may not give itself this label; an administrator may, by kubectl label node %s", k, o.name)
+		}
+	}
+	return nil
 }
 
 func parseTaints(list []string) ([]corev1.Taint, error) {

@@ -77,6 +77,9 @@ func parseServer(c *cli.Context) (o serverOptions, err error) {
 	if _, given := o.labels[controlPlaneLabel]; !given {
 		o.labels[controlPlaneLabel] = ""
 	}
+	if err := o.checkLabels(true); err != nil {
+		return o, err
+	}
 	cidrs := map[string]netip.Prefix{}
 	for _, f := range []string{"cluster-cidr", "service-cidr"} {
 		p, err := netip.ParsePrefix(c.String(f))

@@ -45,6 +45,35 @@ func TestRoles(t *testing.T) {
 	}
 }
 
+// A label that the API would not let a node give itself is refused at once.
+func TestLabelsOfAdministrators(t *testing.T) {
+	for _, tc := range []struct {
+		label         string
+		server, agent bool // may
+	}{
+		{"disk=ssd", true, true},
+		{"topology.kubernetes.io/zone=a", true, true},
+		{"node-role.kubernetes.io/etcd=", true, false},
+		{"node-restriction.kubernetes.io/pci=yes", false, false},
+	} {
+		for _, as := range []struct {
+			cmd   *cli.Command
+			parse func(*cli.Context) error
+			may   bool
+		}{
+			{serverCommand(), func(c *cli.Context) error { _, err := parseServer(c); return err }, tc.server},
+			{agentCommand(), func(c *cli.Context) error { _, err := parseAgent(c); return err }, tc.agent},
+		} {
+			as.cmd.Action = as.parse
+			app := &cli.App{Commands: []*cli.Command{as.cmd}, ExitErrHandler: func(*cli.Context, error) {}}
+			err := app.Run([]string{"skiff", as.cmd.Name, "--name", "a", "--advertise-address", "127.0.0.1", "--node-label", tc.label})
+			if as.may != (err == nil) || err != nil && !strings.Contains(err.Error(), "kubectl label node a") {
+				t.Errorf("%s %s: %v", as.cmd.Name, tc.label, err)
+			}
+		}
+	}
+}
+
 // What only concerns pods is not ignored without a word where none run.
 func TestFlagsWithoutEffect(t *testing.T) {
 	for _, tc := range []struct {
