@@ -142,6 +142,9 @@ func (s *Scheduler) settled(p claimPlan) (bool, error) {
 		}
 		return false, nil
 	}
+	if s.state.node(p.node) == nil {
+		return false, fmt.Errorf("node %q not found", p.node)
+	}
 	// A provisioner that can't takes the annotation away.
 	if claim.Annotations[storagehelpers.AnnSelectedNode] != p.node && version(claim) >= p.since {
 		return false, fmt.Errorf("provisioning failed for PVC %q", claim.Name)

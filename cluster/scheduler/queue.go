@@ -88,6 +88,21 @@ func (q *queue) put(pod *corev1.Pod, changed bool) {
 		q.enter(it)
 		return
 	}
+	q.take(it, pod, changed)
+}
+
+// renew is put for a pod that is being bound: one that the queue has let go stays
+// out of it.
+func (q *queue) renew(pod *corev1.Pod, changed bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if it, known := q.items[pod.UID]; known {
+		q.take(it, pod, changed)
+	}
+}
+
+// take gives an item the newest version of its pod.
+func (q *queue) take(it *item, pod *corev1.Pod, changed bool) {
 	it.pod = pod
 	switch {
 	case it.place == inFlight:

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -408,5 +409,39 @@ func TestRefusalIsToldAgain(t *testing.T) {
 		if got := q.repeats(it, tc.message); got != tc.want {
 			t.Errorf("%d: %+v: repeats %v", i, tc, got)
 		}
+	}
+}
+
+// What a pod is changed to while it is being bound counts when that fails.
+func TestPodChangedWhileBound(t *testing.T) {
+	r := start(t, node("a"))
+	under, fail := make(chan struct{}), make(chan struct{})
+	seen := make(chan string, 10)
+	var once sync.Once
+	r.binder.refuse = func(p *corev1.Pod, _ string) error {
+		if p.Name != "p" {
+			return nil
+		}
+		seen <- p.Labels["app"]
+		var err error
+		once.Do(func() {
+			close(under)
+			<-fail
+			err = apierrors.NewInternalError(errors.New("no quorum"))
+		})
+		return err
+	}
+	r.create(t, pod("p"))
+	<-under
+	changed := pod("p", func(p *corev1.Pod) { p.Labels = map[string]string{"app": "new"} })
+	if _, err := r.client.CoreV1().Pods("default").Update(context.Background(), changed, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	r.create(t, pod("q"))
+	eventually(t, "the change is seen, as what came after it", func() bool { return r.binder.node("q") == "a" })
+	close(fail)
+	eventually(t, "bound", func() bool { return r.binder.node("p") == "a" })
+	if first, second := <-seen, <-seen; first != "" || second != "new" {
+		t.Errorf("bound as %q, then as %q", first, second)
 	}
 }

@@ -284,6 +284,40 @@ func TestPodIsBoundAfterItsVolumes(t *testing.T) {
 		})
 		eventually(t, "bound", func() bool { return r.binder.node("p") == other })
 	})
+	t.Run("elsewhere when the node is gone", func(t *testing.T) {
+		r := start(t, node("a"), waits, claim("c", "waits", "1Gi"))
+		r.create(t, pod("p", with("c")))
+		claims := r.client.CoreV1().PersistentVolumeClaims("default")
+		eventually(t, "the node is chosen", func() bool {
+			c, err := r.s.state.volumes.claims.PersistentVolumeClaims("default").Get("c")
+			return err == nil && c.Annotations[storagehelpers.AnnSelectedNode] == "a"
+		})
+		if err := r.client.CoreV1().Nodes().Delete(ctx, "a", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "refused", func() bool { return !r.s.state.isAssumed("p") && r.binder.why("p") != "" })
+		c, err := claims.Get(ctx, "c", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		delete(c.Annotations, storagehelpers.AnnSelectedNode) // as provisioners do
+		if _, err := r.binder.UpdateClaim(ctx, c); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.client.CoreV1().Nodes().Create(ctx, node("b"), metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		r.storage(t, "c", func(c *corev1.PersistentVolumeClaim) string {
+			if c.Annotations[storagehelpers.AnnSelectedNode] != "b" {
+				return ""
+			}
+			if _, err := r.client.CoreV1().PersistentVolumes().Create(ctx, volume("v", "waits", "1Gi", onlyOn("b")), metav1.CreateOptions{}); err != nil {
+				t.Error(err)
+			}
+			return "v"
+		})
+		eventually(t, "bound", func() bool { return r.binder.node("p") == "b" })
+	})
 	t.Run("pod that is deleted waits no more", func(t *testing.T) {
 		r := start(t, node("a"), waits, claim("c", "waits", "1Gi"))
 		r.create(t, pod("p", with("c")))

@@ -76,6 +76,7 @@ func handle[T any](s *Scheduler, inf cache.SharedIndexInformer, on func(old, cur
 func (s *Scheduler) nodeChanged(old, cur *corev1.Node) {
 	if cur == nil {
 		s.state.removeNode(old.Name)
+		s.state.volumes.poke() // some may be waited for there
 		// Fewer domains may make a spread constraint hold that did not before.
 		s.queue.move(nodeLabels)
 		return
@@ -123,8 +124,13 @@ func (s *Scheduler) podChanged(old, cur *corev1.Pod) {
 	case cur.DeletionTimestamp != nil || cur.Spec.SchedulerName != s.cfg.Name:
 		s.queue.drop(cur.UID)
 		s.state.volumes.poke() // it may wait for some
-	case !s.state.isAssumed(cur.UID):
-		s.queue.put(cur, old == nil || podNeedsChanged(old, cur))
+	default:
+		changed := old == nil || podNeedsChanged(old, cur)
+		if s.state.isAssumed(cur.UID) {
+			s.queue.renew(cur, changed)
+			return
+		}
+		s.queue.put(cur, changed)
 	}
 }
 
