@@ -101,6 +101,11 @@ func newNodePart(o hostOptions, to access) (_ *nodePart, err error) {
 	if err := os.MkdirAll(nodeDir, 0o700); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
+	if o.podLogDir != "" {
+		if err := os.MkdirAll(o.podLogDir, 0o755); err != nil {
+			return nil, fmt.Errorf("directory of the pods' logs: %w; choose another with --pod-log-dir", err)
+		}
+	}
 	state, err := stateDir(o.dataDir)
 	if err != nil {
 		return nil, err
@@ -140,7 +145,7 @@ func newNodePart(o hostOptions, to access) (_ *nodePart, err error) {
 		Name: o.name, RESTConfig: to.api, TLS: to.tls, Contact: to.contact,
 		ListenAddr: listen, DataDir: nodeDir, StateDir: state, NodeIP: o.advertise,
 		ClusterDomain: set.ClusterDomain, ResolvConf: o.resolvConf, Labels: o.labels, Taints: o.taints, MaxPods: o.maxPods,
-		Reserved: o.reserved, Eviction: &o.house.eviction, ImageGC: o.house.imageGC, LogMaxSize: o.house.logMaxSize, LogMaxFiles: o.house.logMaxFiles, PodPids: o.house.podPids, LocalPathDir: o.localPathDir, Sysctls: o.sysctls, SeccompDefault: o.seccompDefault,
+		Reserved: o.reserved, Eviction: &o.house.eviction, ImageGC: o.house.imageGC, LogDir: o.podLogDir, LogMaxSize: o.house.logMaxSize, LogMaxFiles: o.house.logMaxFiles, PodPids: o.house.podPids, LocalPathDir: o.localPathDir, Sysctls: o.sysctls, SeccompDefault: o.seccompDefault,
 		ManifestDir: o.manifests, PreparePod: preparePod, Shutdown: o.shutdown,
 		Collectors: []prometheus.Collector{a.proxy.Collector()},
 		Network:    podNetwork{a.proxy.Network()}, Runtime: pod.Wrap(containers), Images: images{a.images, a.loaded},

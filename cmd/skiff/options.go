@@ -60,6 +60,7 @@ func hostFlags(more ...cli.Flag) []cli.Flag {
 		numberFlag("max-pods", "pods that this node takes", 110),
 		stringFlag("image-dir", "folder of image archives to load at start (default: DATA-DIR/images)", ""),
 		stringFlag("local-path-dir", "folder of the volumes that are provisioned on this node (default: DATA-DIR/storage)", ""),
+		podLogFlag(),
 		manifestFlag(),
 		&cli.BoolFlag{Name: "seccomp-default", Usage: "containers that name no seccomp profile have the runtime's; with false they have none", EnvVars: env("seccomp-default"), Value: true},
 		listFlag("allowed-unsafe-sysctls", "kernel settings beyond the safe ones that pods may change for themselves, such as net.core.somaxconn or kernel.msg*"),
@@ -88,6 +89,7 @@ type hostOptions struct {
 	seccompDefault       bool
 	imageDir, resolvConf string
 	localPathDir         string
+	podLogDir            string              // "": the node's own
 	reserved             corev1.ResourceList // kept back from pods
 	manifests            string              // "": no static pods
 	shutdown             shutdown.Periods
@@ -176,6 +178,9 @@ func parseHost(c *cli.Context, ports ...string) (o hostOptions, err error) {
 	}
 	if o.localPathDir, err = filepath.Abs(o.localPathDir); err != nil || o.localPathDir == "/" {
 		return o, usagef("--local-path-dir %q: want a folder other than /", c.String("local-path-dir"))
+	}
+	if o.podLogDir, err = parsePodLogDir(c.String("pod-log-dir"), o.dataDir); err != nil {
+		return o, err
 	}
 	o.gossipPort, o.nodePort = uint16(c.Int("gossip-port")), uint16(c.Int("node-port"))
 	return o, nil

@@ -21,6 +21,7 @@ import (
 	"github.com/skiff-sh/skiff/cluster/consensus"
 	"github.com/skiff-sh/skiff/cluster/membership"
 	"github.com/skiff-sh/skiff/netproxy"
+	"github.com/skiff-sh/skiff/node/logs"
 	"github.com/skiff-sh/skiff/node/runtime"
 )
 
@@ -123,6 +124,18 @@ func (r *reset) look(ctx context.Context) (err error) {
 	return err
 }
 
+// logs is where the logs of pods are.
+func (r *reset) logs() logs.Place { return logs.Place{DataDir: filepath.Join(r.dataDir, "node")} }
+
+// parents are the directories that the files are in.
+func parents(files []string) (out []string) {
+	for _, f := range files {
+		out = append(out, filepath.Dir(f))
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
 func (r *reset) close() {
 	if r.lock != nil {
 		r.lock.Unlock()
@@ -140,6 +153,9 @@ func (r *reset) describe(c *cli.Context, deleteData bool) {
 	}
 	if volumes, err := os.ReadDir(filepath.Join(r.dataDir, "storage")); err == nil && len(volumes) > 0 {
 		say("volumes of PersistentVolumes to delete, with what is in them: %d below %s", len(volumes), filepath.Join(r.dataDir, "storage"))
+	}
+	if folders := r.logs().Folders(); len(folders) > 0 {
+		say("logs of pods to delete outside of the data directory, and the links to them: %d folders in %s", len(folders), strings.Join(parents(folders), ", "))
 	}
 	say("data directory to DELETE: %s", r.dataDir)
 	if name := r.member(); name != "" {
@@ -202,6 +218,9 @@ func (r *reset) run(ctx context.Context, deleteData bool) error {
 			errs = append(errs, err)
 		}
 		if deleteData {
+			if err := r.logs().Clear(); err != nil { // what it has not removed is recorded in the data directory
+				return fmt.Errorf("logs of pods: %w", err)
+			}
 			if err := os.RemoveAll(r.dataDir); err != nil {
 				errs = append(errs, err)
 			}

@@ -142,7 +142,7 @@ func parseServer(c *cli.Context) (o serverOptions, err error) {
 }
 
 // podFlags are those of a host that runs pods.
-var podFlags = append([]string{"node-port", "node-label", "node-taint", "max-pods", "image-dir", "local-path-dir", staticPodPath, "seccomp-default", "allowed-unsafe-sysctls", "resolv-conf"}, flagNames(slices.Concat(reserveFlags(), houseFlags(), shutdownFlags()))...)
+var podFlags = append([]string{"node-port", "node-label", "node-taint", "max-pods", "image-dir", "local-path-dir", "pod-log-dir", staticPodPath, "seccomp-default", "allowed-unsafe-sysctls", "resolv-conf"}, flagNames(slices.Concat(reserveFlags(), houseFlags(), shutdownFlags()))...)
 
 func flagNames(flags []cli.Flag) (out []string) {
 	for _, f := range flags {

@@ -113,6 +113,9 @@ func (u *uninstallation) describe() {
 		data = "but not"
 	}
 	u.say("to remove as skiff reset does: pods, mounts, cgroups, links, rules, %s the data directory %s", data, u.dataDir)
+	if folders := (&reset{dataDir: u.dataDir}).logs().Folders(); len(folders) > 0 && !u.keepData {
+		u.say("logs of pods to remove, and the links to them: %d folders in %s", len(folders), strings.Join(parents(folders), ", "))
+	}
 	if name := (&reset{dataDir: u.dataDir}).member(); name != "" && !u.keepData {
 		u.say("the other servers keep this host as member %s, unless it has left: see skiff leave, or skiff member remove %s on a server", name, name)
 	}

@@ -148,7 +148,7 @@ func rotated(path string) []string {
 }
 
 // removeOld removes the logs of attempts before the previous one of the log at
-// path: nobody can ask for them.
+// path, and the links to them: nobody can ask for them.
 func removeOld(path string) error {
 	dir := filepath.Dir(path)
 	newest, ok := attemptOf(filepath.Base(path))
@@ -163,10 +163,15 @@ func removeOld(path string) error {
 		return fmt.Errorf("removing logs of earlier attempts: %w", err)
 	}
 	var errs []error
+	removed := false
 	for _, e := range entries {
 		if n, ok := attemptOf(e.Name()); ok && n < newest-1 {
+			removed = true
 			errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
 		}
+	}
+	if removed {
+		errs = append(errs, removeLinks(filepath.Dir(dir), true))
 	}
 	return errors.Join(errs...)
 }

@@ -165,7 +165,7 @@ func (m *Manager) sweep(pods []*v1.Pod, mounts map[string]bool) {
 	keep, logs := map[string]bool{}, map[string]bool{}
 	for _, p := range pods {
 		keep[string(p.UID)] = true
-		logs[filepath.Base(PodLogDir(m.cfg.LogDir, p))] = true
+		logs[logBase(p)] = true
 	}
 	m.keepStatics(keep, logs)
 	warn := func(what string, err error) {
@@ -188,11 +188,13 @@ func (m *Manager) sweep(pods []*v1.Pod, mounts map[string]bool) {
 			warn("files", os.RemoveAll(filepath.Join(root, name)))
 		}
 	}
-	for _, name := range dirNames(m.cfg.LogDir) {
+	own := m.logs.OwnDir()
+	for _, name := range dirNames(own) {
 		if !logs[name] && strings.Count(name, "_") == 2 {
-			warn("logs", os.RemoveAll(filepath.Join(m.cfg.LogDir, name)))
+			warn("logs", os.RemoveAll(filepath.Join(own, name)))
 		}
 	}
+	warn("logs", m.logs.Sweep(func(uid string) bool { return keep[uid] }))
 	warn("records of images", m.pulls.access.sweep(func(id string) bool { _, ok := m.cfg.Images.Get(id); return ok }))
 	keys, err := m.cfg.Images.Mounts()
 	warn("mounts", err)

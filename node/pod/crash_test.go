@@ -375,7 +375,7 @@ func (w *world) live(t *testing.T, g *gate, l life) (dead bool) {
 		addrs := len(w.network.addrs)
 		w.network.mu.Unlock()
 		_, files := os.Stat(filepath.Join(w.dir, "pods", string(p.UID)))
-		_, logs := os.Stat(PodLogDir(filepath.Join(w.dir, "logs"), p))
+		_, logs := os.Stat(filepath.Join(w.dir, "logs", logBase(p)))
 		return w.rt.box(string(p.UID)) == nil && len(mounts) == 0 && addrs == 0 && os.IsNotExist(files) && os.IsNotExist(logs)
 	})
 	return dead

@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -104,9 +106,9 @@ func (s *fakeSandbox) StartContainer(_ context.Context, c runtime.ContainerConfi
 	s.cfgs[c.ID] = c
 	s.log = append(s.log, "start "+c.Name)
 	s.ctrs = append(s.ctrs, runtime.ContainerStatus{ID: c.ID, Name: c.Name, Attempt: c.Attempt, State: runtime.Running,
-		StartedAt: time.Now(), CreatedAt: time.Now(), Annotations: c.Annotations})
+		StartedAt: time.Now(), CreatedAt: time.Now(), Annotations: c.Annotations, LogPath: c.LogPath})
 	s.mu.Unlock()
-	return nil
+	return os.WriteFile(c.LogPath, nil, 0o600)
 }
 
 func (s *fakeSandbox) Containers() []runtime.ContainerStatus {
@@ -391,6 +393,7 @@ type world struct {
 	net     Network // network, unless the test puts something in between
 	gate    *gate   // see crash_test.go
 	dir     string
+	logDir  string // in place of dir/logs
 	cancel  context.CancelFunc
 
 	mu    sync.Mutex
@@ -444,7 +447,7 @@ func (w *world) start(pods []*v1.Pod) {
 	w.m = NewManager(Config{NodeName: "n1", HostIPs: []string{"192.0.2.1"}, Client: w.client, Runtime: w.runtime, Images: w.store, Network: w.net,
 		Volumes: volume.New(volume.Config{Root: filepath.Join(w.dir, "pods"), MemRoot: filepath.Join(w.dir, "mem"), Objects: w.objects, Logger: slog.New(slog.DiscardHandler)}),
 		Objects: w.objects, Services: func(context.Context) ([]*v1.Service, error) { return nil, nil }, Node: func() *v1.Node { return w.node },
-		Recorder: w.events, DataDir: w.dir, LogDir: filepath.Join(w.dir, "logs"), ResolvConf: "/dev/null",
+		Recorder: w.events, DataDir: w.dir, LogDir: cmp.Or(w.logDir, filepath.Join(w.dir, "logs")), ResolvConf: "/dev/null",
 		DNS:            DNS{Server: netip.MustParseAddr("10.43.0.10"), Domain: "cluster.local"},
 		Allocatable:    v1.ResourceList{v1.ResourceCPU: resource.MustParse("2"), v1.ResourceMemory: resource.MustParse("4Gi"), v1.ResourcePods: resource.MustParse("10")},
 		MemoryCapacity: 4 << 30, Logger: slog.New(slog.DiscardHandler),

@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/skiff-sh/skiff/node/logs"
 	"github.com/skiff-sh/skiff/node/meter"
 	"github.com/skiff-sh/skiff/node/objects"
 	"github.com/skiff-sh/skiff/node/volume"
@@ -57,7 +58,7 @@ type Config struct {
 	Closing func() bool
 
 	DataDir    string // DataDir/pods/<uid> holds a pod's files
-	LogDir     string // LogDir/<namespace>_<name>_<uid>/<container>/<attempt>.log
+	LogDir     string // LogDir/<namespace>_<name>_<uid>/<container>/<attempt>.log, of pods that begin now
 	ResolvConf string // the host's
 	DNS        DNS
 
@@ -78,6 +79,7 @@ type Config struct {
 // Manager has one worker for each pod bound to this node.
 type Manager struct {
 	cfg    Config
+	logs   logs.Place
 	writes chan struct{} // bounds status writes under way
 	pulls  *pulls
 	grants *grants
@@ -101,7 +103,7 @@ func NewManager(cfg Config) *Manager {
 	if cfg.save == nil {
 		cfg.save = (*allocation).write
 	}
-	m := &Manager{cfg: cfg, writes: make(chan struct{}, 16), pulls: newPulls(cfg),
+	m := &Manager{cfg: cfg, logs: logs.Place{Dir: cfg.LogDir, DataDir: cfg.DataDir}, writes: make(chan struct{}, 16), pulls: newPulls(cfg),
 		workers: map[types.UID]*worker{}, again: map[types.UID]*v1.Pod{}, missing: map[types.UID]*time.Timer{}, adopted: map[string]Sandbox{}}
 	m.grants = &grants{m: m, pods: map[types.UID]*grant{}}
 	return m
@@ -317,7 +319,10 @@ func (m *Manager) podDir(uid types.UID) string {
 	return filepath.Join(m.cfg.DataDir, "pods", string(uid))
 }
 
-// PodLogDir is where the logs of a pod's containers are.
-func PodLogDir(logDir string, p *v1.Pod) string {
-	return filepath.Join(logDir, p.Namespace+"_"+p.Name+"_"+string(p.UID))
+// logFolder is where the logs of a pod's containers are.
+func (m *Manager) logFolder(p *v1.Pod) string {
+	return m.logs.Folder(p.Namespace, p.Name, string(p.UID))
 }
+
+// logBase is the name of that folder.
+func logBase(p *v1.Pod) string { return logs.Base(p.Namespace, p.Name, string(p.UID)) }

@@ -339,7 +339,7 @@ func (w *worker) deleteObject(ctx context.Context, alarm *time.Time) {
 }
 
 func (w *worker) removeFiles() {
-	if err := os.RemoveAll(PodLogDir(w.m.cfg.LogDir, w.pod)); err != nil {
+	if err := w.m.logs.Remove(w.pod.Namespace, w.pod.Name, string(w.uid)); err != nil {
 		w.log.Warn("removing a pod's logs", "err", err)
 	}
 }

@@ -212,7 +212,7 @@ func (w *worker) sandboxConfig() runtime.SandboxConfig {
 		HostNetwork: p.Spec.HostNetwork, HostPID: p.Spec.HostPID, HostIPC: p.Spec.HostIPC,
 		ShareProcessNamespace: p.Spec.ShareProcessNamespace != nil && *p.Spec.ShareProcessNamespace,
 		Resources:             podResources(p, w.m.cfg.PidsPerPod),
-		LogDir:                PodLogDir(w.m.cfg.LogDir, p),
+		LogDir:                w.logDir,
 		Annotations:           map[string]string{noteResources: resourcesNote(p.Spec.Resources)},
 	}
 	if d, yes := w.guarded(); yes {

@@ -58,7 +58,7 @@ func (w *worker) containerConfig(ctx context.Context, c *container, img *image.I
 	if w.vols != nil {
 		cfg.User.SupplementalGroups = append(cfg.User.SupplementalGroups, w.vols.Groups()...)
 	}
-	if err := os.MkdirAll(filepath.Dir(cfg.LogPath), 0o755); err != nil {
+	if err := errors.Join(w.m.logs.Make(w.logDir, string(w.uid)), os.MkdirAll(filepath.Dir(cfg.LogPath), 0o755)); err != nil {
 		return cfg, closeFiles, fmt.Errorf("making the log's directory: %w", err)
 	}
 	cfg.Mounts, files, err = w.mounts(c, id, lookup)

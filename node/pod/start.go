@@ -12,6 +12,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/skiff-sh/skiff/node/image"
+	"github.com/skiff-sh/skiff/node/logs"
 	"github.com/skiff-sh/skiff/node/meter"
 	"github.com/skiff-sh/skiff/node/runtime"
 )
@@ -233,6 +234,7 @@ func (w *worker) launch(ctx context.Context, c *container) bool {
 		w.poke()
 		return true
 	}
+	w.linkLog(c, id, cfg.LogPath)
 	w.m.cfg.Meter.Started(c.kind(), "")
 	w.event(c, v1.EventTypeNormal, "Started", "Container started")
 	if c.ended != nil {
@@ -286,6 +288,13 @@ func (w *worker) terminationFile(c *container, id string) string {
 	return filepath.Join(w.m.podDir(w.uid), "containers", c.spec.Name, id)
 }
 
+// linkLog shows log collectors the log of an attempt.
+func (w *worker) linkLog(c *container, id, path string) {
+	if err := logs.Link(w.logDir, w.pod.Name, w.pod.Namespace, c.spec.Name, id, path); err != nil {
+		w.log.Warn("a log collector will not find the container's log", "container", c.spec.Name, "err", err)
+	}
+}
+
 func (w *worker) logPath(c *container, attempt uint32) string {
-	return filepath.Join(PodLogDir(w.m.cfg.LogDir, w.pod), c.logName(attempt))
+	return filepath.Join(w.logDir, c.logName(attempt))
 }

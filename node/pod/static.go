@@ -3,7 +3,6 @@ package pod
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -177,7 +176,7 @@ func (m *Manager) leftover(key string) bool {
 func (m *Manager) keepStatics(files, logs map[string]bool) {
 	for _, p := range m.StaticPods() {
 		files[string(p.UID)] = true
-		logs[filepath.Base(PodLogDir(m.cfg.LogDir, p))] = true
+		logs[logBase(p)] = true
 	}
 }
 

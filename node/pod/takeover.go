@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -30,6 +31,9 @@ func (w *worker) takeSandbox() {
 			}
 		}
 		if c.cur != nil {
+			if strings.HasPrefix(c.cur.LogPath, w.logDir+"/") && !c.cur.StartedAt.IsZero() { // skiff may have ended before it made the link
+				w.linkLog(c, c.cur.ID, c.cur.LogPath)
+			}
 			w.resume(c)
 		} else if c.ended != nil && sb.Alive() && w.beginsAnew(c) {
 			c.last, c.ended = c.ended, nil

@@ -61,6 +61,7 @@ type worker struct {
 	ctrs      []*container
 	imageVols map[string]*imageVolume // by the volume's name
 	release   func()                  // of held objects
+	logDir    string                  // the folder of the pod's logs
 	attempts  uint32                  // sandboxes made
 	unsure    []string                // containers whose start was interrupted
 	rejected  bool                    // by admission: no container ever ran
@@ -96,6 +97,7 @@ func newWorker(m *Manager, p *v1.Pod) *worker {
 		w.start = p.Status.StartTime.Time
 	}
 	w.ctrs = newContainers(p)
+	w.logDir = m.logFolder(p)
 	return w
 }
 

@@ -6,6 +6,7 @@ package stats
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -244,7 +245,7 @@ func (s Source) podStats(m measured, at metav1.Time, brief bool, rate func(strin
 				disk, inodes = disk+uint64(used), inodes+uint64(n)
 			}
 			if used, n, err := logUsage(c.LogPath); err == nil {
-				cs.Logs = within(s.DataDir, used, n, at)
+				cs.Logs = within(filepath.Dir(c.LogPath), used, n, at)
 				disk, inodes = disk+uint64(used), inodes+uint64(n)
 			}
 		}
