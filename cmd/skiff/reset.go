@@ -158,6 +158,9 @@ func (r *reset) describe(c *cli.Context, deleteData bool) {
 		say("logs of pods to delete outside of the data directory, and the links to them: %d folders in %s", len(folders), strings.Join(parents(folders), ", "))
 	}
 	say("data directory to DELETE: %s", r.dataDir)
+	if dir, err := realDir(r.dataDir); err == nil && dir != r.dataDir {
+		say("a link leads from there: what is in %s is deleted", dir)
+	}
 	if name := r.member(); name != "" {
 		say("the other servers keep this host as member %s, unless it has left: see skiff leave, or skiff member remove %s on a server", name, name)
 	}
@@ -221,7 +224,7 @@ func (r *reset) run(ctx context.Context, deleteData bool) error {
 			if err := r.logs().Clear(); err != nil { // what it has not removed is recorded in the data directory
 				return fmt.Errorf("logs of pods: %w", err)
 			}
-			if err := os.RemoveAll(r.dataDir); err != nil {
+			if err := r.deleteData(); err != nil {
 				errs = append(errs, err)
 			}
 		}
@@ -229,11 +232,27 @@ func (r *reset) run(ctx context.Context, deleteData bool) error {
 	return errors.Join(errs...)
 }
 
+// deleteData deletes the data directory, and a link to it.
+func (r *reset) deleteData() error {
+	dir, err := realDir(r.dataDir)
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(r.dataDir)
+}
+
 // findMounts lists the instance's mount points, the innermost first, and last
 // the state directory where it is one itself, see makeStateDir. The data
 // directory may be one too, but then it is not ours.
 func (r *reset) findMounts() ([]string, error) {
-	mounts, err := mountsBelow(r.dataDir, r.stateDir)
+	dataDir, err := realDir(r.dataDir)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := mountsBelow(dataDir, r.stateDir)
 	if err != nil {
 		return nil, err
 	}
@@ -247,7 +266,21 @@ func (r *reset) findMounts() ([]string, error) {
 	return mounts, nil
 }
 
-// mountsBelow lists mount points below the folders, the innermost first.
+// realDir is where a data directory is that links may lead to: the kernel knows
+// mounts by that. One that does not exist is where it would be.
+func realDir(dataDir string) (string, error) {
+	dir, err := filepath.EvalSymlinks(dataDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return dataDir, nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("data directory: %w", err)
+	}
+	return dir, nil
+}
+
+// mountsBelow lists mount points below the folders, the innermost first. No link
+// may be in their paths.
 func mountsBelow(dirs ...string) ([]string, error) {
 	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
 		for _, d := range dirs {
