@@ -68,7 +68,7 @@ race: shim
 
 # slow tests with real processes, containers and kubectl; needs root
 integration: deps build
-	go test $(GOTESTFLAGS) -tags integration -timeout 40m -count 1 -p 1 ./cmd/test/host ./cmd/test/integration/... ./cluster/consensus/... ./cluster/clustertest/... ./cmd/test/fleet/...
+	go test $(GOTESTFLAGS) -tags integration -timeout 90m -count 1 -p 1 ./cmd/test/host ./cmd/test/integration/... ./cluster/consensus/... ./cluster/clustertest/... ./cmd/test/fleet/...
 	go test $(GOTESTFLAGS) -tags integration -timeout 10m -count 1 -run Epoch ./cluster
 	go test $(GOTESTFLAGS) -tags integration -timeout 10m -count 1 -run EveryDamaged ./cmd/skiff
 

@@ -233,12 +233,13 @@ func (p place) removeCgroups(node string) error {
 
 func removeCgroup(dir string) error {
 	// The kernel may need a moment after the last process ended.
-	for wait := time.Millisecond; ; wait *= 2 {
+	deadline := time.Now().Add(kernelPatience)
+	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
 		err := unix.Rmdir(dir)
 		if err == nil || errors.Is(err, unix.ENOENT) {
 			return nil
 		}
-		if !errors.Is(err, unix.EBUSY) || wait > time.Second {
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
 			return fmt.Errorf("remove cgroup %s: %w", dir, err)
 		}
 		time.Sleep(wait)

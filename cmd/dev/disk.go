@@ -122,9 +122,14 @@ func attachedTo(dir string) ([]string, error) {
 	return out, nil
 }
 
+// kernelPatience is how long the kernel may need to let go of what nobody uses any
+// more: it writes out first what is in memory, to a disk that may be slow.
+const kernelPatience = time.Minute
+
 // detachAll waits until no device uses a file below dir, and helps.
 func detachAll(dir string) error {
-	for wait := 5 * time.Millisecond; ; wait *= 2 {
+	deadline := time.Now().Add(kernelPatience)
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		devices, err := attachedTo(dir)
 		if err != nil || len(devices) == 0 {
 			return err
@@ -138,7 +143,7 @@ func detachAll(dir string) error {
 			_ = unix.IoctlSetInt(int(d.Fd()), unix.LOOP_CLR_FD, 0)
 			d.Close()
 		}
-		if wait > 2*time.Second {
+		if time.Now().After(deadline) {
 			return fmt.Errorf("%s still use files below %s: something has them mounted", strings.Join(devices, ", "), dir)
 		}
 		time.Sleep(wait)

@@ -21,13 +21,16 @@ import (
 	"github.com/skiff-sh/skiff/cluster/membership"
 )
 
+// startLimit is how long a step of the start may take on a slow machine.
+const startLimit = 5 * time.Minute
+
 // awaitAPI returns when the server answers its readiness check.
 func (p place) awaitAPI(ctx context.Context, n nodeState) error {
 	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, // only to see whether it is up
 	}}
-	for deadline := time.Now().Add(time.Minute); ; {
+	for deadline := time.Now().Add(startLimit); ; {
 		resp, err := client.Get("https://" + n.Addr.String() + ":6443/readyz")
 		if err == nil {
 			resp.Body.Close()
@@ -164,10 +167,10 @@ func (c *Cluster) awaitAll(ctx context.Context, s *state) error {
 			names = append(names, n.Name)
 		}
 	}
-	if err := c.AwaitReady(ctx, 2*time.Minute, names...); err != nil {
+	if err := c.AwaitReady(ctx, startLimit, names...); err != nil {
 		return err
 	}
-	return c.AwaitVoters(ctx, time.Minute)
+	return c.AwaitVoters(ctx, startLimit)
 }
 
 // AwaitVoters returns when every server and witness votes.

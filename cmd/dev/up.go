@@ -186,7 +186,7 @@ func (c *Cluster) token(ctx context.Context, s *state, n nodeState) (token strin
 		role = Agent
 	}
 	last := errors.New("no server runs")
-	for deadline := time.Now().Add(time.Minute); ; {
+	for deadline := time.Now().Add(startLimit); ; {
 		for _, o := range s.Nodes {
 			if proc, err := c.p.skiff(o.Name); o.Role == Agent || o.Name == n.Name || err != nil || !proc.runs() {
 				continue

@@ -81,7 +81,7 @@ func (f *fleet) churnAndCompare(ctx context.Context) (err error) {
 	if err := f.churn(ctx, f.Warm); err != nil {
 		return err
 	}
-	if err := f.dropEvents(ctx); err != nil {
+	if err := f.await(ctx, settleLimit, "no events", func() error { return f.dropEvents(ctx) }); err != nil {
 		return err
 	}
 	if f.report.Before, err = settled(time.Minute); err != nil {
@@ -108,7 +108,7 @@ func (f *fleet) churnAndCompare(ctx context.Context) (err error) {
 	if err := f.outage(ctx); err != nil {
 		return err
 	}
-	if err := f.dropEvents(ctx); err != nil {
+	if err := f.await(ctx, settleLimit, "no events", func() error { return f.dropEvents(ctx) }); err != nil {
 		return err
 	}
 	f.Say("churn of %s: %d scalings, %d pods deleted, %d agents stopped, %d machines lost, %d leaders stopped, %d pods started; %.0f writes/s",
@@ -190,7 +190,11 @@ func (f *fleet) slack(revision int64) uint64 {
 }
 
 func (f *fleet) revision(ctx context.Context) (int64, error) {
-	list, err := f.client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+	var list *v1.NamespaceList
+	err := f.await(ctx, settleLimit, "the revision", func() (err error) {
+		list, err = f.client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+		return err
+	})
 	if err != nil {
 		return 0, err
 	}

@@ -96,7 +96,7 @@ func (h *Host) connect() error {
 // awaitPath returns when packets get through. The kernel drops the first ones
 // on a new link now and then, and tries again only after a second.
 func (h *Host) awaitPath() error {
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		c, err := net.DialTimeout("tcp", net.JoinHostPort(h.Addr, "1"), 100*time.Millisecond)
 		if err == nil {
 			return c.Close()

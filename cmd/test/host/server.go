@@ -96,10 +96,14 @@ func (s *Server) WaitAPI(ctx context.Context) (time.Duration, error) {
 
 // WaitNode waits until the server's own Node is Ready.
 func (s *Server) WaitNode(ctx context.Context) error {
-	_, err := s.Kubectl(ctx, "wait", "--for=condition=Ready", "node/"+s.Host.Name, "--timeout=60s")
+	wait := func() error {
+		_, err := s.Kubectl(ctx, "wait", "--for=condition=Ready", "node/"+s.Host.Name, "--timeout=240s")
+		return err
+	}
+	err := wait()
 	for err != nil && strings.Contains(err.Error(), "not found") && ctx.Err() == nil {
 		time.Sleep(20 * time.Millisecond)
-		_, err = s.Kubectl(ctx, "wait", "--for=condition=Ready", "node/"+s.Host.Name, "--timeout=60s")
+		err = wait()
 	}
 	return err
 }

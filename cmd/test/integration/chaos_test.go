@@ -99,7 +99,7 @@ type chaos struct {
 
 // insist repeats a request until the server has answered it.
 func (c *chaos) insist(what string, fn func(ctx context.Context) error, fine ...func(error) bool) error {
-	for deadline := time.Now().Add(30 * time.Second); ; {
+	for deadline := time.Now().Add(5 * time.Minute); ; { // a slow server is killed before it answers
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 		err := fn(ctx)
 		cancel()
@@ -241,8 +241,8 @@ func TestChaos(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.apply(t, chaosSetup)
-	c.kubectl(t, "rollout", "status", "deployment/steady", "--timeout=30s")
-	c.kubectl(t, "wait", "--for=condition=Ready", "pod/reader", "--timeout=30s")
+	c.kubectl(t, "rollout", "status", "deployment/steady", "--timeout=240s")
+	c.kubectl(t, "wait", "--for=condition=Ready", "pod/reader", "--timeout=240s")
 	const ids = `jsonpath={range .items[*]}{.metadata.uid} {.status.podIP} {.status.containerStatuses[0].containerID}{"\n"}{end}`
 	undisturbed := c.kubectl(t, "get", "pods", "-l", "app=steady", "-o", ids)
 	steady := startLoad("http://"+c.Host.Addr+":30083/", 1)
@@ -291,9 +291,10 @@ func TestChaos(t *testing.T) {
 		t.Errorf("pods that nobody touched, before:\n%s\nand after:\n%s", undisturbed, now)
 	}
 	for _, port := range []string{":30083/", ":30084/"} {
-		if _, err := visit("http://" + c.Host.Addr + port); err != nil {
-			t.Error(err)
-		}
+		eventually(t, 10*time.Second, func() error { // its program may be starting
+			_, err := visit("http://" + c.Host.Addr + port)
+			return err
+		})
 	}
 	eventually(t, 10*time.Second, func() error {
 		out, err := c.try("", "exec", "reader", "--", "cat", "/v/n")
@@ -306,7 +307,7 @@ func TestChaos(t *testing.T) {
 
 // converged says what is not yet as was asked for, and lists the pods.
 func (c *chaos) converged() ([]v1.Pod, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	maps, err := c.api.CoreV1().ConfigMaps("default").List(ctx, metav1.ListOptions{})
 	if err != nil {

@@ -73,7 +73,7 @@ func (c *devCluster) cutOff(t *testing.T, server, name string) {
 func TestClusterStatefulSetOnce(t *testing.T) {
 	c := newCluster(t, dev.Config{Servers: 3, Agents: 2})
 	c.apply(t, onlyOnce)
-	c.kubectl(t, "rollout", "status", "statefulset/only", "--timeout=60s")
+	c.kubectl(t, "rollout", "status", "statefulset/only", "--timeout=240s")
 	watch := watchProcesses(c, onlyOnceMark)
 	defer watch.end()
 	for round := range atLength(1, 4) {

@@ -67,7 +67,7 @@ func newCluster(t *testing.T, cfg dev.Config) *devCluster {
 				}
 			}
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*slower*time.Minute)
 		defer cancel()
 		if _, err := dev.Down(ctx, dir); err != nil {
 			t.Errorf("clean up: %v", err)
@@ -88,11 +88,12 @@ func newCluster(t *testing.T, cfg dev.Config) *devCluster {
 		}
 	}
 	c.apply(t, steadyPods)
-	c.kubectl(t, "rollout", "status", "daemonset/steady", "--timeout=60s")
-	c.kubectl(t, "rollout", "status", "deployment/spread", "--timeout=60s")
-	if c.steady, err = c.snapshot(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	c.kubectl(t, "rollout", "status", "daemonset/steady", "--timeout=240s")
+	c.kubectl(t, "rollout", "status", "deployment/spread", "--timeout=240s")
+	eventually(t, 30*time.Second, func() (err error) {
+		c.steady, err = c.snapshot(t.Context())
+		return err
+	})
 	t.Logf("%d nodes, up with %d pods after %v", len(st.Nodes), len(c.steady), time.Since(began).Round(100*time.Millisecond))
 	return c
 }
@@ -258,12 +259,12 @@ func (c *devCluster) healthy(t *testing.T) {
 			names = append(names, n.Name)
 		}
 	}
-	must(t, c.AwaitVoters(t.Context(), time.Minute))
-	must(t, c.AwaitReady(t.Context(), time.Minute, names...))
+	must(t, c.AwaitVoters(t.Context(), slower*time.Minute))
+	must(t, c.AwaitReady(t.Context(), slower*time.Minute, names...))
 }
 
 func (c *devCluster) try(stdin string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	path, err := c.Kubeconfig(ctx)
 	if err != nil {
@@ -329,7 +330,7 @@ func (c *devCluster) lost(ctx context.Context) ([]string, error) {
 func (c *devCluster) nodes(ctx context.Context) ([]v1.Node, error) {
 	err := errors.New("no servers")
 	for _, s := range c.clients {
-		try, cancel := context.WithTimeout(ctx, 3*time.Second)
+		try, cancel := context.WithTimeout(ctx, 10*time.Second)
 		var list *v1.NodeList
 		list, err = s.CoreV1().Nodes().List(try, metav1.ListOptions{})
 		cancel()

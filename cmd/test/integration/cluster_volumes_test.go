@@ -54,7 +54,7 @@ func TestLocalPathVolumes(t *testing.T) {
 		eventually(t, 30*time.Second, func() error { return wants(c.kubectl(t, "describe", what), part) })
 	}
 	c.apply(t, keeper)
-	c.kubectl(t, "rollout", "status", "statefulset/keeper", "--timeout=60s")
+	c.kubectl(t, "rollout", "status", "statefulset/keeper", "--timeout=240s")
 	if n := len(folders()); n != 2 {
 		t.Fatalf("%d folders of volumes on the node", n)
 	}
@@ -65,10 +65,14 @@ func TestLocalPathVolumes(t *testing.T) {
 		c.start(t, "agent-1")
 		c.healthy(t)
 		c.kubectl(t, "delete", "pod", "keeper-0")
-		c.kubectl(t, "rollout", "status", "statefulset/keeper", "--timeout=60s")
-		if got := c.kubectl(t, "exec", "keeper-0", "--", "cat", "/data/log"); got != "start\nstart\n" {
-			t.Errorf("the volume has %q after the second start", got)
-		}
+		c.kubectl(t, "rollout", "status", "statefulset/keeper", "--timeout=240s")
+		eventually(t, 30*time.Second, func() error { // the set's status may be that of before
+			got, err := c.try("", "exec", "keeper-0", "--", "cat", "/data/log")
+			if err == nil && got != "start\nstart\n" {
+				err = fmt.Errorf("the volume has %q after the second start", got)
+			}
+			return err
+		})
 	})
 
 	t.Run("refused", func(t *testing.T) {
@@ -91,7 +95,7 @@ func TestLocalPathVolumes(t *testing.T) {
 
 	t.Run("a claim in use stays", func(t *testing.T) {
 		c.apply(t, claimAndPod("used", "ReadWriteOncePod", "1Mi"))
-		c.kubectl(t, "wait", "--for=condition=Ready", "pod/used", "--timeout=30s")
+		c.kubectl(t, "wait", "--for=condition=Ready", "pod/used", "--timeout=240s")
 		c.apply(t, podWith("second", "used"))
 		said("pod/second", "ReadWriteOncePod access mode already in-use by another pod")
 		c.kubectl(t, "delete", "pvc", "used", "--wait=false")
@@ -99,12 +103,12 @@ func TestLocalPathVolumes(t *testing.T) {
 			t.Errorf("claim: %s", got)
 		}
 		c.kubectl(t, "delete", "pod", "second", "used")
-		c.kubectl(t, "wait", "--for=delete", "pvc/used", "--timeout=30s")
+		c.kubectl(t, "wait", "--for=delete", "pvc/used", "--timeout=240s")
 	})
 
 	t.Run("scaled down", func(t *testing.T) {
 		c.kubectl(t, "scale", "statefulset/keeper", "--replicas=1")
-		c.kubectl(t, "wait", "--for=delete", "pvc/data-keeper-1", "--timeout=60s")
+		c.kubectl(t, "wait", "--for=delete", "pvc/data-keeper-1", "--timeout=240s")
 		eventually(t, 30*time.Second, func() error {
 			if n := len(folders()); n != 1 {
 				return fmt.Errorf("%d folders: %v", n, folders())

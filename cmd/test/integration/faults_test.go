@@ -42,7 +42,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.kubectl(t, "create", "deployment", "hello", "--image=skiff.local/hello:v1")
-	s.kubectl(t, "rollout", "status", "deployment/hello", "--timeout=60s")
+	s.kubectl(t, "rollout", "status", "deployment/hello", "--timeout=240s")
 	s.kubectl(t, "create", "configmap", "acknowledged", "--from-literal=a=b")
 
 	ballast := filepath.Join(disk, "ballast")
@@ -64,9 +64,7 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("read on a full disk gave %q", got)
 	}
 	pod := s.kubectl(t, "get", "pods", "-o", "jsonpath={.items[0].metadata.name}")
-	if err := wants(s.kubectl(t, "logs", pod), "listens"); err != nil {
-		t.Error(err)
-	}
+	eventually(t, 10*time.Second, func() error { return wants(s.kubectl(t, "logs", pod), "listens") })
 	select {
 	case <-s.Exited():
 		t.Fatal("the server ended")
@@ -128,7 +126,7 @@ func TestDamagedLog(t *testing.T) {
 	}
 	select {
 	case <-s.Exited():
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("the server runs on a damaged log")
 	}
 	last := s.log.tail(3)

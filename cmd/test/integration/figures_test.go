@@ -43,29 +43,42 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: figures}
 subjects: [{kind: ServiceAccount, name: prometheus, namespace: figures}]
 `)
 	t.Cleanup(func() { s.kubectl(t, "delete", "clusterrole/figures", "clusterrolebinding/figures") })
-	s.kubectl(t, "-n", "figures", "wait", "--for=condition=Ready", "pod/busy", "--timeout=60s")
+	s.kubectl(t, "-n", "figures", "wait", "--for=condition=Ready", "pod/busy", "--timeout=240s")
 
 	t.Run("top", func(t *testing.T) {
-		out := s.kubectl(t, "-n", "figures", "top", "pod", "-l", "app=busy", "--containers", "--no-headers")
-		cpus := map[string]int{}
-		for line := range strings.Lines(out) {
-			var pod, name string
-			var milli int
-			if _, err := fmt.Sscanf(line, "%s %s %dm", &pod, &name, &milli); err != nil {
-				t.Fatalf("%q: %v", line, err)
+		ask := func() (map[string]int, string) {
+			out := s.kubectl(t, "-n", "figures", "top", "pod", "-l", "app=busy", "--containers", "--no-headers")
+			cpus := map[string]int{}
+			for line := range strings.Lines(out) {
+				var pod, name string
+				var milli int
+				if _, err := fmt.Sscanf(line, "%s %s %dm", &pod, &name, &milli); err != nil {
+					t.Fatalf("%q: %v", line, err)
+				}
+				cpus[name] = milli
 			}
-			cpus[name] = milli
+			return cpus, out
 		}
 		// On a busy machine it gets less than its limit.
-		if len(cpus) != 2 || cpus["spins"] < 10 || cpus["spins"] > 260 || cpus["sleeps"] > 20 {
+		if cpus, out := ask(); len(cpus) != 2 || cpus["spins"] < 10 {
 			t.Errorf("CPUs %v in\n%s", cpus, out)
 		}
+		// There the first second may also have been longer than was thought.
+		eventually(t, 10*time.Second, func() error {
+			if cpus, out := ask(); cpus["spins"] < 10 || cpus["spins"] > 260 || cpus["sleeps"] > 20 {
+				return fmt.Errorf("CPUs %v in\n%s", cpus, out)
+			}
+			return nil
+		})
 		if err := wants(s.kubectl(t, "top", "node"), "%"); err != nil {
 			t.Error(err)
 		}
-		if got := s.jsonpath(t, "figures", "apiservice/v1beta1.metrics.k8s.io", "{.status.conditions[0].status}"); got != "True" {
-			t.Errorf("APIService: %q", got)
-		}
+		eventually(t, 10*time.Second, func() error {
+			if got := s.jsonpath(t, "figures", "apiservice/v1beta1.metrics.k8s.io", "{.status.conditions[0].status}"); got != "True" {
+				return fmt.Errorf("APIService: %q", got)
+			}
+			return nil
+		})
 	})
 
 	t.Run("Prometheus", func(t *testing.T) {
@@ -93,32 +106,34 @@ subjects: [{kind: ServiceAccount, name: prometheus, namespace: figures}]
 			{"/metrics", "", 401, "Unauthorized"},
 			{"/metrics", "made-up", 401, "Unauthorized"},
 		} {
-			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+address+":10250"+tc.path, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if tc.token != "" {
-				req.Header.Set("Authorization", "Bearer "+tc.token)
-			}
-			resp, err := client.Do(req)
-			if err != nil {
-				t.Fatal(err)
-			}
-			body, err := io.ReadAll(resp.Body)
-			resp.Body.Close()
-			if err != nil || resp.StatusCode != tc.code || !strings.Contains(string(body), tc.want) {
-				t.Errorf("%s: %s, %v, no %q in %.300q", tc.path, resp.Status, err, tc.want, body)
-			}
+			eventually(t, 10*time.Second, func() error {
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+address+":10250"+tc.path, nil)
+				if err != nil {
+					return err
+				}
+				if tc.token != "" {
+					req.Header.Set("Authorization", "Bearer "+tc.token)
+				}
+				resp, err := client.Do(req)
+				if err != nil {
+					return err
+				}
+				body, err := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if err != nil || resp.StatusCode != tc.code || !strings.Contains(string(body), tc.want) {
+					return fmt.Errorf("%s: %s, %v, no %q in %.300q", tc.path, resp.Status, err, tc.want, body)
+				}
+				return nil
+			})
 		}
 	})
 
 	t.Run("summary", func(t *testing.T) {
 		node := s.jsonpath(t, "figures", "pod/busy", "{.spec.nodeName}")
-		out := s.kubectl(t, "get", "--raw", "/api/v1/nodes/"+node+"/proxy/stats/summary")
 		for _, part := range []string{`"name":"busy","namespace":"figures"`, `"usageNanoCores"`, `"rxBytes"`, `"ephemeral-storage"`, `"name":"pods"`, `"rlimit"`} {
-			if err := wants(out, part); err != nil {
-				t.Error(err)
-			}
+			eventually(t, 10*time.Second, func() error {
+				return wants(s.kubectl(t, "get", "--raw", "/api/v1/nodes/"+node+"/proxy/stats/summary"), part)
+			})
 		}
 	})
 }
@@ -169,9 +184,9 @@ spec:
 			t.Errorf("%s: seccomp mode %q, want %s", container, got, mode)
 		}
 	}
-	if err := wants(s.jsonpath(t, "security", "pod/profile", "{.status.containerStatuses[0].state.waiting.message}"), `cannot load seccomp profile "none.json"`); err != nil {
-		t.Error(err)
-	}
+	eventually(t, time.Minute, func() error {
+		return wants(s.jsonpath(t, "security", "pod/profile", "{.status.containerStatuses[0].state.waiting.message}"), `cannot load seccomp profile "none.json"`)
+	})
 	if err := wants(s.kubectl(t, "-n", "security", "get", "pod", "sysctl"), "SysctlForbidden"); err != nil {
 		t.Error(err)
 	}

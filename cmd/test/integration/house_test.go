@@ -37,9 +37,7 @@ func TestClusterHousekeeping(t *testing.T) {
 		} {
 			evicted(t, client, name, want)
 		}
-		if p := getPod(t, client, "modest"); p.Status.Phase != v1.PodRunning {
-			t.Errorf("a pod within its limits is %s: %s", p.Status.Phase, p.Status.Message)
-		}
+		running(t, client, "modest")
 	})
 
 	t.Run("log under load", func(t *testing.T) {
@@ -47,7 +45,7 @@ func TestClusterHousekeeping(t *testing.T) {
 		c.apply(t, greedy("talker", "agent-1", fmt.Sprintf(
 			"sleep 2; i=0; while [ $i -lt %d ]; do i=$((i+1)); echo line $i of a log that is read while it is written; [ $((i %% 100)) = 0 ] && sleep 0.015; done", lines), "emptyDir: {}", ""))
 		running(t, client, "talker")
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*slower*time.Minute)
 		defer cancel()
 		stream, err := client.CoreV1().Pods("default").GetLogs("talker", &v1.PodLogOptions{Follow: true}).Stream(ctx)
 		must(t, err)
@@ -82,13 +80,20 @@ func TestClusterHousekeeping(t *testing.T) {
 	t.Run("fork bomb", func(t *testing.T) {
 		c.apply(t, greedy("bomb", "agent-1", "while true; do sleep 1000 & done 2>/dev/null", "emptyDir: {}", ""))
 		eventually(t, time.Minute, func() error {
-			if p := getPod(t, client, "bomb"); len(p.Status.ContainerStatuses) == 0 || p.Status.ContainerStatuses[0].RestartCount == 0 {
+			p, err := getPod(t, client, "bomb")
+			if err != nil {
+				return err
+			}
+			if len(p.Status.ContainerStatuses) == 0 || p.Status.ContainerStatuses[0].RestartCount == 0 {
 				return fmt.Errorf("the bomb has not met its limit: %s", p.Status.Phase)
 			}
 			return nil
 		})
-		c.kubectl(t, "exec", "modest", "--", "true") // the node is not short of anything
-		c.kubectl(t, "delete", "pod", "bomb", "--timeout=60s")
+		eventually(t, 20*time.Second, func() error { // the node is not short of anything
+			_, err := c.try("", "exec", "modest", "--", "true")
+			return err
+		})
+		c.kubectl(t, "delete", "pod", "bomb", "--timeout=240s")
 	})
 
 	t.Run("full disk", func(t *testing.T) {
@@ -99,8 +104,7 @@ func TestClusterHousekeeping(t *testing.T) {
 			eventually(t, time.Minute, func() error { return pressed(t, client, node, v1.ConditionFalse) })
 			running(t, client, "modest")
 		}
-		_, err := client.CoreV1().ConfigMaps("default").Create(t.Context(), &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "after"}}, metav1.CreateOptions{})
-		must(t, err)
+		c.firstWrite(t, "server-1", "after")
 	})
 	c.undisturbed(t)
 }
@@ -129,17 +133,19 @@ spec:
 `, name, node, command+"; sleep 1000", resources, volume)
 }
 
-func getPod(t *testing.T, client kubernetes.Interface, name string) *v1.Pod {
-	t.Helper()
-	p, err := client.CoreV1().Pods("default").Get(t.Context(), name, metav1.GetOptions{})
-	must(t, err)
-	return p
+// getPod fails now and then while a server's disk is full.
+func getPod(t *testing.T, client kubernetes.Interface, name string) (*v1.Pod, error) {
+	return client.CoreV1().Pods("default").Get(t.Context(), name, metav1.GetOptions{})
 }
 
 func running(t *testing.T, client kubernetes.Interface, name string) {
 	t.Helper()
 	eventually(t, time.Minute, func() error {
-		if p := getPod(t, client, name); p.Status.Phase != v1.PodRunning {
+		p, err := getPod(t, client, name)
+		if err != nil {
+			return err
+		}
+		if p.Status.Phase != v1.PodRunning {
 			return fmt.Errorf("%s is %s: %s", name, p.Status.Phase, p.Status.Message)
 		}
 		return nil
@@ -149,7 +155,11 @@ func running(t *testing.T, client kubernetes.Interface, name string) {
 func evicted(t *testing.T, client kubernetes.Interface, name, message string) {
 	t.Helper()
 	eventually(t, 2*time.Minute, func() error {
-		if p := getPod(t, client, name); p.Status.Phase != v1.PodFailed || p.Status.Reason != "Evicted" || !strings.HasPrefix(p.Status.Message, message) {
+		p, err := getPod(t, client, name)
+		if err != nil {
+			return err
+		}
+		if p.Status.Phase != v1.PodFailed || p.Status.Reason != "Evicted" || !strings.HasPrefix(p.Status.Message, message) {
 			return fmt.Errorf("%s is %s %s %q, want it evicted: %q", name, p.Status.Phase, p.Status.Reason, p.Status.Message, message)
 		}
 		return nil
@@ -160,7 +170,9 @@ func evicted(t *testing.T, client kubernetes.Interface, name, message string) {
 func pressed(t *testing.T, client kubernetes.Interface, node string, want v1.ConditionStatus) error {
 	t.Helper()
 	n, err := client.CoreV1().Nodes().Get(t.Context(), node, metav1.GetOptions{})
-	must(t, err)
+	if err != nil {
+		return err
+	}
 	for _, c := range n.Status.Conditions {
 		if c.Type == v1.NodeDiskPressure && c.Status != want {
 			return fmt.Errorf("%s: DiskPressure %s, want %s", node, c.Status, want)

@@ -51,17 +51,25 @@ func (c *devCluster) testAcrossNodes(t *testing.T) {
 	}
 	pod := strings.TrimSpace(c.kubectl(t, "get", "pods", "-l", "app=steady", "--field-selector", "spec.nodeName=agent-1", "-o", "jsonpath={.items[0].metadata.name}"))
 	for server := range c.clients {
-		if out := c.kubectl(t, "--context", server, "logs", pod); !strings.Contains(out, "listens on") {
-			t.Errorf("logs of a pod on the agent by way of %s: %q", server, out)
-		}
+		eventually(t, 20*time.Second, func() error {
+			out, err := c.try("", "--context", server, "logs", pod)
+			if err == nil {
+				err = wants(out, "listens on")
+			}
+			return err
+		})
 		// The program exists once more in the container, and finds its port taken.
 		if _, err := c.try("", "--context", server, "exec", pod, "--", "/hello"); err == nil || !strings.Contains(err.Error(), "address already in use") {
 			t.Errorf("exec in a pod on the agent by way of %s: %v", server, err)
 		}
 	}
-	if out, err := c.Output(t.Context(), "agent-1", "curl", "-sSk", "-m", "5", "https://10.43.0.1/livez"); err != nil || out != "ok" {
-		t.Errorf("the service of the API from the agent: %q, %v", out, err)
-	}
+	eventually(t, 20*time.Second, func() error {
+		out, err := c.Output(t.Context(), "agent-1", "curl", "-sSk", "-m", "5", "https://10.43.0.1/livez")
+		if err == nil && out != "ok" {
+			err = fmt.Errorf("the service of the API from the agent: %q", out)
+		}
+		return err
+	})
 	c.undisturbed(t)
 }
 
@@ -114,7 +122,13 @@ func (c *devCluster) testLeaderKilled(t *testing.T) {
 	leader := c.leader(t)
 	c.kill(t, leader)
 	began := time.Now()
-	c.kubectl(t, "create", "configmap", "after-the-leader")
+	eventually(t, 30*time.Second, func() error {
+		_, err := c.try("", "create", "configmap", "after-the-leader")
+		if err != nil && strings.Contains(err.Error(), "already exists") { // by a try of which it was unknown
+			return nil
+		}
+		return err
+	})
 	t.Logf("kubectl writes again after %v", time.Since(began).Round(time.Millisecond))
 	address := c.address(t, leader)
 	eventually(t, 50*time.Second, func() error {

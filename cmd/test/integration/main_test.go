@@ -110,12 +110,16 @@ func newServer(name string, n uint8, dataDir string, args ...string) (*server, e
 		Args: append([]string{"--image-dir", shared.images, "--eviction-hard", "memory.available<100Mi"}, args...)}, log}, nil
 }
 
+// slower says how many times as long as the tests' authors thought things may
+// take on a machine that is slower, or does something else meanwhile.
+const slower = 4
+
 // start starts the server and waits for its node.
 func (s *server) start() error {
 	if err := s.Start(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), slower*time.Minute)
 	defer cancel()
 	if _, err := s.WaitAPI(ctx); err != nil {
 		return err
@@ -125,7 +129,7 @@ func (s *server) start() error {
 
 // remove removes the server and its host.
 func (s *server) remove() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*slower*time.Minute)
 	defer cancel()
 	return errors.Join(s.Reset(ctx), s.Host.Close())
 }
@@ -162,7 +166,7 @@ func stock(s *server) []string {
 // try runs kubectl and gives its standard output and, on failure, an error
 // with its standard error.
 func (s *server) try(stdin string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	k := stock(s)
 	cmd := exec.CommandContext(ctx, k[0], append(k[1:], args...)...)
@@ -204,25 +208,30 @@ func (s *server) namespace(t *testing.T, name string) {
 			out, _ := s.try("", "-n", name, "get", "all,events", "-o", "wide")
 			t.Logf("namespace %s:\n%s", name, out)
 		}
-		if out, err := s.try("", "delete", "namespace", name, "--timeout=90s"); err != nil {
+		if out, err := s.try("", "delete", "namespace", name, "--timeout=240s"); err != nil {
 			t.Errorf("%v\n%s", err, out)
 		}
 	})
 }
 
-// eventually repeats check until it gives nil; the last error fails the test.
+// eventually repeats check until it gives nil; the last error, after slower times
+// the limit, fails the test.
 func eventually(t *testing.T, limit time.Duration, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(limit)
-	for {
+	eventuallyAt(t, limit, 100*time.Millisecond, check)
+}
+
+// eventuallyAt is eventually with its own rhythm.
+func eventuallyAt(t *testing.T, limit, rhythm time.Duration, check func() error) {
+	t.Helper()
+	for began := time.Now(); ; time.Sleep(rhythm) {
 		err := check()
 		if err == nil {
 			return
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("after %v: %v", limit, err)
+		if took := time.Since(began); took > slower*limit {
+			t.Fatalf("after %v: %v", took.Round(time.Second), err)
 		}
-		time.Sleep(100 * time.Millisecond)
 	}
 }
 

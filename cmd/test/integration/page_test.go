@@ -160,7 +160,7 @@ func (p *pageRun) do(t *testing.T, s page.Step) (o outcome, err error) {
 		return o, os.WriteFile(filepath.Join(p.homes, s.Host, s.File), []byte(s.Content), 0o600)
 	}
 	update := os.Getenv(updatePageEnv) != ""
-	patience := 90 * time.Second
+	patience := 90 * slower * time.Second
 	if update {
 		patience = 10 * time.Second
 	}
@@ -194,7 +194,7 @@ func (p *pageRun) do(t *testing.T, s page.Step) (o outcome, err error) {
 }
 
 var (
-	looks      = regexp.MustCompile(`^skiff (status|member list|snapshot ls|recover (--rejoin )?--dry-run|certs status|upgrade (status|plan)|kubectl get)\b|^kubectl (.* )?(get|describe|logs|top) `)
+	looks      = regexp.MustCompile(`^skiff (status|member list|snapshot ls|recover (--rejoin )?--dry-run|certs status|upgrade (status|plan)|kubectl get)\b|^kubectl (.* )?(get|describe|logs|top) |^kubectl exec .* -- (cat|wc|wget) `)
 	systemctl  = regexp.MustCompile(`^systemctl (start|stop|restart) skiff$`)
 	remoteFile = regexp.MustCompile(`\b((?:server|agent)-[0-9]+|` + laptop + `):(/\S+)`)
 )
@@ -354,8 +354,8 @@ func (p *pageRun) endLoad() (err error) {
 
 // keepSteady waits until all pods that restart never run, and remembers them.
 func (p *pageRun) keepSteady(t *testing.T) (err error) {
-	p.kubectl(t, "rollout", "status", "daemonset/steady", "--timeout=90s")
-	p.kubectl(t, "rollout", "status", "deployment/spread", "--timeout=90s")
+	p.kubectl(t, "rollout", "status", "daemonset/steady", "--timeout=240s")
+	p.kubectl(t, "rollout", "status", "deployment/spread", "--timeout=240s")
 	p.steady, err = p.snapshot(t.Context())
 	return err
 }

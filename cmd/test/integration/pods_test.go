@@ -5,7 +5,6 @@ package integration
 import (
 	"bytes"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -99,7 +98,7 @@ func TestExecLogsCopyForward(t *testing.T) {
 	if out, err := s.try(strings.ReplaceAll(strings.Replace(box("web", "", ""), "    command: \n", "", 1), "busybox:1.36", "nginx:1.22"), "-n", "streams", "apply", "-f", "-"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	k("wait", "--for=condition=Ready", "pod/talks", "pod/web", "--timeout=30s")
+	k("wait", "--for=condition=Ready", "pod/talks", "pod/web", "--timeout=240s")
 
 	t.Run("exec", func(t *testing.T) {
 		if got := k("exec", "talks", "--", "sh", "-c", "echo out; echo err >&2"); got != "out\n" {
@@ -126,9 +125,12 @@ func TestExecLogsCopyForward(t *testing.T) {
 		}
 	})
 	t.Run("logs", func(t *testing.T) {
-		if got := k("logs", "talks", "--tail=1"); got != "up\n" {
-			t.Errorf("logs %q", got)
-		}
+		eventually(t, 10*time.Second, func() error {
+			if got := k("logs", "talks", "--tail=1"); got != "up\n" {
+				return fmt.Errorf("logs %q", got)
+			}
+			return nil
+		})
 		if got := k("logs", "talks", "--timestamps"); !strings.HasPrefix(got, time.Now().UTC().Format("2006-")) {
 			t.Errorf("timestamped logs %q", got)
 		}
@@ -148,15 +150,20 @@ func TestExecLogsCopyForward(t *testing.T) {
 	})
 	t.Run("port-forward", func(t *testing.T) {
 		kc := stock(s)
-		cmd := exec.Command(kc[0], append(kc[1:], "-n", "streams", "port-forward", "pod/web", "18080:80")...)
-		var log bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &log, &log
+		cmd := exec.Command(kc[0], append(kc[1:], "-n", "streams", "port-forward", "--address=127.0.0.1", "pod/web", ":80")...)
+		log := &logBuffer{}
+		cmd.Stdout, cmd.Stderr = log, log
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 		eventually(t, 10*time.Second, func() error {
-			text, err := visit("http://127.0.0.1:18080/")
+			_, rest, _ := strings.Cut(log.tail(10), "Forwarding from ")
+			addr, _, found := strings.Cut(rest, " ")
+			if !found {
+				return fmt.Errorf("it says: %q", log.tail(10))
+			}
+			text, err := visit("http://" + addr + "/")
 			if err != nil {
 				return err
 			}
@@ -173,11 +180,14 @@ func TestExecLogsCopyForward(t *testing.T) {
 			}
 			return wants(out, "nginx on web")
 		})
-		if err := wants(k("get", "--raw", "/api/v1/namespaces/streams/services/web:80/proxy/"), "nginx on web"); err != nil {
-			t.Error(err)
-		}
-		if err := wants(k("get", "--raw", "/api/v1/namespaces/streams/pods/web:80/proxy/"), "nginx on web"); err != nil {
-			t.Error(err)
+		for _, what := range []string{"services", "pods"} {
+			eventually(t, 15*time.Second, func() error {
+				out, err := s.try("", "get", "--raw", "/api/v1/namespaces/streams/"+what+"/web:80/proxy/")
+				if err != nil {
+					return err
+				}
+				return wants(out, "nginx on web")
+			})
 		}
 	})
 }
@@ -187,8 +197,8 @@ func TestExecLogsCopyForward(t *testing.T) {
 func TestKillLeavesPodsRunning(t *testing.T) {
 	s := ownServer(t, "skiff-kill", 3)
 	s.apply(t, counterApp)
-	s.kubectl(t, "rollout", "status", "deployment/counter", "--timeout=60s")
-	s.kubectl(t, "rollout", "status", "deployment/redis", "--timeout=60s")
+	s.kubectl(t, "rollout", "status", "deployment/counter", "--timeout=240s")
+	s.kubectl(t, "rollout", "status", "deployment/redis", "--timeout=240s")
 	const ids = `jsonpath={range .items[*]}{.metadata.name} {.status.podIP} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}{"\n"}{end}`
 	before := s.kubectl(t, "get", "pods", "-o", ids)
 	l := startLoad("http://"+s.Host.Addr+":30081/", 2)
@@ -221,9 +231,8 @@ func TestKillLeavesPodsRunning(t *testing.T) {
 		}
 		return nil
 	})
-	resp, err := http.Get("http://" + s.Host.Addr + ":30081/")
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
+	eventually(t, 20*time.Second, func() error {
+		_, err := visit("http://" + s.Host.Addr + ":30081/")
+		return err
+	})
 }

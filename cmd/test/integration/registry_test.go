@@ -21,11 +21,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// startRegistry serves a registry on the machine's end of the link to host; what
-// lies below private/ needs the user "bob" with the password "secret".
-func startRegistry(t *testing.T, addr string) {
+// startRegistry serves a registry on a port of all addresses that this machine has
+// or gets; what lies below private/ needs the user "bob" with the password
+// "secret".
+func startRegistry(t *testing.T) (port int) {
 	t.Helper()
-	l, err := net.Listen("tcp", addr)
+	l, err := net.Listen("tcp4", ":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,18 +42,18 @@ func startRegistry(t *testing.T, addr string) {
 	})}
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { srv.Close() })
+	return l.Addr().(*net.TCPAddr).Port
 }
 
 // TestPullFromRegistry: tags, digests, a private repository with and without
 // its imagePullSecret, and skiff image.
 func TestPullFromRegistry(t *testing.T) {
-	const addr = "10.199.6.1:5000"
+	addr := fmt.Sprintf("10.199.6.1:%d", startRegistry(t)) // our end of the link to the host
 	config := filepath.Join(t.TempDir(), "config.yaml")
 	if err := os.WriteFile(config, []byte("registries: {\""+addr+"\": {plainHTTP: true}}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s := ownServer(t, "skiff-pull", 6, "--config", config)
-	startRegistry(t, addr)
 	img, err := tarball.ImageFromPath(filepath.Join(shared.images, "busybox.tar"), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -111,7 +112,8 @@ func TestPullFromRegistry(t *testing.T) {
 		t.Error("an image that is not there was pulled")
 	}
 	s.kubectl(t, "delete", "pod", "tag", "digest", "refused", "--now")
-	if _, err := image("rm", addr+"/private/box:1"); err != nil {
-		t.Error(err)
-	}
+	eventually(t, 20*time.Second, func() error { // the node may be removing the containers
+		_, err := image("rm", addr+"/private/box:1")
+		return err
+	})
 }

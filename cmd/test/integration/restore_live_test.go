@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -58,7 +59,7 @@ spec:
     spec:
       terminationGracePeriodSeconds: 1
       containers:
-      - {name: hello, image: "skiff.local/hello:v1"}
+      - {name: hello, image: "skiff.local/hello:v1", readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 5}}
 `
 
 // skiff runs the program against one server of the cluster.
@@ -117,14 +118,14 @@ func TestRestoreLive(t *testing.T) {
 	c := newCluster(t, dev.Config{Servers: 3, Agents: 1})
 	file := filepath.Join(t.TempDir(), "before.snap")
 	c.apply(t, goneApp)
-	c.kubectl(t, "rollout", "status", "deployment/gone", "--timeout=60s")
+	c.kubectl(t, "rollout", "status", "deployment/gone", "--timeout=240s")
 	c.kubectl(t, "create", "secret", "generic", "s", "--from-literal=word=before")
 	c.kubectl(t, "create", "configmap", "c", "--from-literal=word=before")
 	address := c.kubectl(t, "get", "service", "gone", "-o", "jsonpath={.spec.clusterIP}")
 	leader, followers := c.followers(t)
 	run := func(args ...string) string {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), slower*time.Minute)
 		defer cancel()
 		out, err := c.skiff(ctx, followers[0], args...)
 		if err != nil {
@@ -143,10 +144,10 @@ func TestRestoreLive(t *testing.T) {
 	c.kubectl(t, "delete", "secret", "s")
 	c.kubectl(t, "patch", "configmap", "c", "-p", `{"data":{"word":"after"}}`)
 	c.apply(t, newerApp)
-	c.kubectl(t, "rollout", "status", "deployment/newer", "--timeout=60s")
+	c.kubectl(t, "rollout", "status", "deployment/newer", "--timeout=240s")
 	c.kubectl(t, "create", "deployment", "extra", "--image=skiff.local/hello:v1", "--replicas=4")
 	c.kubectl(t, "create", "service", "clusterip", "extra", "--clusterip="+address, "--tcp=80") // an address that is taken again
-	c.kubectl(t, "rollout", "status", "deployment/extra", "--timeout=60s")
+	c.kubectl(t, "rollout", "status", "deployment/extra", "--timeout=240s")
 	eventually(t, 30*time.Second, func() error {
 		return none(c.kubectl(t, "get", "pods", "-l", "app=gone", "-o", "name"))
 	})
@@ -178,7 +179,7 @@ func TestRestoreLive(t *testing.T) {
 	if got := c.kubectl(t, "get", "service", "gone", "-o", "jsonpath={.spec.clusterIP}"); got != address {
 		t.Errorf("the service has the address %s, had %s", got, address)
 	}
-	c.kubectl(t, "rollout", "status", "deployment/gone", "--timeout=60s")
+	c.kubectl(t, "rollout", "status", "deployment/gone", "--timeout=240s")
 	t.Logf("what was deleted runs after %v", time.Since(began).Round(time.Millisecond))
 	for _, n := range c.status(t).Nodes {
 		eventually(t, 20*time.Second, func() error {
@@ -194,7 +195,7 @@ func TestRestoreLive(t *testing.T) {
 		t.Errorf("the address of a restored service was given away: %s", out)
 	}
 	c.kubectl(t, "scale", "deployment", "gone", "--replicas=4")
-	c.kubectl(t, "rollout", "status", "deployment/gone", "--timeout=60s")
+	c.kubectl(t, "rollout", "status", "deployment/gone", "--timeout=240s")
 	time.Sleep(settle)
 	c.undisturbed(t)
 	for node, l := range loads {
@@ -227,7 +228,7 @@ func (c *devCluster) restoreWhileLeaderDies(t *testing.T, file, leader string) {
 			c.kubectl(t, "create", "configmap", m)
 		}
 		leader, followers := c.followers(t)
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*slower*time.Minute)
 		said := make(chan error, 1)
 		go func() {
 			_, err := c.skiff(ctx, followers[i%len(followers)], "restore", "--live", file, "--yes")
@@ -242,9 +243,16 @@ func (c *devCluster) restoreWhileLeaderDies(t *testing.T, file, leader string) {
 		left := map[string]int{}
 		for server, client := range c.clients {
 			for _, m := range marks {
-				if _, err := client.CoreV1().ConfigMaps("default").Get(t.Context(), m, metav1.GetOptions{}); err == nil {
-					left[server]++
-				}
+				eventually(t, 30*time.Second, func() error {
+					_, err := client.CoreV1().ConfigMaps("default").Get(t.Context(), m, metav1.GetOptions{})
+					if apierrors.IsNotFound(err) {
+						return nil
+					}
+					if err == nil {
+						left[server]++
+					}
+					return err
+				})
 			}
 		}
 		restored := left[leader] == 0

@@ -65,7 +65,7 @@ func skiffHere(ctx context.Context, args ...string) (string, error) {
 func TestSnapshotCommands(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "cluster")
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*slower*time.Minute)
 		defer cancel()
 		if _, err := dev.Down(ctx, dir); err != nil {
 			t.Errorf("clean up: %v", err)
@@ -78,7 +78,7 @@ func TestSnapshotCommands(t *testing.T) {
 		c.clients[n.Name], err = d.Client(t.Context(), n.Name)
 		must(t, err)
 	}
-	must(t, d.AwaitVoters(t.Context(), time.Minute))
+	must(t, d.AwaitVoters(t.Context(), slower*time.Minute))
 	c.kubectl(t, "create", "secret", "generic", "password", "--from-literal=word=hidden")
 	leader, followers := c.followers(t)
 	files := t.TempDir()
@@ -141,9 +141,11 @@ func TestSnapshotCommands(t *testing.T) {
 	t.Run("a dead server", func(t *testing.T) {
 		c.kill(t, leader)
 		file := filepath.Join(files, "dead.snap")
-		if _, err := skiffHere(t.Context(), append([]string{"snapshot", "save", "--compress", file}, c.remoteFlags(t, leader, followers[0], followers[1])...)...); err != nil {
-			t.Fatal(err)
-		}
+		args := append([]string{"snapshot", "save", "--compress", file}, c.remoteFlags(t, leader, followers[0], followers[1])...)
+		eventually(t, 30*time.Second, func() error { // the others may be electing
+			_, err := skiffHere(t.Context(), args...)
+			return err
+		})
 		if got, want := written(t, file), acknowledged.Load(); got != want {
 			t.Errorf("%d writes, want %d", got, want)
 		}
@@ -191,7 +193,7 @@ func (c *devCluster) writeOn(t *testing.T, server string) (acknowledged *atomic.
 	go func() {
 		defer close(done)
 		for i := 0; ctx.Err() == nil; i++ {
-			if err := c.write(context.WithoutCancel(ctx), server, fmt.Sprintf("written-%06d", i), 10*time.Second); err != nil {
+			if err := c.write(context.WithoutCancel(ctx), server, fmt.Sprintf("written-%06d", i), time.Minute); err != nil {
 				t.Errorf("write %d: %v", i, err)
 				return
 			}

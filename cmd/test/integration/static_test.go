@@ -49,13 +49,11 @@ func TestStaticPods(t *testing.T) {
 		return uid, container
 	}
 	uid, container := running("runs", func(string, string) bool { return true })
-	if err := wants(s.kubectl(t, "logs", pod), "up"); err != nil {
-		t.Error(err)
-	}
+	eventually(t, 20*time.Second, func() error { return wants(s.kubectl(t, "logs", pod), "up") })
 	if got := s.kubectl(t, "exec", "web-"+node, "--", "echo", "inside"); got != "inside\n" {
 		t.Errorf("exec: %q", got)
 	}
-	if _, err := s.try("", "delete", pod, "--timeout=30s"); err != nil {
+	if _, err := s.try("", "delete", pod, "--timeout=240s"); err != nil {
 		t.Error(err)
 	}
 	uid, _ = running("shown again, the same container", func(u, c string) bool { return u != uid && c == container })
@@ -114,7 +112,7 @@ func TestDebug(t *testing.T) {
 	if out, err := s.try(box("app", `["sh","-c","while :; do sleep 4711; done"]`, ""), "-n", "debug", "apply", "-f", "-"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	s.kubectl(t, "-n", "debug", "wait", "--for=condition=Ready", "pod/app", "--timeout=60s")
+	s.kubectl(t, "-n", "debug", "wait", "--for=condition=Ready", "pod/app", "--timeout=240s")
 	debug := func(args ...string) { // ours: older ones know no ephemeral containers
 		t.Helper()
 		args = append([]string{"kubectl", "--kubeconfig", s.Kubeconfig(), "-n", "debug", "debug", "--image=skiff.test/busybox:1.36"}, args...)
@@ -139,11 +137,14 @@ func TestDebug(t *testing.T) {
 	if out := s.kubectl(t, "-n", "debug", "logs", "app", "-c", "apart"); strings.Contains(out, "4711") {
 		t.Errorf("without a target it sees\n%s", out)
 	}
-	if got := s.jsonpath(t, "debug", "pod/app", "{.status.phase} {.status.containerStatuses[0].restartCount} {.status.ephemeralContainerStatuses[*].restartCount}"); got != "Running 0 0 0" {
-		t.Errorf("status %q", got)
-	}
+	eventually(t, 20*time.Second, func() error {
+		if got := s.jsonpath(t, "debug", "pod/app", "{.status.phase} {.status.containerStatuses[0].restartCount} {.status.ephemeralContainerStatuses[*].restartCount}"); got != "Running 0 0 0" {
+			return fmt.Errorf("status %q", got)
+		}
+		return nil
+	})
 	debug("app", "--copy-to=copy", "--share-processes", "-c", "in", "--", "sleep", "1000")
-	s.kubectl(t, "-n", "debug", "wait", "--for=condition=Ready", "pod/copy", "--timeout=60s")
+	s.kubectl(t, "-n", "debug", "wait", "--for=condition=Ready", "pod/copy", "--timeout=240s")
 	node := strings.TrimSpace(s.kubectl(t, "get", "nodes", "-o", "name"))
 	debug(node, "--", "ls", "-d", "/host/proc/1")
 	eventually(t, time.Minute, func() error {

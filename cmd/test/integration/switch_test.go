@@ -64,7 +64,7 @@ func TestSwitchInPlace(t *testing.T) {
 	must(t, copyFile(old, s.Binary))
 	must(t, s.start())
 	s.apply(t, switchApp)
-	s.kubectl(t, "wait", "--for=condition=Ready", "pod/web", "--timeout=60s")
+	s.kubectl(t, "wait", "--for=condition=Ready", "pod/web", "--timeout=240s")
 	containers := m.containers(t)
 	load := traffic.Start(traffic.Config{URL: "http://" + s.Host.Addr + ":30085/", Every: 10 * time.Millisecond})
 	defer load.Stop()
@@ -83,7 +83,7 @@ func TestSwitchInPlace(t *testing.T) {
 		if err == nil {
 			t.Error("the session of exec has ended well")
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Error("the session of exec has not ended")
 	}
 
@@ -137,10 +137,14 @@ type switching struct{ *server }
 // pid of the process that has the data directory.
 func (m *switching) pid(t *testing.T) int {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(m.DataDir, "lock"))
-	must(t, err)
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	must(t, err)
+	var pid int
+	eventually(t, 10*time.Second, func() error { // a process that begins writes the file anew
+		b, err := os.ReadFile(filepath.Join(m.DataDir, "lock"))
+		if err == nil {
+			pid, err = strconv.Atoi(strings.TrimSpace(string(b)))
+		}
+		return err
+	})
 	return pid
 }
 
@@ -182,7 +186,7 @@ func (m *switching) runs(t *testing.T, program string) {
 }
 
 func (m *switching) try(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, shared.binary, append([]string{"upgrade", args[0], "--kubeconfig", m.Kubeconfig()}, args[1:]...)...)
 	out, err := cmd.CombinedOutput()

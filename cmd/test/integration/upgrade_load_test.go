@@ -56,7 +56,7 @@ spec:
       containers:
       - name: hello
         image: skiff.local/hello:v1
-        readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+        readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 5}
 ---
 apiVersion: v1
 kind: Service
@@ -79,7 +79,7 @@ spec:
       containers:
       - name: hello
         image: skiff.local/hello:v1
-        livenessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, failureThreshold: 2}
+        livenessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 2}
 ---
 apiVersion: v1
 kind: Service
@@ -125,14 +125,14 @@ func newBusyCluster(t *testing.T, binary string) *busyCluster {
 	c := &busyCluster{devCluster: newCluster(t, dev.Config{Servers: 3, Agents: 2, Binary: binary}), outside: map[string]*traffic.Load{}, told: map[string]int{}}
 	c.apply(t, busyApp)
 	for _, what := range []string{"deployment/web", "statefulset/kept", "daemonset/prober"} {
-		c.kubectl(t, "rollout", "status", what, "--timeout=60s")
+		c.kubectl(t, "rollout", "status", what, "--timeout=240s")
 	}
 	eventually(t, 20*time.Second, func() error { // a prober may have begun before there was anything to ask
 		_, err := c.inside(t.Context())
 		return err
 	})
 	c.kubectl(t, "delete", "pods", "-l", "app=prober", "--wait=true")
-	c.kubectl(t, "rollout", "status", "daemonset/prober", "--timeout=60s")
+	c.kubectl(t, "rollout", "status", "daemonset/prober", "--timeout=240s")
 	var err error
 	if c.steady, err = c.snapshot(t.Context()); err != nil {
 		t.Fatal(err)
@@ -190,12 +190,15 @@ func (c *busyCluster) unharmed(t *testing.T, after string, nameless ...string) {
 	time.Sleep(settle)
 	c.undisturbed(t)
 	for _, pod := range strings.Fields(c.kubectl(t, "get", "pods", "-l", "app=prober", "-o", "name")) {
-		if out, err := c.try("", "exec", pod, "-c", "box", "--", "echo", "here"); err != nil || out != "here\n" {
-			t.Errorf("%s: exec in %s: %q, %v", after, pod, out, err)
-		}
-		if out, err := c.try("", "logs", pod, "-c", "box"); err != nil || out != "up\n" {
-			t.Errorf("%s: log of %s: %q, %v", after, pod, out, err)
-		}
+		eventually(t, 10*time.Second, func() error {
+			if out, err := c.try("", "exec", pod, "-c", "box", "--", "echo", "here"); err != nil || out != "here\n" {
+				return fmt.Errorf("%s: exec in %s: %q, %v", after, pod, out, err)
+			}
+			if out, err := c.try("", "logs", pod, "-c", "box"); err != nil || out != "up\n" {
+				return fmt.Errorf("%s: log of %s: %q, %v", after, pod, out, err)
+			}
+			return nil
+		})
 	}
 	var inside map[string]traffic.Report
 	eventually(t, 20*time.Second, func() (err error) {
@@ -259,5 +262,5 @@ func (c *busyCluster) member(t *testing.T, name, version string) {
 		}
 		return fmt.Errorf("%s is no member", name)
 	})
-	must(t, c.AwaitReady(t.Context(), time.Minute, name))
+	must(t, c.AwaitReady(t.Context(), slower*time.Minute, name))
 }

@@ -162,7 +162,7 @@ func (c *busyCluster) upgrade(t *testing.T, args ...string) string {
 }
 
 func (c *busyCluster) tryUpgrade(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	kubeconfig, err := c.Kubeconfig(ctx)
 	if err != nil {

@@ -14,10 +14,12 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -111,7 +113,7 @@ func (g *gateway) start(t *testing.T) {
 	if err := g.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for range 200 {
+	for range 1200 {
 		if conn, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}).DialContext(t.Context(), "tcp", g.addr); err == nil { // only to see whether it is up
 			conn.Close()
 			return
@@ -228,19 +230,23 @@ func write(t *testing.T, path, content string, mode os.FileMode) {
 	}
 }
 
-// freeAddr is a port that nobody has now, for TCP and UDP.
+// freeAddr is a port that nobody has now, for TCP and UDP. It is none of those
+// that the kernel gives to connections: one of them could have it before it is
+// listened on, or while it is not.
 func freeAddr(t *testing.T, ip string) string {
 	t.Helper()
+	const first, number = 12000, 20000
 	for range 100 {
-		l, err := net.Listen("tcp", ip+":0")
+		addr := net.JoinHostPort(ip, strconv.Itoa(first+mathrand.IntN(number)))
+		l, err := net.Listen("tcp", addr)
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
-		p, err := net.ListenPacket("udp", l.Addr().String())
+		p, err := net.ListenPacket("udp", addr)
 		l.Close()
 		if err == nil {
 			p.Close()
-			return l.Addr().String()
+			return addr
 		}
 	}
 	t.Fatal("no free port")

@@ -114,7 +114,7 @@ func TestPlaceRefuses(t *testing.T) {
 		"plain":   {"s3://" + bucket, func(c *backup.S3Config) { c.Endpoint, c.Insecure = "http://"+g.addr, true }, g.addr},
 		"region":  {"s3://" + bucket, func(c *backup.S3Config) { c.Region = "mars-1" }, "another region"},
 		"nobody":  {"s3://" + bucket, func(c *backup.S3Config) { c.Endpoint = "https://127.0.0.1:1" }, "connection refused"},
-		"no name": {"s3://" + bucket, func(c *backup.S3Config) { c.Endpoint = "https://s3.invalid" }, "no such host"},
+		"no name": {"s3://" + bucket, func(c *backup.S3Config) { c.Endpoint = "https://s3.invalid" }, "lookup s3.invalid"},
 	} {
 		began := time.Now()
 		_, err := g.place(t, c.place, c.change).List(t.Context())
@@ -124,7 +124,7 @@ func TestPlaceRefuses(t *testing.T) {
 		if err := g.place(t, c.place, c.change).Create(t.Context(), "x", strings.NewReader("x")); err == nil {
 			t.Errorf("%s: a file could be stored", name)
 		}
-		if took := time.Since(began); took > time.Minute {
+		if took := time.Since(began); took > 5*time.Minute {
 			t.Errorf("%s: took %s", name, took)
 		}
 	}
