@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -55,6 +56,28 @@ func (r *Runtime) linuxResources(res Resources) (*specs.LinuxResources, error) {
 		}
 	}
 	return out, nil
+}
+
+// unify adds what every container has on cgroup v2, as kubelet's containers have
+// it, unless something else is asked for: one process over the limit of memory
+// ends the container, and nothing of it is swapped, with a limit or without.
+func (t *cgroupTree) unify(res *specs.LinuxResources) {
+	if !t.v2 || !t.has("memory") {
+		return
+	}
+	add := map[string]string{"memory.oom.group": "1"}
+	if t.countsSwap() {
+		add["memory.swap.max"] = "0"
+	}
+	maps.Copy(add, res.Unified)
+	res.Unified = add
+}
+
+// countsSwap says whether cgroups have limits of swap: kernels can be built, and
+// started, without. The root has none in any case.
+func (t *cgroupTree) countsSwap() bool {
+	found, err := filepath.Glob(filepath.Join(t.mounts[""], "*", "memory.swap.max"))
+	return err == nil && len(found) > 0
 }
 
 // limitsSwap says whether there is swap that a limit can keep containers from.

@@ -65,15 +65,7 @@ func (s *Sandbox) spec(c *ContainerConfig, pid []specs.LinuxNamespace) (*specs.S
 	if nodes, res.Devices, err = linuxDevices(c.Devices, c.Privileged); err != nil {
 		return nil, err
 	}
-	if s.r.cgroups.v2 && s.r.cgroups.has("memory") {
-		// One process over the limit ends the container, as users expect.
-		if res.Unified == nil {
-			res.Unified = map[string]string{}
-		}
-		if _, set := res.Unified["memory.oom.group"]; !set {
-			res.Unified["memory.oom.group"] = "1"
-		}
-	}
+	s.r.cgroups.unify(res)
 	cwd := c.WorkingDir
 	if cwd == "" {
 		cwd = "/"
