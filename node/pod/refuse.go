@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -33,6 +34,10 @@ func refused(p *v1.Pod, selinux bool) field.ErrorList {
 		}
 	}
 	const unsupported = "is not supported"
+	for _, key := range slices.Sorted(maps.Keys(p.Annotations)) {
+		no(strings.HasPrefix(key, v1.DeprecatedAppArmorBetaContainerAnnotationKeyPrefix) && confinedBy(p.Annotations[key]),
+			field.NewPath("metadata", "annotations").Key(key), noAppArmor)
+	}
 	s := &p.Spec
 	no(s.HostUsers != nil && !*s.HostUsers, spec.Child("hostUsers"), "user namespaces are not supported")
 	no(len(s.ResourceClaims) > 0, spec.Child("resourceClaims"), unsupported)
@@ -40,7 +45,7 @@ func refused(p *v1.Pod, selinux bool) field.ErrorList {
 		path := spec.Child("securityContext")
 		no(selinux && sc.SELinuxOptions != nil && *sc.SELinuxOptions != v1.SELinuxOptions{}, path.Child("seLinuxOptions"), unsupported)
 		no(selinux && sc.SELinuxChangePolicy != nil, path.Child("seLinuxChangePolicy"), unsupported)
-		no(confined(sc.AppArmorProfile), path.Child("appArmorProfile"), "AppArmor is not supported")
+		no(confined(sc.AppArmorProfile), path.Child("appArmorProfile"), noAppArmor)
 	}
 	for i := range s.InitContainers {
 		errs = append(errs, refusedContainer(&s.InitContainers[i], selinux, spec.Child("initContainers").Index(i))...)
@@ -49,6 +54,13 @@ func refused(p *v1.Pod, selinux bool) field.ErrorList {
 		errs = append(errs, refusedContainer(&s.Containers[i], selinux, spec.Child("containers").Index(i))...)
 	}
 	return errs
+}
+
+const noAppArmor = "AppArmor is not supported"
+
+// confinedBy is confined for the annotation that was there before the field.
+func confinedBy(annotation string) bool {
+	return annotation != "" && annotation != v1.DeprecatedAppArmorBetaProfileNameUnconfined
 }
 
 func confined(p *v1.AppArmorProfile) bool {
@@ -72,7 +84,7 @@ func refusedContainer(c *v1.Container, selinux bool, path *field.Path) (errs fie
 	if sc := c.SecurityContext; sc != nil {
 		path := path.Child("securityContext")
 		no(selinux && sc.SELinuxOptions != nil && *sc.SELinuxOptions != v1.SELinuxOptions{}, path.Child("seLinuxOptions"), unsupported)
-		no(confined(sc.AppArmorProfile), path.Child("appArmorProfile"), "AppArmor is not supported")
+		no(confined(sc.AppArmorProfile), path.Child("appArmorProfile"), noAppArmor)
 	}
 	slices.SortFunc(errs, func(a, b *field.Error) int { return strings.Compare(a.Field, b.Field) })
 	return errs
