@@ -58,7 +58,7 @@ func New(objects Objects, c Config) (admission.Interface, error) {
 	return admission.NewChainHandler(
 		&lifecycle{admission.NewHandler(admission.Create, admission.Update, admission.Delete), objects},
 		&nodeRestriction{admission.NewHandler(admission.Create, admission.Update, admission.Delete), objects},
-		&serviceAccount{create, objects},
+		&serviceAccount{change, objects},
 		&priority{change},
 		&topology{create, objects},
 		&runtimeClass{create, objects},

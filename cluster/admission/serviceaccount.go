@@ -60,11 +60,20 @@ func (s *serviceAccount) Admit(ctx context.Context, a admission.Attributes, _ ad
 
 // Validate implements admission.ValidationInterface.
 func (s *serviceAccount) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
-	pod, err := newPod(a)
-	if pod == nil || err != nil || !mirrorPod(pod) {
-		return err
+	if a.GetResource().GroupResource() == podsResource && a.GetSubresource() == "ephemeralcontainers" {
+		pod, err := as[*corev1.Pod](a.GetObject())
+		if err != nil {
+			return err
+		}
+		return s.limitSecrets(ctx, a, pod, true)
 	}
-	if pod.Spec.ServiceAccountName != "" {
+	pod, err := newPod(a)
+	switch {
+	case pod == nil || err != nil:
+		return err
+	case !mirrorPod(pod):
+		return s.limitSecrets(ctx, a, pod, false)
+	case pod.Spec.ServiceAccountName != "":
 		return admission.NewForbidden(a, errors.New("a mirror pod may not reference service accounts"))
 	}
 	return nil
