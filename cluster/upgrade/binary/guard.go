@@ -108,13 +108,15 @@ func Guard(ctx context.Context, dir string, args []string, log *slog.Logger) err
 	if g.self, err = findProcess(os.Getpid()); err != nil {
 		return err
 	}
-	if err := g.begin(); err != nil {
+	if err := g.begin(os.NewFile(guardReady, "ready")); err != nil {
 		return err
 	}
 	return g.run(ctx)
 }
 
-func (g *guard) begin() error {
+// begin says in the journal, and then to ready, that this guard watches. Who asked
+// for it may have ended by then: a guard is for that.
+func (g *guard) begin(ready *os.File) error {
 	if err := g.journal.update(func(s *state) error {
 		if s.Trial == nil {
 			return errors.New("there is no trial to watch")
@@ -122,10 +124,12 @@ func (g *guard) begin() error {
 		s.Trial.Guard = g.self
 		return nil
 	}); err != nil {
-		return err
+		return errors.Join(err, ready.Close())
 	}
-	ready := os.NewFile(guardReady, "ready")
 	_, err := ready.Write([]byte("."))
+	if errors.Is(err, unix.EPIPE) {
+		err = nil
+	}
 	return errors.Join(err, ready.Close())
 }
 

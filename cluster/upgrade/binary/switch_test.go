@@ -246,6 +246,29 @@ func TestGuardKilled(t *testing.T) {
 	m.check(r)
 }
 
+// A guard whose process ends before it is told that it is watched stays at work.
+func TestGuardBeginsLate(t *testing.T) {
+	j := journal{t.TempDir()}
+	if err := j.update(func(s *state) error { s.Trial = &trial{}; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close() // as the process's end does
+	g := &guard{journal: j}
+	if g.self, err = findProcess(os.Getpid()); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.begin(w); err != nil {
+		t.Error(err)
+	}
+	if mine, err := g.mine(); mine == nil || err != nil {
+		t.Errorf("the trial has another guard: %v, %v", mine, err)
+	}
+}
+
 // Whoever stops skiff during a trial wants it stopped; the trial goes on later.
 func TestStoppedInTrial(t *testing.T) {
 	t.Parallel()
