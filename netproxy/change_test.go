@@ -69,8 +69,15 @@ func startLoad(from *nstest.NS, addr string) *load {
 	return l
 }
 
+// enough is false while there were too few requests to say anything; a busy
+// machine makes less than one in 30 ms.
+func (l *load) enough() bool { return l.ok.Load()+l.failed.Load() >= 50 }
+
 func (l *load) check(t *testing.T) {
 	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !l.enough() && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
 	l.stop()
 	if l.failed.Load() > 0 {
 		t.Errorf("%d of %d requests failed, the first: %v", l.failed.Load(), l.failed.Load()+l.ok.Load(), *l.firstErr.Load())
@@ -92,8 +99,12 @@ func TestEndpointChurnUnderLoad(t *testing.T) {
 		reach(t, client.NS, "tcp4", "10.43.0.30:80")
 		reach(t, n.outside, "tcp4", nodeIP+":30030")
 		a, b := startLoad(client.NS, "10.43.0.30:80"), startLoad(n.outside, nodeIP+":30030")
-		end := time.Now().Add(1500 * time.Millisecond)
-		for i := 0; time.Now().Before(end); i++ {
+		begin := time.Now()
+		for i := 0; ; i++ {
+			took := time.Since(begin)
+			if took > 1500*time.Millisecond && a.enough() && b.enough() || took > 30*time.Second {
+				break
+			}
 			k := 1 + i%len(pods)
 			var now []*pod
 			for j := range k {

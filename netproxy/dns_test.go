@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -112,10 +113,13 @@ func TestDumpAndStatus(t *testing.T) {
 			}
 			return nil
 		})
-		s := n.proxy.Status()
-		if !s.Ready || s.PodCIDR != "10.42.0.0/24" || s.Pods != 1 || s.Services != 2 || s.SyncErrors != 0 {
-			t.Errorf("status %+v", s)
-		}
+		eventually(t, "status", func() error { // it is told after the kernel
+			s := n.proxy.Status()
+			if !s.Ready || s.PodCIDR != "10.42.0.0/24" || s.Pods != 1 || s.Services != 2 || s.SyncErrors != 0 {
+				return fmt.Errorf("status %+v", s)
+			}
+			return nil
+		})
 		reg := prometheus.NewPedanticRegistry()
 		if err := reg.Register(n.proxy.Collector()); err != nil {
 			t.Fatal(err)
