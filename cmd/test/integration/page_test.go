@@ -128,6 +128,9 @@ func newPageRun(t *testing.T, args []string) *pageRun {
 		}
 	}
 	p := &pageRun{devCluster: newCluster(t, cfg), homes: t.TempDir(), outside: map[string]*traffic.Load{}, units: map[string]bool{}}
+	if cfg.Servers > 1 {
+		p.lead(t, "server-1")
+	}
 	p.network = strings.TrimSuffix(p.status(t).Subnet, "0/24")
 	must(t, os.Mkdir(filepath.Join(p.homes, "backup"), 0o700))
 	must(t, os.Mkdir(filepath.Join(p.homes, laptop), 0o700))
@@ -146,6 +149,18 @@ func newPageRun(t *testing.T, args []string) *pageRun {
 	}()
 	t.Cleanup(func() { close(stop); <-done; p.endLoad() })
 	return p
+}
+
+// lead stops and starts whoever leads until that server does, as on the page: on a
+// busy machine another one may have been elected.
+func (p *pageRun) lead(t *testing.T, server string) {
+	t.Helper()
+	for leader := p.leader(t); leader != server; leader = p.leader(t) {
+		t.Logf("%s leads, not %s", leader, server)
+		must(t, p.Kill(t.Context(), leader, dev.KillOptions{Signal: unix.SIGTERM}))
+		p.start(t, leader)
+		p.devCluster.healthy(t)
+	}
 }
 
 // laptop is the page's host that is no member.
