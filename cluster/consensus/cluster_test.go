@@ -111,7 +111,7 @@ func TestFollowersForward(t *testing.T) {
 // and no read may miss one.
 func TestLeaderLoss(t *testing.T) {
 	members := cluster(t, 3, steady) // leaders hand over when they are stopped: no need to be hasty
-	var mu sync.Mutex // guards members
+	var mu sync.Mutex                // guards members
 	pick := func(i int) *member {
 		mu.Lock()
 		defer mu.Unlock()
