@@ -84,7 +84,14 @@ func (s *Server) snapshotDuties() []Duty {
 	if s.schedule == nil || s.cfg.Snapshots.Remote == nil {
 		return nil
 	}
-	return []Duty{{Name: "snapshots", Run: s.schedule.Upload}}
+	return []Duty{{Name: "snapshots", Run: func(ctx context.Context) error {
+		select { // a leader may have its duties before its API is ready
+		case <-s.snapshotReport.begun:
+		case <-ctx.Done():
+			return nil
+		}
+		return s.schedule.Upload(ctx)
+	}}}
 }
 
 // snapshotStatus answers membership.MethodSnapshots.

@@ -38,6 +38,7 @@ type snapshotReport struct {
 	about  *corev1.ObjectReference
 	events record.EventBroadcaster
 	record record.EventRecorder
+	begun  chan struct{} // closed by start: Events from before are lost
 }
 
 // SnapshotFailed is the reason of the Event about a snapshot that failed.
@@ -45,7 +46,7 @@ const SnapshotFailed = "SnapshotFailed"
 
 func newSnapshotReport(s *Server) *snapshotReport {
 	registerSnapshotMetrics()
-	r := &snapshotReport{s: s, events: record.NewBroadcaster()}
+	r := &snapshotReport{s: s, events: record.NewBroadcaster(), begun: make(chan struct{})}
 	r.about = &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: s.cfg.Name, UID: types.UID(s.cfg.Name)}
 	if s.cfg.NodePort == 0 { // no Node of that name
 		r.about = &corev1.ObjectReference{APIVersion: "v1", Kind: "Namespace", Name: "kube-system"}
@@ -58,8 +59,9 @@ func newSnapshotReport(s *Server) *snapshotReport {
 	return r
 }
 
-// start lets Events be written until stop.
+// start lets Events be written until stop. It is called once.
 func (r *snapshotReport) start() (stop func()) {
+	defer close(r.begun)
 	client := r.s.client()
 	if client == nil {
 		return func() {}
