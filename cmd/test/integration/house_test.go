@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,7 +24,8 @@ import (
 // disk, logs and process numbers: they go, with kubelet's words, and nobody else.
 func TestClusterHousekeeping(t *testing.T) {
 	args := []string{"--eviction-hard=" + strings.Join(eviction.DefaultHard, ","), "--eviction-pressure-transition-period=3s", "--container-log-max-size=256Ki", "--container-log-max-files=5", "--pod-max-pids=60"}
-	c := newCluster(t, dev.Config{Servers: 1, Agents: 1, DiskSize: 512 << 20, ServerArgs: args, AgentArgs: args})
+	logs := filepath.Join(t.TempDir(), "log")
+	c := newCluster(t, dev.Config{Servers: 1, Agents: 1, DiskSize: 512 << 20, ServerArgs: args, AgentArgs: append(slices.Clone(args), "--pod-log-dir="+logs+"/pods")})
 	client := c.clients["server-1"]
 
 	t.Run("limits", func(t *testing.T) {
@@ -70,10 +73,29 @@ func TestClusterHousekeeping(t *testing.T) {
 		if len(got) != lines {
 			t.Errorf("%d lines of %d", len(got), lines)
 		}
-		files, err := c.Output(t.Context(), "agent-1", "sh", "-c", "ls "+c.dataDir(t, "agent-1")+"/node/logs/default_talker_*/c")
+		files, err := c.Output(t.Context(), "agent-1", "sh", "-c", "ls "+logs+"/pods/default_talker_*/c")
 		must(t, err)
 		if n := len(strings.Fields(files)); n < 3 || n > 5 {
 			t.Errorf("%d files of a log of %d bytes that is continued every 256 KiB, want 3 to 5: %s", n, text.Len(), files)
+		}
+	})
+
+	t.Run("log collectors", func(t *testing.T) {
+		same, err := c.Output(t.Context(), "agent-1", "sh", "-c", "[ "+logs+"/containers/talker_default_c-*.log -ef "+logs+"/pods/default_talker_*/c/0.log ] && echo same || ls -l "+logs+"/containers")
+		must(t, err)
+		if same != "same\n" {
+			t.Errorf("no link leads to the log of the pod: %s", same)
+		}
+		c.kubectl(t, "delete", "pod", "talker", "--timeout=240s")
+		eventually(t, time.Minute, func() error {
+			left, err := c.Output(t.Context(), "agent-1", "sh", "-c", "ls "+logs+"/containers "+logs+"/pods")
+			if err == nil && strings.Contains(left, "talker") {
+				err = fmt.Errorf("the logs of the pod that is gone are there: %s", left)
+			}
+			return err
+		})
+		if left, err := c.Output(t.Context(), "agent-1", "sh", "-c", "ls "+logs+"/containers"); err != nil || !strings.Contains(left, "modest_default_c-") {
+			t.Errorf("logs of pods that run: %q, %v", left, err)
 		}
 	})
 
