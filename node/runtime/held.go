@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -200,10 +201,15 @@ func (r *Runtime) DropSockets() error {
 	if err == nil {
 		err = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
 		if err == nil {
-			_, err = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 5000)
+			// The Go runtime sends itself signals, which end a poll early.
+			end := time.Now().Add(5 * time.Second)
+			for err = unix.EINTR; err == unix.EINTR; {
+				left := max(0, time.Until(end).Milliseconds())
+				_, err = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(left))
+			}
 		}
 		unix.Close(pidfd)
-		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EINTR) {
+		if err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("end the holder of the sockets: %w", err)
 		}
 	}
