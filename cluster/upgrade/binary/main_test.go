@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -77,7 +78,12 @@ func (c character) write(t *testing.T, path string) order.Binary {
 	}
 	all := append(append(self, trailer...), text...)
 	all = append(all, bytes.Repeat([]byte(" "), max(0, 256-len(trailer)-len(text)))...)
-	if err := os.WriteFile(path, all, 0o755); err != nil {
+	// A process that another test starts meanwhile would have the file open, and the
+	// kernel does not execute what somebody can write (ETXTBSY).
+	syscall.ForkLock.RLock()
+	err = os.WriteFile(path, all, 0o755)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		t.Fatal(err)
 	}
 	sum, err := Sum(path)
