@@ -203,9 +203,15 @@ func (r *reset) run(ctx context.Context, deleteData bool) error {
 		errs = append(errs, err)
 	}
 	for _, m := range mounts {
-		if err := unix.Unmount(m, unix.MNT_DETACH); err != nil {
+		if err := unix.Unmount(m, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // it went with another
 			errs = append(errs, fmt.Errorf("unmount %s: %w", m, err))
 		}
+	}
+	switch left, err := r.findMounts(); {
+	case err != nil:
+		errs = append(errs, err)
+	case len(left) > 0:
+		errs = append(errs, fmt.Errorf("%s is still mounted", left[0]))
 	}
 	cgroups, err := cgroupsOf(cgroupRoot(r.stateDir))
 	if err != nil {
@@ -322,7 +328,7 @@ func cgroupsOf(root string) ([]string, error) {
 			if err == nil && d.IsDir() {
 				found = append(found, p)
 			}
-			if errors.Is(err, fs.ErrNotExist) {
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) { // gone meanwhile
 				return nil
 			}
 			return err
