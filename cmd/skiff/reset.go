@@ -221,6 +221,9 @@ func (r *reset) run(ctx context.Context, deleteData bool) error {
 		if err := removeCgroup(g); err != nil {
 			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", g, err))
 		}
+		if strings.HasSuffix(g, cgroupRoot(r.stateDir)) {
+			_ = unix.Rmdir(filepath.Dir(g)) // not while it has those of others
+		}
 	}
 	if len(errs) == 0 { // else a mount may still lead out of here
 		if err := os.RemoveAll(r.stateDir); err != nil {
@@ -306,8 +309,7 @@ func mountsBelow(dirs ...string) ([]string, error) {
 	return out, nil
 }
 
-// cgroupsOf lists the cgroups of root in every hierarchy, the innermost first,
-// with those parents that hold nothing else.
+// cgroupsOf lists the cgroups of root in every hierarchy, the innermost first.
 func cgroupsOf(root string) ([]string, error) {
 	const base = "/sys/fs/cgroup"
 	hierarchies := []string{base}
@@ -338,20 +340,8 @@ func cgroupsOf(root string) ([]string, error) {
 		}
 		slices.Reverse(found)
 		out = append(out, found...)
-		parent := filepath.Dir(top)
-		if len(found) > 0 && !hasOtherChildren(parent, filepath.Base(top)) {
-			out = append(out, parent)
-		}
 	}
 	return out, nil
-}
-
-func hasOtherChildren(dir, child string) bool {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return true
-	}
-	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.IsDir() && e.Name() != child })
 }
 
 // removeCgroup kills what is still in it, such as a shim whose records are
