@@ -202,8 +202,3 @@ func pressed(t *testing.T, client kubernetes.Interface, node string, want v1.Con
 	}
 	return nil
 }
-
-func (c *devCluster) dataDir(t *testing.T, node string) string {
-	t.Helper()
-	return strings.TrimSuffix(c.ballast(t, node), "/ballast")
-}
