@@ -187,8 +187,8 @@ func (c *devCluster) testLostQuorum(t *testing.T) {
 	go func() { _, err := c.skiffOn(t, "server-3", "recover", "--yes"); asked <- err }()
 	time.Sleep(time.Duration(time.Now().UnixNano()%300) * time.Millisecond)
 	c.kill(t, "server-3")
-	t.Logf("the command that was cut off says: %v", <-asked)
 	c.start(t, "server-3")
+	t.Logf("the command that was cut off says: %v", <-asked)
 	eventually(t, time.Minute, func() error {
 		if c.epochOf(t, "server-3") == 3 {
 			return nil
