@@ -75,9 +75,12 @@ func (l *load) enough() bool { return l.ok.Load()+l.failed.Load() >= 50 }
 
 func (l *load) check(t *testing.T) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !l.enough() && time.Now().Before(end); {
-		time.Sleep(10 * time.Millisecond)
-	}
+	eventually(t, "enough requests", func() error {
+		if !l.enough() {
+			return fmt.Errorf("only %d answered, %d failed", l.ok.Load(), l.failed.Load())
+		}
+		return nil
+	})
 	l.stop()
 	if l.failed.Load() > 0 {
 		t.Errorf("%d of %d requests failed, the first: %v", l.failed.Load(), l.failed.Load()+l.ok.Load(), *l.firstErr.Load())

@@ -31,8 +31,8 @@ func linkName(pod, namespace, container, id string) string {
 
 // Link makes the link to a container's log, a file below folder, where collectors
 // look for it: in the directory containers beside a log directory that is called
-// pods. For others, and without a log, it does nothing. What has the name already and is not of this pod
-// stays, and is an error.
+// pods. For others, and without a log, it does nothing. What has the name already
+// and is not of this pod stays, and is an error.
 func Link(folder, pod, namespace, container, id, log string) error {
 	dir, ok := linkDir(folder)
 	if !ok || !Exists(log) {
