@@ -3,12 +3,14 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -131,12 +133,12 @@ type pauseProcess struct {
 }
 
 // sharedPID returns the path of the pod's PID namespace, made when first needed,
-// and anew when its first process has ended: any container may have ended it,
-// and all containers with it.
+// and anew when its first process ends: any container may have ended it, and all
+// containers with it.
 func (s *supervisor) sharedPID() (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.pause == nil || s.pause.pidfd.Exited() {
+	if s.pause == nil || s.pause.exiting() {
 		p, err := startPause()
 		if err != nil {
 			return "", fmt.Errorf("make the pod's PID namespace: %w", err)
@@ -152,6 +154,24 @@ func (s *supervisor) sharedPID() (string, error) {
 		}
 	}
 	return fmt.Sprintf("/proc/%d/ns/pid", s.pause.pid), nil
+}
+
+// exiting reports whether the process has begun to end. From then on nothing can be
+// started in its namespace; it is there until the last process of the namespace is
+// reaped, so containers are seen to end before it. Its parent holds its number.
+func (p *pauseProcess) exiting() bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
+	if err != nil || p.pidfd.Exited() {
+		return true
+	}
+	// proc_pid_stat(5): the name, the 2nd field, is in parentheses; flags are the 9th.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 7 {
+		return true
+	}
+	flags, err := strconv.ParseUint(fields[6], 10, 64)
+	const exiting = 0x4 // PF_EXITING in the kernel's linux/sched.h
+	return err != nil || flags&exiting != 0
 }
 
 // startPause returns when the process has given up all that containers must not
