@@ -216,13 +216,31 @@ func Eventually(t *testing.T, check func() string) {
 	}
 }
 
-// Quiet fails the test if anything is written within d from now on.
+// Quiet fails the test if anything is written within d from now on. Where something
+// was done before, see [Cluster.Settles].
 func (c *Cluster) Quiet(t *testing.T, d time.Duration) {
 	t.Helper()
 	before := len(c.Writes())
 	time.Sleep(d)
 	if now := c.Writes(); len(now) > before {
 		t.Errorf("writes while idle: %v", now[before:])
+	}
+}
+
+// Settles waits until nothing was written for d, which follows what the controller
+// did last on what it knew then, and fails the test if ten seconds pass before.
+func (c *Cluster) Settles(t *testing.T, d time.Duration) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		before := len(c.Writes())
+		time.Sleep(d)
+		now := c.Writes()
+		if len(now) == before {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("still writes after 10 s: %v", now[before:])
+		}
 	}
 }
 

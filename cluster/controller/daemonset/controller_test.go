@@ -210,7 +210,7 @@ func TestRollsAndGoesBack(t *testing.T) {
 		}
 		return ""
 	})
-	c.Quiet(t, 100*time.Millisecond)
+	c.Settles(t, 100*time.Millisecond)
 }
 
 func TestBackoff(t *testing.T) {

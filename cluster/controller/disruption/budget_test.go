@@ -97,7 +97,7 @@ func TestFailureIsToldOnce(t *testing.T) {
 			if len(got) != 1 || got[0] != tc.event+tc.message {
 				t.Errorf("events %q", got)
 			}
-			c.Quiet(t, 100*time.Millisecond)
+			c.Settles(t, 100*time.Millisecond)
 		})
 	}
 }
@@ -123,7 +123,7 @@ func TestFollowsTheScale(t *testing.T) {
 		t.Fatal(err)
 	}
 	reason(t, c, policyv1.SufficientPodsReason)
-	c.Quiet(t, 100*time.Millisecond)
+	c.Settles(t, 100*time.Millisecond)
 }
 
 func TestUnmanagedPodsAreTold(t *testing.T) {

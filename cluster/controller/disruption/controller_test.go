@@ -144,7 +144,7 @@ func TestFollowsPodsAndOwners(t *testing.T) {
 		t.Fatal(err)
 	}
 	status("0 of 1, 2, 4")
-	c.Quiet(t, 100*time.Millisecond)
+	c.Settles(t, 100*time.Millisecond)
 }
 
 func TestConfigIsChecked(t *testing.T) {

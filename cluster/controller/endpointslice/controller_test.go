@@ -268,7 +268,7 @@ func TestController(t *testing.T) {
 		return ""
 	}
 	controllertest.Eventually(t, mirror)
-	c.Quiet(t, 300*time.Millisecond)
+	c.Settles(t, 300*time.Millisecond)
 	if n := len(list("web")); n != 1 {
 		t.Errorf("%d slices, want 1", n)
 	}

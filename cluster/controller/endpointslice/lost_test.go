@@ -69,7 +69,7 @@ func TestLostNode(t *testing.T) {
 			t.Errorf("the shared pod %s was changed", p.Name)
 		}
 	}
-	c.Quiet(t, 50*time.Millisecond)
+	c.Settles(t, 50*time.Millisecond)
 	set(corev1.ConditionFalse) // it says itself that something is wrong: that is the pods' affair
 	controllertest.Eventually(t, ready(3))
 }

@@ -46,7 +46,7 @@ func TestClaimIsMadeAndMadeAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	controllertest.Eventually(t, made)
-	c.Quiet(t, 50*time.Millisecond)
+	c.Settles(t, 50*time.Millisecond)
 }
 
 func TestClaimOfSomebodyElseIsNotUsed(t *testing.T) {

@@ -69,7 +69,7 @@ func TestNoRangeTwice(t *testing.T) {
 		}
 		return ""
 	})
-	c.Quiet(t, 50*time.Millisecond)
+	c.Settles(t, 50*time.Millisecond)
 }
 
 func TestConfig(t *testing.T) {

@@ -146,5 +146,5 @@ func TestUnreachableNodeLosesItsPods(t *testing.T) {
 	if _, err := c.Client.CoreV1().Pods("default").Get(ctx, "stays", metav1.GetOptions{}); err != nil {
 		t.Errorf("pod that tolerates everything: %v", err)
 	}
-	c.Quiet(t, 50*time.Millisecond)
+	c.Settles(t, 50*time.Millisecond)
 }

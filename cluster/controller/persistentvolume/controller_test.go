@@ -204,8 +204,7 @@ func TestBinding(t *testing.T) {
 				}
 				return ""
 			})
-			time.Sleep(50 * time.Millisecond) // what else may follow
-			c.Quiet(t, 50*time.Millisecond)
+			c.Settles(t, 100*time.Millisecond) // what else may follow
 			if got := show(c); got != tc.want {
 				t.Errorf("did not stay: %s; want %s", got, tc.want)
 			}

@@ -69,7 +69,7 @@ func TestRemoves(t *testing.T) {
 				}
 				return ""
 			})
-			c.Quiet(t, 100*time.Millisecond)
+			c.Settles(t, 100*time.Millisecond)
 		})
 	}
 }

@@ -49,7 +49,7 @@ func TestPublishesAndRepairs(t *testing.T) {
 		t.Fatal(err)
 	}
 	controllertest.Eventually(t, published("a"))
-	c.Quiet(t, 50*time.Millisecond)
+	c.Settles(t, 50*time.Millisecond)
 }
 
 func TestConfig(t *testing.T) {

@@ -36,7 +36,7 @@ func TestEveryNamespaceHasDefaultAccount(t *testing.T) {
 		t.Fatal(err)
 	}
 	controllertest.Eventually(t, exists("a"))
-	c.Quiet(t, 50*time.Millisecond)
+	c.Settles(t, 50*time.Millisecond)
 	if exists("leaving")() == "" {
 		t.Error("account made in a namespace that is being deleted")
 	}
