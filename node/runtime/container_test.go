@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
@@ -27,11 +26,11 @@ func TestExitCodes(t *testing.T) {
 		{"exit 0", 0, 0, 0},
 		{"exit 7", 0, 7, 0},
 		{"exec sleep 100", syscall.SIGKILL, 137, 9},
-		{"trap 'exit 17' TERM; while :; do sleep 0.01; done", syscall.SIGTERM, 17, 0},
+		{"trap 'exit 17' TERM; echo set; while :; do sleep 0.01; done", syscall.SIGTERM, 17, 0},
 	} {
 		ctr := e.start(s, e.sh(c.script))
 		if c.signal == syscall.SIGTERM {
-			time.Sleep(100 * time.Millisecond) // for the trap to be set
+			e.until("the trap is set", func() bool { return e.log(ctr) != "" })
 		}
 		if c.signal != 0 {
 			if err := s.Signal(context.Background(), ctr.ID, c.signal); err != nil {
@@ -40,7 +39,7 @@ func TestExitCodes(t *testing.T) {
 		}
 		st := e.wait(s, ctr.ID)
 		if st.ExitCode != c.code || st.Signal != c.by || st.OOMKilled || st.PID != 0 {
-			t.Errorf("%s: %+v", c.script, st)
+			t.Errorf("%s: %+v, log:\n%s", c.script, st, e.log(ctr))
 		}
 		if st.StartedAt.Before(st.CreatedAt) || st.FinishedAt.Before(st.StartedAt) {
 			t.Errorf("times: %+v", st)
