@@ -68,6 +68,7 @@ type fakeRaft struct {
 	mu       sync.Mutex
 	members  []RaftMember
 	leader   string
+	unheard  int   // so many answers of MemberStats are those of a leader that has heard of nobody yet
 	refuse   error // of Remove
 	onRemove func(id string)
 	promoted []string
@@ -96,7 +97,14 @@ func (r *fakeRaft) MemberStats(context.Context) ([]RaftMember, error) {
 	if r.leader == "" {
 		return nil, consensus.ErrNoLeader
 	}
-	return slices.Clone(r.members), nil
+	all := slices.Clone(r.members)
+	if r.unheard > 0 {
+		r.unheard--
+		for i := range all {
+			all[i].Healthy = all[i].ID == r.leader
+		}
+	}
+	return all, nil
 }
 
 func (r *fakeRaft) Remove(_ context.Context, id string) error {

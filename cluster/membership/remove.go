@@ -203,15 +203,35 @@ func (s *Service) healthy(ctx context.Context, id string) bool {
 	return err == nil && slices.ContainsFunc(stats, func(m RaftMember) bool { return m.ID == id && m.Healthy })
 }
 
+// heardMembers are the servers' stats. One that answers is not healthy before the
+// leader has heard of it, which takes a moment after leadership was handed over:
+// that is waited for, for leaderTimeout at most.
+func (s *Service) heardMembers(ctx context.Context) ([]RaftMember, error) {
+	ctx, cancel := context.WithTimeout(ctx, leaderTimeout)
+	defer cancel()
+	members, err := s.c.Raft.MemberStats(ctx)
+	for err == nil && slices.ContainsFunc(members, func(m RaftMember) bool { return m.Voter && !m.Healthy && m.Problem == "" }) {
+		select {
+		case <-time.After(hearAgain):
+		case <-ctx.Done():
+			return members, nil
+		}
+		if now, err := s.c.Raft.MemberStats(ctx); err == nil {
+			members = now
+		}
+	}
+	return members, err
+}
+
+const hearAgain = 50 * time.Millisecond
+
 // risk says what the cluster loses by removing t, "" if nothing. It is an error
 // if t can't be removed.
 func (s *Service) risk(ctx context.Context, t *target) (string, error) {
 	if !t.voter {
 		return "", nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, leaderTimeout)
-	defer cancel()
-	members, err := s.c.Raft.MemberStats(ctx)
+	members, err := s.heardMembers(ctx)
 	if err != nil {
 		return "", fmt.Errorf("removing server %s needs a quorum of the servers: %w", t.Name, err)
 	}

@@ -104,6 +104,22 @@ func TestRemovingServers(t *testing.T) {
 	}
 }
 
+// A leader to which leadership was just handed over has not heard of the others
+// yet, though they answer.
+func TestRemovalByNewLeader(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.servers("abc")
+	b.raft.unheard = 3
+	if _, err := b.Remove(context.Background(), "b", "skiff:admin", true); err != nil {
+		t.Error(err)
+	}
+	b.servers("abc")
+	b.raft.unheard = 1000
+	_, err := b.Remove(context.Background(), "c", "skiff:admin", true)
+	refusedWith(t, err, "without c only 1 of 2 servers would be up (b down)")
+}
+
 // A removal that the log refuses leaves no trace; one whose outcome is unknown
 // is finished by the leader.
 func TestRemovalsThatFail(t *testing.T) {
