@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
@@ -78,12 +79,13 @@ func (s *supervisor) exec(conn net.Conn, id string, req *shimproto.Exec) error {
 			_ = pidfd.Signal(unix.SIGKILL)
 			_ = pidfd.Wait()
 			_, _ = reap(p)
+			pidfd.Close()
 		}
 		return rerr
 	}
 	defer pidfd.Close()
 	ses := &session{conn: conn}
-	moved := make(chan struct{}, 1)
+	var ended atomic.Bool
 	for i, f := range io.outputs {
 		t := shimproto.FrameStdout
 		if i == 1 {
@@ -92,9 +94,8 @@ func (s *supervisor) exec(conn net.Conn, id string, req *shimproto.Exec) error {
 		io.pumps.Go(func() {
 			pump(f, func(b []byte) {
 				_ = ses.frame(t, b) // when the client is gone, input below ends the process
-				select {
-				case moved <- struct{}{}:
-				default:
+				if ended.Load() {
+					io.waitFor(lingerAfterExit)
 				}
 			})
 		})
@@ -121,19 +122,10 @@ func (s *supervisor) exec(conn net.Conn, id string, req *shimproto.Exec) error {
 	if err != nil {
 		return fmt.Errorf("reap an exec: %w", err)
 	}
-	drained := make(chan struct{})
-	go func() { io.pumps.Wait(); close(drained) }()
-	for linger := true; linger; {
-		select {
-		case <-drained:
-			linger = false
-		case <-moved:
-		case <-time.After(lingerAfterExit):
-			linger = false
-		}
-	}
+	ended.Store(true)
+	io.waitFor(lingerAfterExit)
+	io.pumps.Wait()
 	io.close()
-	<-drained
 	code := ws.ExitStatus()
 	if ws.Signaled() {
 		code = 128 + int(ws.Signal())

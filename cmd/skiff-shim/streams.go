@@ -145,20 +145,26 @@ func (s *streams) terminal() *os.File {
 // bufs holds read buffers; streams that are silent hold none.
 var bufs = sync.Pool{New: func() any { b := make([]byte, 16<<10); return &b }}
 
+// lastRead bounds what is read once nobody waits for more: as much as a pipe can
+// be made to hold without privileges.
+const lastRead = 1 << 20
+
 // pump reads until the end of f and hands each piece to fn. f must be
-// non-blocking.
+// non-blocking. After f's read deadline it waits for nothing more, but still reads
+// what is there.
 func pump(f *os.File, fn func([]byte)) {
 	rc, err := f.SyscallConn()
 	if err != nil {
 		return
 	}
-	for {
+	waits := true
+	for left := lastRead; left > 0; {
 		var (
 			n    int
 			rerr error
 			buf  *[]byte
 		)
-		err := rc.Read(func(fd uintptr) bool {
+		read := func(fd uintptr) bool {
 			buf = bufs.Get().(*[]byte)
 			for {
 				n, rerr = unix.Read(int(fd), *buf)
@@ -172,14 +178,24 @@ func pump(f *os.File, fn func([]byte)) {
 				return false
 			}
 			return true
-		})
+		}
+		var err error
+		if waits {
+			if err = rc.Read(read); errors.Is(err, os.ErrDeadlineExceeded) {
+				waits = false
+				continue
+			}
+		} else {
+			err = rc.Control(func(fd uintptr) { read(fd) })
+			left -= max(n, 0)
+		}
 		if n > 0 && err == nil && rerr == nil {
 			fn((*buf)[:n])
 		}
 		if buf != nil {
 			bufs.Put(buf)
 		}
-		if err != nil || rerr != nil || n == 0 { // a closed terminal reads as EIO
+		if err != nil || rerr != nil || n <= 0 { // a closed terminal reads as EIO
 			return
 		}
 	}
@@ -205,17 +221,22 @@ func (s *streams) send(t shimproto.FrameType, b []byte) {
 	}
 }
 
+// waitFor lets the copying wait for more output no longer than d from now. What
+// was written before is copied all the same, however slow its reader or the log is.
+func (s *streams) waitFor(d time.Duration) {
+	for _, f := range s.outputs {
+		if err := f.SetReadDeadline(time.Now().Add(d)); err != nil {
+			f.Close()
+		}
+	}
+}
+
 // finish waits until all output is in the log; processes that left the
 // container but hold its streams open get until the timeout.
 func (s *streams) finish(timeout time.Duration) {
-	done := make(chan struct{})
-	go func() { s.pumps.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(timeout):
-	}
+	s.waitFor(timeout)
+	s.pumps.Wait()
 	s.close()
-	<-done
 }
 
 // exited tells the attached clients of the container's end.
