@@ -200,17 +200,17 @@ func (c *Cluster) Writes() []string {
 }
 
 // Eventually waits until check returns "", and fails the test with what it
-// returned last if that takes longer than ten seconds.
+// returned last if that takes longer than a minute.
 func Eventually(t *testing.T, check func() string) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		why := check()
 		if why == "" {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("still not after 10 s: %s", why)
+			t.Fatalf("still not after a minute: %s", why)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -228,10 +228,10 @@ func (c *Cluster) Quiet(t *testing.T, d time.Duration) {
 }
 
 // Settles waits until nothing was written for d, which follows what the controller
-// did last on what it knew then, and fails the test if ten seconds pass before.
+// did last on what it knew then, and fails the test if a minute passes before.
 func (c *Cluster) Settles(t *testing.T, d time.Duration) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		before := len(c.Writes())
 		time.Sleep(d)
 		now := c.Writes()
@@ -239,7 +239,7 @@ func (c *Cluster) Settles(t *testing.T, d time.Duration) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("still writes after 10 s: %v", now[before:])
+			t.Fatalf("still writes after a minute: %v", now[before:])
 		}
 	}
 }
