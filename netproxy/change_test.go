@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -113,8 +114,16 @@ func TestEndpointChurnUnderLoad(t *testing.T) {
 			for j := range k {
 				now = append(now, pods[(i+j)%len(pods)])
 			}
-			n.updateSlice(epSlice("web", now...))
-			time.Sleep(time.Millisecond)
+			next := epSlice("web", now...)
+			n.updateSlice(next)
+			// The fake API panics when a watch falls 100 changes behind.
+			eventually(t, "the change is heard of", func() error {
+				obj, ok, err := n.proxy.caches.slices.GetStore().GetByKey("default/" + next.Name)
+				if err == nil && (!ok || len(obj.(*discovery.EndpointSlice).Endpoints) != k) {
+					err = fmt.Errorf("want %d endpoints, got %v", k, obj)
+				}
+				return err
+			})
 		}
 		a.check(t)
 		b.check(t)
@@ -353,10 +362,10 @@ func TestReset(t *testing.T) {
 		})
 		n.stop()
 		// Nothing runs on: what is left are the pod's own servers.
-		if err := goleak.Find(quiet, goleak.IgnoreAnyFunction("github.com/skiff-sh/skiff/netproxy/nstest.serveTCP"),
-			goleak.IgnoreAnyFunction("github.com/skiff-sh/skiff/netproxy/nstest.serveUDP")); err != nil {
-			t.Error(err)
-		}
+		eventually(t, "nothing runs on", func() error {
+			return goleak.Find(quiet, goleak.IgnoreAnyFunction("github.com/skiff-sh/skiff/netproxy/nstest.serveTCP"),
+				goleak.IgnoreAnyFunction("github.com/skiff-sh/skiff/netproxy/nstest.serveUDP"))
+		})
 		for range 2 {
 			if err := Reset(Config{}); err != nil {
 				t.Fatal(err)

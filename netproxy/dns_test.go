@@ -59,9 +59,13 @@ func TestClusterDNS(t *testing.T) {
 				})
 				want := []string{a.ip, b.ip}
 				slices.Sort(want)
-				if got, err := resolve(from, network, "pair.default.svc.cluster.local."); err != nil || !slices.Equal(got, want) {
-					t.Errorf("headless: %v, %v, want %v", got, err, want)
-				}
+				eventually(t, "resolve pair by "+network, func() error { // slices come by another watch
+					got, err := resolve(from, network, "pair.default.svc.cluster.local.")
+					if err == nil && !slices.Equal(got, want) {
+						err = fmt.Errorf("got %v, want %v", got, want)
+					}
+					return err
+				})
 			}
 		}
 

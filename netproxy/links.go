@@ -29,7 +29,6 @@ func (p *Proxy) watchLinks(ctx context.Context) error {
 			return ctx.Err()
 		case <-time.After(time.Second):
 		}
-		p.restoreRoutes()
 	}
 }
 
@@ -45,7 +44,7 @@ func (p *Proxy) followLinks(ctx context.Context) error {
 	if err := netlink.AddrSubscribe(addrs, done); err != nil {
 		return fmt.Errorf("watch addresses: %w", err)
 	}
-	var due <-chan time.Time
+	due := time.After(settle) // what changed before is not told
 	for {
 		select {
 		case <-ctx.Done():

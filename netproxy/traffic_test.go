@@ -12,6 +12,7 @@ import (
 	"github.com/skiff-sh/skiff/netproxy/nstest"
 	"github.com/skiff-sh/skiff/netproxy/podnet"
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 func TestPodConnectivity(t *testing.T) {
@@ -218,10 +219,11 @@ func TestSessionAffinity(t *testing.T) {
 	nstest.Run(t, func(t *testing.T) {
 		n := newNode(t)
 		a, b, c, d := n.pod("a"), n.pod("b"), n.pod("c"), n.pod("d")
-		n.create(newService("sticky", "10.43.0.27", func(s *v1.Service) {
+		sticky := newService("sticky", "10.43.0.27", func(s *v1.Service) {
 			s.Spec.SessionAffinity = v1.ServiceAffinityClientIP
-			s.Spec.SessionAffinityConfig = &v1.SessionAffinityConfig{ClientIP: &v1.ClientIPConfig{TimeoutSeconds: ptr(int32(1))}}
-		}))
+			s.Spec.SessionAffinityConfig = &v1.SessionAffinityConfig{ClientIP: &v1.ClientIPConfig{TimeoutSeconds: ptr(int32(3600))}}
+		})
+		n.create(sticky)
 		n.create(epSlice("sticky", a, b, c))
 		byName := map[string]*pod{"a": a, "b": b, "c": c}
 		for _, network := range []string{"tcp4", "udp4"} {
@@ -253,7 +255,13 @@ func TestSessionAffinity(t *testing.T) {
 		if servers, _ := census(t, d.NS, "tcp4", "10.43.0.27:80", 20); len(servers) != 1 {
 			t.Errorf("after the move: %v", servers)
 		}
-		// After the timeout the choice is free again.
+		// After the timeout the choice is free again. It is short only now: a slow
+		// machine may pause for a second between two questions.
+		sticky = sticky.DeepCopy()
+		sticky.Spec.SessionAffinityConfig.ClientIP.TimeoutSeconds = ptr(int32(1))
+		if _, err := n.client.CoreV1().Services("default").Update(t.Context(), sticky, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
 		n.updateSlice(epSlice("sticky", a, b, c))
 		seen := map[string]bool{}
 		eventually(t, "affinity is forgotten", func() error {

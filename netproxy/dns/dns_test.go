@@ -93,8 +93,10 @@ func newServer(t testing.TB, upstreams ...string) *Server {
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	udp, tcp := sockets(t)
 	s, err := New(Config{
-		Addr: netip.MustParseAddr("127.0.0.1"), Port: freePort(t), Domain: "cluster.local", ResolvConf: conf,
+		Addr: netip.MustParseAddr("127.0.0.1"), Port: tcp.Addr().(*net.TCPAddr).Port, Domain: "cluster.local", ResolvConf: conf,
+		Listen:   func(context.Context, string) (net.PacketConn, net.Listener, error) { return udp, tcp, nil },
 		Ranges:   []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")},
 		Services: services, Slices: slices,
 	})
@@ -116,7 +118,7 @@ func newServer(t testing.TB, upstreams ...string) *Server {
 	})
 	select {
 	case <-s.Ready():
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("not ready")
 	}
 	return s
@@ -127,22 +129,22 @@ func byService(obj any) ([]string, error) {
 	return []string{s.Namespace + "/" + s.Labels[discovery.LabelServiceName]}, nil
 }
 
-func freePort(t testing.TB) int {
+// sockets opens a port of 127.0.0.1 for both protocols. It stays open, as another
+// process may take a port that is free.
+func sockets(t testing.TB) (net.PacketConn, net.Listener) {
 	t.Helper()
 	for range 100 {
 		l, err := net.Listen("tcp4", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
-		port := l.Addr().(*net.TCPAddr).Port
-		l.Close()
-		if u, err := net.ListenPacket("udp4", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			u.Close()
-			return port
+		if u, err := net.ListenPacket("udp4", l.Addr().String()); err == nil {
+			return u, l
 		}
+		l.Close()
 	}
-	t.Fatal("no free port")
-	return 0
+	t.Fatal("no port is free for both protocols")
+	return nil, nil
 }
 
 func (s *Server) addr() string { return fmt.Sprintf("127.0.0.1:%d", s.cfg.Port) }
@@ -317,14 +319,14 @@ type upstreamServer struct {
 func startUpstream(t *testing.T, handler func(w dns.ResponseWriter, r *dns.Msg, n int64)) *upstreamServer {
 	t.Helper()
 	u := &upstreamServer{}
-	port := freePort(t)
-	u.addr = fmt.Sprintf("127.0.0.1:%d", port)
+	udp, tcp := sockets(t)
+	u.addr = tcp.Addr().String()
 	h := dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) { handler(w, r, u.asked.Add(1)) })
-	for _, network := range []string{"udp", "tcp"} {
+	for _, srv := range []*dns.Server{{PacketConn: udp, Handler: h}, {Listener: tcp, Handler: h}} {
 		started := make(chan struct{})
-		srv := &dns.Server{Addr: u.addr, Net: network, Handler: h, NotifyStartedFunc: func() { close(started) }}
+		srv.NotifyStartedFunc = func() { close(started) }
 		done := make(chan error)
-		go func() { done <- srv.ListenAndServe() }()
+		go func() { done <- srv.ActivateAndServe() }()
 		<-started
 		t.Cleanup(func() { _ = srv.Shutdown(); <-done })
 	}
@@ -370,29 +372,28 @@ func TestForward(t *testing.T) {
 	})
 	s := newServer(t)
 	s.setUpstreams(silent.addr, broken.addr, good.addr)
-	ask := func(name string) (*dns.Msg, time.Duration) {
-		start := time.Now()
-		return exchange(t, s, "udp", new(dns.Msg).SetQuestion(name, dns.TypeA)), time.Since(start)
+	ask := func(name string) *dns.Msg {
+		return exchange(t, s, "udp", new(dns.Msg).SetQuestion(name, dns.TypeA))
 	}
-	if r, took := ask("www.example.org."); short(r) != "NOERROR | www.example.org. A 192.0.2.1" || took > 3*time.Second {
-		t.Errorf("failover: %s after %v", short(r), took)
+	if r := ask("www.example.org."); short(r) != "NOERROR | www.example.org. A 192.0.2.1" || silent.asked.Load() != 1 {
+		t.Errorf("failover: %s, the silent resolver was asked %d times", short(r), silent.asked.Load())
 	}
 	asked := good.asked.Load()
-	if r, took := ask("WWW.example.org."); r.Rcode != 0 || took > 100*time.Millisecond || good.asked.Load() != asked {
-		t.Errorf("from the cache: %s after %v, upstream asked %d more", short(r), took, good.asked.Load()-asked)
+	if r := ask("WWW.example.org."); r.Rcode != 0 || good.asked.Load() != asked {
+		t.Errorf("from the cache: %s, upstream asked %d more", short(r), good.asked.Load()-asked)
 	}
-	if _, took := ask("other.example.org."); took > time.Second {
-		t.Errorf("the silent resolver is asked first again: %v", took)
+	if r := ask("other.example.org."); r.Rcode != 0 || silent.asked.Load() != 1 {
+		t.Errorf("the silent resolver is asked first again: %s", short(r))
 	}
 	for range 2 {
-		if r, _ := ask("missing.example.org."); r.Rcode != dns.RcodeNameError {
+		if r := ask("missing.example.org."); r.Rcode != dns.RcodeNameError {
 			t.Errorf("missing name: %s", short(r))
 		}
 	}
-	if r, _ := ask("big.example.org."); r.Rcode != 0 || len(r.Answer) != 1 {
+	if r := ask("big.example.org."); r.Rcode != 0 || len(r.Answer) != 1 {
 		t.Errorf("truncated upstream answer: %s", short(r))
 	}
-	if r, _ := ask("ext.default.svc.cluster.local."); short(r) != "NOERROR | ext.default.svc.cluster.local. CNAME www.example.org.; www.example.org. A 192.0.2.1" {
+	if r := ask("ext.default.svc.cluster.local."); short(r) != "NOERROR | ext.default.svc.cluster.local. CNAME www.example.org.; www.example.org. A 192.0.2.1" {
 		t.Errorf("external name: %s", short(r))
 	}
 	if s.stats.CacheHits.Load() < 2 || s.stats.UpstreamErrors.Load() < 2 {

@@ -4,22 +4,21 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/skiff-sh/skiff/netproxy/nstest"
 	v1 "k8s.io/api/core/v1"
 )
 
 func TestHealthCheckNodePort(t *testing.T) {
-	l, err := net.Listen("tcp", ":0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := int32(l.Addr().(*net.TCPAddr).Port)
-	l.Close()
+	nstest.Run(t, testHealthCheckNodePort) // nobody else has its ports
+}
+
+func testHealthCheckNodePort(t *testing.T) {
+	const port int32 = 30090
 	h := newHealthServer(slog.Default())
 	defer h.close()
 	svc := web(func(s *v1.Service) {
@@ -39,7 +38,7 @@ func TestHealthCheckNodePort(t *testing.T) {
 	for local, want := range map[int]int{2: 200, 0: 503} {
 		h.set("ns/web", svc, local)
 		code, body, err := 0, "", error(nil)
-		for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 			if code, body, err = ask(); err == nil {
 				break
 			}
