@@ -84,6 +84,7 @@ type conn struct {
 	begin time.Time
 
 	heard   atomic.Int64 // when something was last read, since begin
+	asked   atomic.Int64 // when something was first written after that; 0: nothing was
 	watched atomic.Bool
 	closed  atomic.Bool
 	silent  atomic.Int64 // closed after so long a silence
@@ -108,6 +109,7 @@ func (c *conn) Read(b []byte) (int, error) {
 	if n > 0 && c.watched.Load() {
 		now := time.Since(c.begin)
 		quiet := now - time.Duration(c.heard.Swap(int64(now)))
+		c.asked.Store(0)
 		// After more than that, this process was stopped.
 		if quiet > c.times.pingAfter && quiet < c.times.pingAfter+patienceMax {
 			c.pace.answered(quiet - c.times.pingAfter)
@@ -117,6 +119,13 @@ func (c *conn) Read(b []byte) (int, error) {
 		return n, silence(s)
 	}
 	return n, err
+}
+
+func (c *conn) Write(b []byte) (int, error) {
+	if c.watched.Load() {
+		c.asked.CompareAndSwap(0, int64(time.Since(c.begin)))
+	}
+	return c.Conn.Write(b)
 }
 
 // watch begins to look for silence.
@@ -141,6 +150,13 @@ func (c *conn) look() {
 	patience := c.pace.wait(c.times.pingWait, patienceMax)
 	quiet := now - time.Duration(c.heard.Load())
 	again := c.times.pingAfter + patience - quiet
+	switch asked := time.Duration(c.asked.Load()); {
+	case quiet > c.times.pingAfter+patienceMax:
+	case asked == 0: // this process was slow to ask: there is nothing to answer
+		again = max(again, patience)
+	default:
+		again = max(again, patience-(now-asked))
+	}
 	if again <= 0 {
 		if late <= c.times.pingWait/2 && !c.waiting() {
 			c.pace.failed()

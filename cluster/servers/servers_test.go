@@ -20,6 +20,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // authority makes certificates for test servers.
@@ -178,15 +180,31 @@ func ask(t *testing.T, c *http.Client, method, body string) string {
 	return string(b)
 }
 
-// closedPort is an address that refuses connections.
+// closedPort is an address that refuses connections; nobody else gets it before the
+// test ends.
 func closedPort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", at.(*unix.SockaddrInet4).Port)
+}
+
+// still makes a Balancer whose time stands still, so that no hold ends.
+func still(list ...Server) *Balancer {
+	b := New("", list...)
+	now := time.Now()
+	b.now = func() time.Time { return now }
+	return b
 }
 
 func list(addresses ...string) []Server {
@@ -293,7 +311,7 @@ func TestServerWithoutItsClusterIsLeft(t *testing.T) {
 	a := newAuthority(t)
 	one, two := a.serve(t, "one"), a.serve(t, "two")
 	one.status.Store(http.StatusServiceUnavailable)
-	c := client(t, a, New("", list(one.address(), two.address())...))
+	c := client(t, a, still(list(one.address(), two.address())...))
 	if got := ask(t, c, http.MethodPost, "hello"); !strings.HasPrefix(got, "503") {
 		t.Fatal(got)
 	}
@@ -310,7 +328,7 @@ func TestServerThatWasRemovedIsLeft(t *testing.T) {
 	one, two := a.serve(t, "one"), a.serve(t, "two")
 	one.removed.Store(true)
 	for first, want := range map[string]string{"GET": "two HTTP/2.0 ", "DELETE": "two HTTP/2.0 ", "POST": "503"} {
-		c := client(t, a, New("", list(one.address(), two.address())...))
+		c := client(t, a, still(list(one.address(), two.address())...))
 		body := ""
 		if first == "POST" {
 			body = "hello"
