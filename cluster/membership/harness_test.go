@@ -39,6 +39,7 @@ type fakeLog struct {
 	fsm   *fsm.FSM
 	index uint64
 	down  error // of every call
+	reads int
 }
 
 func (l *fakeLog) fails(err error) { l.mu.Lock(); l.down = err; l.mu.Unlock() }
@@ -60,8 +61,12 @@ func (l *fakeLog) Propose(_ context.Context, c fsm.Command) (fsm.Result, error) 
 func (l *fakeLog) ReadIndex(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.reads++
 	return l.down
 }
+
+// asked is how many reads have begun.
+func (l *fakeLog) asked() int { l.mu.Lock(); defer l.mu.Unlock(); return l.reads }
 
 // fakeRaft is a configuration with a leader that knows who is up.
 type fakeRaft struct {
@@ -72,6 +77,7 @@ type fakeRaft struct {
 	refuse   error // of Remove
 	onRemove func(id string)
 	promoted []string
+	looked   int // calls of Members
 	methods  map[string]func(context.Context, string, []byte) ([]byte, error)
 }
 
@@ -84,6 +90,7 @@ func (r *fakeRaft) Stats() consensus.Stats {
 func (r *fakeRaft) Members() []RaftMember {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.looked++
 	var out []RaftMember
 	for _, m := range r.members {
 		out = append(out, RaftMember{ID: m.ID, Address: m.Address, Voter: m.Voter})
@@ -165,6 +172,7 @@ type bench struct {
 	mu        sync.Mutex
 	peers     []Peer
 	offset    time.Duration // of the service's clock
+	stopped   time.Time     // where the clock stands still, if not zero
 	date      time.Time     // that the API port says, if not zero
 	forgotten []string
 	shown     []string // Authorization headers that came
@@ -173,8 +181,14 @@ type bench struct {
 func (b *bench) now() time.Time {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if !b.stopped.IsZero() {
+		return b.stopped.Add(b.offset)
+	}
 	return time.Now().Add(b.offset)
 }
+
+// stop keeps the service's clock where it is; offset moves it.
+func (b *bench) stop() { b.mu.Lock(); b.stopped = time.Now(); b.mu.Unlock() }
 
 func (b *bench) setPeers(p ...Peer) { b.mu.Lock(); b.peers = p; b.mu.Unlock() }
 

@@ -3,7 +3,6 @@ package membership
 import (
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -142,17 +141,21 @@ func TestStartedProgramWaitsForNews(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.mustJoin(t, serverRequest("b", "id-b"))
-	w := peer("w", "id-w", "10.0.0.3", RoleAgent, Alive)
-	peers := func(version string) {
-		w.Version = version
-		b.setPeers(peer("a", "id-a", "10.0.0.1", RoleServer, Alive), w)
+	asked, told := 0, -1 // from so many questions on gossip knows it
+	b.c.Peers = func() []Peer {
+		w := peer("w", "id-w", "10.0.0.3", RoleAgent, Alive)
+		if w.Version = "1.5.0"; asked == told {
+			w.Version = "1.4.7"
+		} else {
+			asked++
+		}
+		return []Peer{peer("a", "id-a", "10.0.0.1", RoleServer, Alive), w}
 	}
-	peers("1.5.0")
 	q := url.Values{"version": {"1.4.7"}}
 	if got := b.unfitNow("id-b", q); !strings.Contains(got, "agents may not be ahead of a server") {
 		t.Fatalf("%q", got)
 	}
-	time.AfterFunc(200*time.Millisecond, func() { peers("1.4.7") })
+	told = 2 * asked // with the second attempt
 	if got := b.unfit(t.Context(), "id-b", q); got != "" {
 		t.Error(got)
 	}
@@ -196,10 +199,11 @@ func TestTheTokenGoesOnlyToAServer(t *testing.T) {
 func TestClocks(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
+	b.stop()
 	tok := b.token(t, RoleAgent)
 	// The server decides by the time in the request.
 	r := agentRequest(t, "w", "id-w")
-	r.Time = time.Now().Add(6 * time.Minute)
+	r.Time = b.now().Add(6 * time.Minute)
 	_, err := b.Join(context.Background(), tok.bearer(), r)
 	refusedWith(t, err, "is 6m0s ahead of the server's")
 	r.Time = time.Now().Add(-4 * time.Minute)
@@ -219,16 +223,11 @@ func TestNoServerThere(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	tok, r := b.token(t, RoleAgent), agentRequest(t, "w", "id-w")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
 	plain := httptest.NewServer(http.NotFoundHandler())
 	defer plain.Close()
 	foreign := serve(t, newPKI(t), "x", http.NotFoundHandler())
 	for addr, want := range map[string]string{
-		l.Addr().String():                "does not answer: dial tcp",
+		"127.0.0.1:1":                    "does not answer: dial tcp",
 		plain.Listener.Addr().String():   "does not answer",
 		foreign.Listener.Addr().String(): "is no skiff server, or an older one",
 		"a/b":                            "want HOST or HOST:PORT",
@@ -291,6 +290,7 @@ func TestADeadMemberIsReplaced(t *testing.T) {
 func TestNobodyIsReplacedByAServerThatKnowsNothing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
+	b.stop()
 	b.mustJoin(t, agentRequest(t, "w", "id-w"))
 	_, err := b.join(b.token(t, RoleAgent), agentRequest(t, "w", "id-new"))
 	if r := new(Refusal); err == nil || errors.As(err, &r) || !strings.Contains(err.Error(), "try again in a few seconds: this server has just started") {

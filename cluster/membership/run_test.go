@@ -33,6 +33,8 @@ func (l *logLines) count(text string) int {
 	return strings.Count(l.b.String(), text)
 }
 
+func (r *fakeRaft) looks() int { r.mu.Lock(); defer r.mu.Unlock(); return r.looked }
+
 func (b *bench) logTo() *logLines {
 	l := &logLines{}
 	b.c.Logger = slog.New(slog.NewTextHandler(l, nil))
@@ -72,6 +74,7 @@ func TestAServerTakesTheNameOfAFormerOne(t *testing.T) {
 		t.Run(tc.what, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t)
+			b.stop()
 			op, _ := putRecord("a", tc.old, 0)
 			if err := b.propose(ctx, "test", op); err != nil {
 				t.Fatal(err)
@@ -157,9 +160,13 @@ func TestARefusedRecordIsSaidOnce(t *testing.T) {
 	if err := b.propose(context.Background(), "test", op); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), registerRetry+registerRetry/2)
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	b.register(ctx)
+	ended := make(chan struct{})
+	go func() { b.register(ctx); close(ended) }()
+	eventually(t, "a second attempt", func() bool { return b.log.asked() > 1 })
+	cancel() // the attempt goes on to its end
+	<-ended
 	if n := lines.count("this server's record is not written"); n != 1 {
 		t.Errorf("said %d times", n)
 	}
@@ -178,7 +185,9 @@ func TestTwoVotersAreWarnedOfOnceForEachChange(t *testing.T) {
 		said    int
 	}{{"a?b", 0}, {"ab", 1}, {"aB", 1}, {"abc", 1}, {"ab?c", 2}} {
 		b.servers(step.servers)
-		time.Sleep(votersPoll + votersPoll/2)
+		before := b.raft.looks()
+		// What the next look finds is said before the one after it.
+		eventually(t, "two looks", func() bool { return b.raft.looks() > before+1 })
 		if n := lines.count(warning); n != step.said {
 			t.Errorf("step %d, %s: said %d times, want %d", i, step.servers, n, step.said)
 		}

@@ -149,6 +149,7 @@ func TestWrongTokensAreLimited(t *testing.T) {
 func TestWrongTokensAreLimitedOnThePort(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
+	b.stop()
 	tok := b.token(t, RoleAgent)
 	wrong := tok
 	wrong.secret = "guess"
