@@ -20,6 +20,14 @@ var fast = Timing{Probe: 100 * time.Millisecond, ProbeWait: 50 * time.Millisecon
 	Suspicion: 4, Patience: 100 * time.Millisecond, Rejoin: 100 * time.Millisecond, Calm: time.Second, LoadEvery: 200 * time.Millisecond, GossipDead: 2 * time.Second,
 	CloneWait: 1500 * time.Millisecond, ConnTimeout: time.Second}
 
+// forbearing gives suspects so many times as long, for tests in which nobody may be
+// seen to die who is slow for a while.
+func forbearing(times int) Timing {
+	t := fast
+	t.Suspicion *= times
+	return t
+}
+
 var key1, key2 = bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32)
 
 // nets hands every fleet addresses of its own.
@@ -163,6 +171,16 @@ func (r *runner) count(s State) (n int) {
 		}
 	}
 	return n
+}
+
+// runs is the number of processes that r knows of a member and has not given up.
+func (r *runner) runs(name string) int {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if e := r.table[name]; e != nil {
+		return len(e.procs)
+	}
+	return 0
 }
 
 func (r *runner) state(name string) State {

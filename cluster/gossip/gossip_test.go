@@ -37,14 +37,14 @@ func TestDeathAndReturn(t *testing.T) {
 
 func TestRestartIsNoDeath(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fast)
+	f := newFleet(t, forbearing(10))
 	all := f.grow(4)
 	w := watchStates(all[0], "n4")
 	all[3].kill()
 	time.Sleep(2 * fast.Probe) // well within the time a suspect has
 	f.start(4, func(c *Config) { c.Tags.Version = "v2" })
 	f.await("the new process is known", func() bool { m, _ := all[0].Member("n4"); return m.Tags.Version == "v2" })
-	time.Sleep(10 * fast.Probe) // the old process has been given up by now
+	f.await("the old process is given up", func() bool { return all[0].runs("n4") == 1 })
 	if seen := w(); len(seen) != 1 || seen[0] != Alive {
 		t.Errorf("n4 was seen as %v", seen)
 	}
@@ -123,7 +123,7 @@ func watchStates(r *runner, name string) func() []State {
 
 func TestAddressChange(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fast)
+	f := newFleet(t, forbearing(10))
 	all := f.grow(4)
 	w := watchStates(all[0], "n4")
 	all[3].kill()
@@ -140,7 +140,7 @@ func TestAddressChange(t *testing.T) {
 	}
 	again := f.start(4, moved(104)) // while the others hold it for alive
 	f.await("the new address of a live member", at(104))
-	time.Sleep(10 * fast.Probe)
+	f.await("the old process is given up", func() bool { return all[0].runs("n4") == 1 })
 	if seen := w(); len(seen) != 1 || !at(104)() {
 		t.Errorf("n4 was seen as %v", seen)
 	}
@@ -345,11 +345,10 @@ func TestDeathsAreNotBelievedAfterAGap(t *testing.T) {
 	slow.Calm = 3 * time.Second
 	f := newFleet(t, slow)
 	all := f.grow(4)
-	all[0].lastTick.Store(1) // as if it had not run since New
 	time.Sleep(1200*time.Millisecond - time.Since(all[0].begin))
-	all[3].kill()
-	all[0].lastTick.Store(1)
+	all[0].lastTick.Store(1) // as if it had not run since New
 	f.await("the gap is noticed", func() bool { return all[0].Score() == worstScore-1 })
+	all[3].kill()
 	f.await("others see the death", func() bool { return all[1].state("n4") == Dead })
 	if !all[0].calm() && all[0].state("n4") != Alive {
 		t.Error("a death was believed")

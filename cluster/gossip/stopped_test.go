@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 // child is member n1 of a fleet of the parent. It prints every change of a
 // state, until its input ends.
 func child(net [2]byte) {
-	f := &fleet{timing: fast, net: net, port: 7001}
+	f := &fleet{timing: forbearing(3), net: net, port: 7001}
 	cfg := f.config(1)
 	cfg.Seeds = func() []string { return []string{fmt.Sprintf("%s:%d", f.addr(2), f.port)} }
 	cfg.Logger = slog.New(slog.DiscardHandler)
@@ -79,7 +79,7 @@ func child(net [2]byte) {
 // nobody die, though all its probes have failed and its timers have run out.
 func TestStoppedObserver(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fast)
+	f := newFleet(t, forbearing(3)) // this process may be slow, too
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d.%d", childEnv, f.net[0], f.net[1]))
 	in, err := cmd.StdinPipe()
