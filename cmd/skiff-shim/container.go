@@ -343,16 +343,17 @@ func (s *supervisor) signal(id string, sig int) error {
 		return err
 	}
 	if syscall.Signal(sig) == unix.SIGKILL && !c.privatePID {
-		lc, err := libcontainer.Load(s.runcRoot(), id)
-		if err != nil {
-			return err
+		var lc *libcontainer.Container
+		if lc, err = libcontainer.Load(s.runcRoot(), id); err == nil {
+			err = lc.Signal(unix.SIGKILL)
 		}
-		return lc.Signal(unix.SIGKILL)
+	} else {
+		err = c.pidfd.Signal(syscall.Signal(sig))
 	}
-	if err := c.pidfd.Signal(syscall.Signal(sig)); err != nil {
-		if errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrClosed) {
-			return refuse(shimproto.CodeNotRunning, "container %s is not running, it has just ended", id)
-		}
+	if err != nil && c.pidfd.Exited() { // what it needs may be gone already
+		return refuse(shimproto.CodeNotRunning, "container %s is not running, it has just ended", id)
+	}
+	if err != nil {
 		return fmt.Errorf("send signal %d to container %s: %w", sig, id, err)
 	}
 	return nil

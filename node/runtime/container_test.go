@@ -53,6 +53,25 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// A container that ends just when it is killed, or removed, has ended.
+func TestKilledWhileItEnds(t *testing.T) {
+	e := newEnv(t)
+	for _, s := range []*Sandbox{e.sandbox(), e.sharedPID()} {
+		for range 5 {
+			c := e.start(s, e.sh("exit 3"))
+			for st, _ := s.Container(c.ID); st.State != Exited; st, _ = s.Container(c.ID) {
+				if err := s.Signal(context.Background(), c.ID, syscall.SIGKILL); err != nil && !errors.Is(err, ErrNotRunning) {
+					t.Fatal("kill:", err)
+				}
+			}
+			c = e.start(s, e.sh("exit 3"))
+			if err := s.RemoveContainer(context.Background(), c.ID); err != nil {
+				t.Fatal("remove:", err)
+			}
+		}
+	}
+}
+
 // The shim survives the signals that end skiff; containers get them as usual.
 func TestSignalDispositions(t *testing.T) {
 	e := newEnv(t)

@@ -58,7 +58,7 @@ func exited(fd uintptr) bool {
 	}
 }
 
-// Signal sends a signal to exactly this process.
+// Signal sends a signal to exactly this process; os.ErrClosed after Close.
 func (p *Pidfd) Signal(sig unix.Signal) error {
 	rc, err := p.f.SyscallConn()
 	if err != nil {
@@ -66,7 +66,7 @@ func (p *Pidfd) Signal(sig unix.Signal) error {
 	}
 	var serr error
 	if err := rc.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", os.ErrClosed, err) // it has no other failure
 	}
 	return serr
 }
