@@ -152,6 +152,7 @@ func (e *shimError) Unwrap() error { return e.is }
 // connect opens the watch through which the sandbox learns of changes, and
 // returns when everything known has been received.
 func (s *Sandbox) connect(ctx context.Context) error {
+	before := s.Containers()
 	conn, stop, hello, err := s.open(ctx, &shimproto.Request{Op: shimproto.OpWatch})
 	if err != nil {
 		return err
@@ -197,7 +198,7 @@ func (s *Sandbox) connect(ctx context.Context) error {
 		conn.Close()
 		return net.ErrClosed
 	}
-	for _, c := range s.Containers() {
+	for _, c := range before {
 		if !present[c.ID] { // removed while we did not watch
 			s.forget(c.ID)
 		}
