@@ -2,27 +2,42 @@ package runtime
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
+	"os"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A question that comes while nobody runs is answered by the next skiff.
 func TestSocketsOutliveSkiff(t *testing.T) {
 	e := newEnv(t)
 	ctx := context.Background()
-	probe, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := probe.LocalAddr().String()
-	probe.Close()
 	t.Cleanup(func() {
 		if err := e.r.DropSockets(); err != nil {
 			t.Error(err)
 		}
 	})
-	udp, tcp, err := e.r.Listen(ctx, addr)
+	// An address of its own: what others connect from, or listen at, takes no port of it.
+	ip := fmt.Sprintf("127.77.%d.%d", os.Getpid()>>8&0xff, os.Getpid()&0xff)
+	var addr string
+	var udp net.PacketConn
+	var tcp net.Listener
+	var err error
+	for range 10 { // but for who listens at all addresses
+		var probe net.PacketConn
+		if probe, err = net.ListenPacket("udp4", ip+":0"); err != nil {
+			t.Fatal(err)
+		}
+		addr = probe.LocalAddr().String()
+		probe.Close()
+		if udp, tcp, err = e.r.Listen(ctx, addr); !errors.Is(err, unix.EADDRINUSE) {
+			break
+		}
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -234,7 +234,31 @@ func (e *env) until(what string, cond func() bool) {
 	}
 }
 
-// log returns a container's log as "stream tag text" lines.
+// logged waits until a container has written a line to its standard output.
+func (e *env) logged(c ContainerConfig, line string) {
+	e.t.Helper()
+	e.until(fmt.Sprintf("container %s writes %q", c.ID, line), func() bool {
+		return strings.Contains("\n"+e.log(c), "\nstdout F "+line+"\n")
+	})
+}
+
+// executed waits until a container's command runs: its start has returned just
+// before that.
+func (e *env) executed(s *Sandbox, c ContainerConfig) ContainerConfig {
+	e.t.Helper()
+	st, _ := s.Container(c.ID)
+	e.until(fmt.Sprintf("%q runs", c.Args), func() bool { return runs(st.PID, c.Args...) })
+	return c
+}
+
+// runs says whether a process executes a command.
+func runs(pid int, args ...string) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && string(b) == strings.Join(args, "\x00")+"\x00"
+}
+
+// log returns a container's log as "stream tag text" lines, without one that is
+// being written.
 func (e *env) log(c ContainerConfig) string {
 	e.t.Helper()
 	p := c.LogPath
@@ -247,6 +271,9 @@ func (e *env) log(c ContainerConfig) string {
 	}
 	var out strings.Builder
 	for line := range strings.Lines(string(b)) {
+		if !strings.HasSuffix(line, "\n") {
+			break
+		}
 		ts, rest, _ := strings.Cut(line, " ")
 		if _, err := time.Parse(time.RFC3339Nano, ts); err != nil {
 			e.t.Fatalf("log line %q: %v", line, err)

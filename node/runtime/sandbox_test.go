@@ -381,7 +381,8 @@ func TestKilledDuringStart(t *testing.T) {
 func TestConnectionLost(t *testing.T) {
 	e := newEnv(t)
 	s := e.sandbox()
-	c := e.start(s, e.sh("trap 'exit 7' TERM; while :; do sleep 0.05; done"))
+	c := e.start(s, e.sh("trap 'exit 7' TERM; echo set; while :; do sleep 0.05; done"))
+	e.logged(c, "set")
 	st, _ := s.Container(c.ID)
 	socket := filepath.Join(s.dir, shimproto.SocketName)
 	if err := os.Rename(socket, socket+"-away"); err != nil {

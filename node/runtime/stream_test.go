@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -196,7 +197,10 @@ func TestExecTTY(t *testing.T) {
 	})
 	say("echo $TERM\n", "xterm")
 	say("sleep 100\n", "sleep 100")
-	time.Sleep(50 * time.Millisecond)
+	st, _ := s.Container(c.ID)
+	e.until("it sleeps", func() bool {
+		return slices.ContainsFunc(e.r.cgroups.pids(st.CgroupPath), func(pid int) bool { return runs(pid, "sleep", "100") })
+	})
 	t0 := time.Now()
 	say("\x03", "^C")
 	say("exit 42\n", "exit 42")
@@ -342,4 +346,36 @@ func TestMuchOutput(t *testing.T) {
 	if n != 200000 {
 		t.Errorf("%d lines", n)
 	}
+}
+
+// slowWriter takes its time, once.
+type slowWriter struct {
+	n     int
+	pause time.Duration
+}
+
+func (w *slowWriter) Write(b []byte) (int, error) {
+	<-time.After(w.pause)
+	w.pause = 0
+	w.n += len(b)
+	return len(b), nil
+}
+
+// Who reads slowly gets all of an exec's output, also what was still on its way
+// when the process ended: that may wait in a pipe, behind a full socket.
+func TestExecWaitsForSlowReaders(t *testing.T) {
+	e := newEnv(t)
+	s := e.sandbox()
+	c := e.start(s, e.container("sleep", "1000"))
+	var wg sync.WaitGroup
+	for kb := 96; kb <= 352; kb += 16 { // how much sockets hold differs
+		wg.Go(func() {
+			out := &slowWriter{pause: 2 * time.Second}
+			args := []string{"head", "-c", fmt.Sprint(kb << 10), "/dev/zero"}
+			if code, err := s.Exec(context.Background(), c.ID, ExecConfig{Args: args}, nil, out, nil, nil); err != nil || code != 0 || out.n != kb<<10 {
+				t.Errorf("%d of %d bytes, exit code %d, %v", out.n, kb<<10, code, err)
+			}
+		})
+	}
+	wg.Wait()
 }

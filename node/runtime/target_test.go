@@ -12,8 +12,8 @@ import (
 func TestTargetedContainerSeesTheOthersProcesses(t *testing.T) {
 	e := newEnv(t)
 	s := e.sandbox()
-	app := e.start(s, e.container("sleep", "4711"))
-	other := e.start(s, e.container("sleep", "4712"))
+	app := e.executed(s, e.start(s, e.container("sleep", "4711")))
+	other := e.executed(s, e.start(s, e.container("sleep", "4712")))
 	look := e.sh("ps -o pid,args; cat /proc/1/root/etc/hostname 2>&1; sleep 4713 & exit 0")
 	look.TargetID = app.ID
 	out := e.output(s, look)
@@ -65,8 +65,8 @@ func TestTargetThatDoesNotRun(t *testing.T) {
 func TestTargetIsNothingWhereThePodSharesProcesses(t *testing.T) {
 	e := newEnv(t)
 	s := e.sandbox(func(c *SandboxConfig) { c.ShareProcessNamespace = true })
-	app := e.start(s, e.container("sleep", "4711"))
-	e.start(s, e.container("sleep", "4712"))
+	app := e.executed(s, e.start(s, e.container("sleep", "4711")))
+	e.executed(s, e.start(s, e.container("sleep", "4712")))
 	look := e.sh("ps -o args")
 	look.TargetID = app.ID
 	if out := e.output(s, look); !strings.Contains(out, "sleep 4711") || !strings.Contains(out, "sleep 4712") {
