@@ -218,15 +218,28 @@ func (f *Folder) wanted() (names []string) {
 	return names
 }
 
-// read looks at the manifests that have changed; true if one is being written.
+// read looks at the manifests that have changed; true if one is being written, or
+// they are renamed all the time.
 func (f *Folder) read() (busy bool) {
+	for range 10 {
+		busy, moved := f.look()
+		if !moved {
+			return busy
+		}
+	}
+	return true
+}
+
+// look does it once. moved: a file went meanwhile; as it may have another name now,
+// none counts as gone.
+func (f *Folder) look() (busy, moved bool) {
 	entries, err := os.ReadDir(f.cfg.Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		if f.failed != err.Error() {
 			f.failed = err.Error()
 			f.cfg.Logger.Error("the folder of manifests can't be read; its pods stay as they are", "err", err)
 		}
-		return false
+		return false, false
 	}
 	f.failed = ""
 	there := map[string]bool{}
@@ -236,9 +249,11 @@ func (f *Folder) read() (busy bool) {
 			continue
 		}
 		path := filepath.Join(f.cfg.Dir, name)
+		link := e.Type()&fs.ModeSymlink != 0
 		info, err := os.Stat(path)
 		switch {
-		case errors.Is(err, fs.ErrNotExist) && e.Type()&fs.ModeSymlink == 0: // gone since
+		case errors.Is(err, fs.ErrNotExist) && !link:
+			moved = true
 			continue
 		case err == nil && info.IsDir():
 			continue
@@ -261,6 +276,10 @@ func (f *Folder) read() (busy bool) {
 			busy = true
 			continue
 		}
+		if errors.Is(err, fs.ErrNotExist) && !link {
+			moved = true
+			continue
+		}
 		var p *v1.Pod
 		if err == nil {
 			p, err = Parse(b, f.cfg.Node, f.cfg.Prepare)
@@ -272,11 +291,11 @@ func (f *Folder) read() (busy bool) {
 		*m = manifest{id: id, pod: p}
 	}
 	for name := range f.files {
-		if !there[name] {
+		if !there[name] && !moved {
 			delete(f.files, name)
 		}
 	}
-	return busy
+	return busy, moved
 }
 
 // bad notes that a manifest can't be used; what it said before goes on.

@@ -397,3 +397,27 @@ func TestPodRunsThoughItCannotBeRecorded(t *testing.T) {
 		t.Errorf("after a restart: %+v", h.run)
 	}
 }
+
+// TestManifestThatIsRenamedMeanwhile: a manifest that gets another name while the
+// folder is looked at is not gone.
+func TestManifestThatIsRenamedMeanwhile(t *testing.T) {
+	h := newHost(t)
+	h.write("a.yaml", podYAML("a", "v1"))
+	f, err := Open(Config{Dir: h.dir, Records: h.records, Node: "n1", Prepare: defaults, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, to := filepath.Join(h.dir, "a.yaml"), filepath.Join(h.dir, "b.yaml")
+	for range 2000 {
+		renamed := make(chan error, 1)
+		go func() { renamed <- os.Rename(from, to) }()
+		f.read()
+		if got := f.wanted(); len(got) != 1 {
+			t.Errorf("of the one pod there are %q", got)
+		}
+		if err := <-renamed; err != nil || t.Failed() {
+			t.Fatal(err)
+		}
+		from, to = to, from
+	}
+}

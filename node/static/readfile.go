@@ -64,7 +64,9 @@ func readWhole(path string) ([]byte, fileID, error) {
 	if info, err = f.Stat(); err != nil {
 		return nil, before, err
 	}
-	if identify(info) != before || written(f, info) {
+	after := identify(info)
+	after.changed = before.changed // by another name, or other rights
+	if after != before || written(f, info) {
 		return nil, before, errBusy
 	}
 	return b, before, nil
