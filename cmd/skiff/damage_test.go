@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -41,13 +40,9 @@ func newHost(t *testing.T) host {
 	t.Helper()
 	h := host{dir: filepath.Join(t.TempDir(), "data")}
 	h.args = []string{"--name", "one", "--disable-agent", "--advertise-address", "127.0.0.1", "--bind-address", "127.0.0.1"}
-	for _, f := range []string{"--api-port", "--raft-port", "--gossip-port"} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		h.args = append(h.args, f, fmt.Sprint(l.Addr().(*net.TCPAddr).Port))
+	ports := unusedPorts(t, 3)
+	for i, f := range []string{"--api-port", "--raft-port", "--gossip-port"} {
+		h.args = append(h.args, f, fmt.Sprint(ports[i]))
 	}
 	return h
 }

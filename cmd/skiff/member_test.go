@@ -36,13 +36,7 @@ func startTestServer(t *testing.T) string {
 	t.Helper()
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // the API library's log
 	dir, loopback := t.TempDir(), netip.MustParseAddr("127.0.0.1")
-	probe, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	gossipPort := uint16(probe.Addr().(*net.TCPAddr).Port)
-	probe.Close()
-	s, err := cluster.New(cluster.Config{Name: "first", DataDir: dir, Version: "1.0.0", BindAddress: loopback, AdvertiseAddress: loopback, GossipPort: gossipPort,
+	s, err := cluster.New(cluster.Config{Name: "first", DataDir: dir, Version: "1.0.0", BindAddress: loopback, AdvertiseAddress: loopback, GossipPort: unusedPorts(t, 1)[0],
 		Listen: func(network, _ string) (net.Listener, error) { return net.Listen(network, "127.0.0.1:0") },
 		Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
