@@ -1,7 +1,6 @@
 package traffic
 
 import (
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"sync/atomic"
@@ -49,12 +48,7 @@ func TestLoad(t *testing.T) {
 // TestUnanswered: refused connections and names that do not exist fail.
 func TestUnanswered(t *testing.T) {
 	t.Parallel()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	listener.Close()
-	l := Start(Config{URL: "http://" + listener.Addr().String(), Names: []string{"skiff.invalid"}, Every: time.Millisecond})
+	l := Start(Config{URL: "http://127.0.0.1:1", Names: []string{"skiff.invalid"}, Every: time.Millisecond})
 	await(t, "a failure", func() bool { return l.Report().Failed > 2 })
 	if r := l.Stop(); r.Answered[NewConnection]+r.Answered[KeptConnection] > 0 {
 		t.Errorf("answers of nobody: %+v", r)
