@@ -19,7 +19,9 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
@@ -35,13 +37,18 @@ type Cluster struct {
 	Events *record.FakeRecorder
 
 	serial atomic.Int64
-	writes sync.Mutex // makes check and write one step
+	writes sync.Mutex                                       // makes check and write one step
+	gone   map[schema.GroupVersionResource][]runtime.Object // guarded by writes
 }
+
+// Watchers of the fake panic when so many events wait for them; the hundred that it
+// has room for are few for a process that is short of CPU.
+func init() { watch.DefaultChanSize = 10000 }
 
 // New returns a cluster that holds objs.
 func New(t *testing.T, objs ...runtime.Object) *Cluster {
 	t.Helper()
-	c := &Cluster{Events: record.NewFakeRecorder(10000)}
+	c := &Cluster{Events: record.NewFakeRecorder(10000), gone: map[schema.GroupVersionResource][]runtime.Object{}}
 	for _, obj := range objs {
 		c.complete(obj)
 	}
@@ -54,6 +61,8 @@ func New(t *testing.T, objs ...runtime.Object) *Cluster {
 	})
 	c.Client.PrependReactor("update", "*", c.update)
 	c.Client.PrependReactor("patch", "*", c.patch)
+	c.Client.PrependReactor("delete", "*", c.delete)
+	c.Client.PrependWatchReactor("*", c.watch)
 	c.Config = controller.Config{
 		Client:    c.Client,
 		Informers: informers.NewSharedInformerFactory(c.Client, 0),
@@ -139,6 +148,45 @@ func (c *Cluster) patch(a clienttesting.Action) (bool, runtime.Object, error) {
 	}
 	next = next.DeepCopyObject()
 	return true, next, c.store(a, old, next)
+}
+
+// delete remembers what is deleted, for watch.
+func (c *Cluster) delete(a clienttesting.Action) (bool, runtime.Object, error) {
+	c.writes.Lock()
+	defer c.writes.Unlock()
+	handled, out, err := false, runtime.Object(nil), error(nil)
+	if d, ok := a.(clienttesting.DeleteAction); ok {
+		old, gerr := c.Client.Tracker().Get(a.GetResource(), a.GetNamespace(), d.GetName())
+		if handled, out, err = clienttesting.ObjectReaction(c.Client.Tracker())(a); gerr == nil && err == nil {
+			c.gone[a.GetResource()] = append(c.gone[a.GetResource()], old)
+		}
+	}
+	return handled, out, err
+}
+
+// watch begins a watch which, unlike the fake's own, also tells of what was deleted
+// since the list before it; an informer would have that for ever.
+func (c *Cluster) watch(a clienttesting.Action) (bool, watch.Interface, error) {
+	c.writes.Lock()
+	defer c.writes.Unlock()
+	var opts metav1.ListOptions
+	if w, ok := a.(clienttesting.WatchActionImpl); ok {
+		opts = w.ListOptions
+	}
+	w, err := c.Client.Tracker().Watch(a.GetResource(), a.GetNamespace(), opts)
+	if err != nil {
+		return true, nil, err
+	}
+	for _, obj := range c.gone[a.GetResource()] {
+		m, err := meta.Accessor(obj)
+		if err != nil || a.GetNamespace() != "" && m.GetNamespace() != a.GetNamespace() {
+			continue
+		}
+		if _, err := c.Client.Tracker().Get(a.GetResource(), m.GetNamespace(), m.GetName()); apierrors.IsNotFound(err) {
+			w.(*watch.RaceFreeFakeWatcher).Delete(obj)
+		}
+	}
+	return true, w, nil
 }
 
 func (c *Cluster) store(a clienttesting.Action, old, next runtime.Object) error {

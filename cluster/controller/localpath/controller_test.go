@@ -126,7 +126,7 @@ func TestVolumeIsMadeOnTheChosenNode(t *testing.T) {
 	if e := <-c.Events.Events; e != "Normal ProvisioningSucceeded Successfully provisioned volume pvc-u1" {
 		t.Errorf("event %q", e)
 	}
-	c.Quiet(t, 50*time.Millisecond)
+	c.Settles(t, 50*time.Millisecond)
 }
 
 func TestWhatCannotBeMadeIsSaid(t *testing.T) {
@@ -173,7 +173,7 @@ func TestWhatCannotBeMadeIsSaid(t *testing.T) {
 				}
 				return ""
 			})
-			c.Quiet(t, 50*time.Millisecond)
+			c.Settles(t, 50*time.Millisecond)
 		})
 	}
 }

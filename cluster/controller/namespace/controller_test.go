@@ -136,11 +136,7 @@ func TestPodsGoFirstAndWhatRemainsIsTold(t *testing.T) {
 	if _, err := maps.Get(context.Background(), "x", metav1.GetOptions{}); err != nil {
 		t.Errorf("deleted before the last pod: %v", err)
 	}
-	before := len(c.Writes())
-	time.Sleep(200 * time.Millisecond)
-	if n := len(c.Writes()); n != before {
-		t.Errorf("%d writes while nothing changes", n-before)
-	}
+	c.Settles(t, 200*time.Millisecond)
 	if err := client.Tracker().Delete(pods, "a", "p"); err != nil {
 		t.Fatal(err)
 	}

@@ -265,7 +265,12 @@ func TestRate(t *testing.T) {
 	if err := c.Client.CoreV1().Pods("default").Delete(context.Background(), "p0", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	c.Quiet(t, 100*time.Millisecond)
+	controllertest.Eventually(t, func() string {
+		if n := len(c.Config.Informers.Core().V1().Pods().Informer().GetStore().List()); n != 8 {
+			return fmt.Sprintf("%d pods are known", n)
+		}
+		return ""
+	})
 	for i := range 4 {
 		setReady(t, c, fmt.Sprintf("n%d", i), corev1.ConditionUnknown)
 	}
@@ -287,12 +292,14 @@ func TestRate(t *testing.T) {
 	if n := count(); n != 2 {
 		t.Errorf("%d evicted at once", n)
 	}
-	ctl.mu.Lock()
-	waiting := ctl.status.Waiting
-	ctl.mu.Unlock()
-	if waiting != 2 {
-		t.Errorf("%d wait", waiting)
-	}
+	controllertest.Eventually(t, func() string {
+		ctl.mu.Lock()
+		defer ctl.mu.Unlock()
+		if n := ctl.status.Waiting; n != 2 {
+			return fmt.Sprintf("%d wait", n)
+		}
+		return ""
+	})
 }
 
 // Everything that a lost node had is out of service within a moment; a bare pod is

@@ -67,7 +67,7 @@ func TestCreatesExactlyWhatIsMissing(t *testing.T) {
 		}
 		return ""
 	})
-	c.Quiet(t, 100*time.Millisecond)
+	c.Settles(t, 100*time.Millisecond)
 	if n := len(pods(t, c)); n != 100 {
 		t.Errorf("%d pods, want 100: expectations must prevent double creation", n)
 	}

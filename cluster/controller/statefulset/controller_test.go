@@ -191,5 +191,5 @@ func TestComesUpInOrderRollsAndShrinks(t *testing.T) {
 	if err != nil || len(claims.Items) != 3 {
 		t.Errorf("%d claims, %v; all must outlive their pods", len(claims.Items), err)
 	}
-	c.Quiet(t, 100*time.Millisecond)
+	c.Settles(t, 100*time.Millisecond)
 }
