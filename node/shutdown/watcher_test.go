@@ -16,6 +16,7 @@ import (
 
 	"github.com/godbus/dbus/v5"
 	"github.com/godbus/dbus/v5/prop"
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -67,7 +68,7 @@ type login1 struct {
 	dropIn string
 
 	mu    sync.Mutex
-	locks []*os.File // ends that close when the inhibitor lets go
+	locks [][2]*os.File // both ends of each inhibitor's pipe
 	asked []string
 }
 
@@ -78,7 +79,15 @@ func newLogin1(t *testing.T, address, dropIn string, delay time.Duration) *login
 		t.Fatal(err)
 	}
 	l := &login1{t: t, conn: conn, dropIn: dropIn}
-	t.Cleanup(func() { conn.Close() })
+	t.Cleanup(func() {
+		conn.Close()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, ends := range l.locks {
+			ends[0].Close()
+			ends[1].Close()
+		}
+	})
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -108,14 +117,9 @@ func (l *login1) Inhibit(what, who, why, mode string) (dbus.UnixFD, *dbus.Error)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.locks = append(l.locks, r)
+	l.locks = append(l.locks, [2]*os.File{r, w})
 	l.asked = append(l.asked, strings.Join([]string{what, who, mode}, " "))
-	fd := dbus.UnixFD(w.Fd())
-	go func() { // the bus sends a copy
-		time.Sleep(time.Second)
-		w.Close()
-	}()
-	return fd, nil
+	return dbus.UnixFD(w.Fd()), nil // the bus sends a copy
 }
 
 func (l *login1) killUnit(unit, who string, signal int32) *dbus.Error {
@@ -149,17 +153,40 @@ func (l *login1) prepare(begins bool) {
 	}
 }
 
-// released waits until the n-th inhibitor was let go.
+// released waits until the n-th inhibitor was let go. It is called before that can
+// be.
 func (l *login1) released(n int) chan struct{} {
+	l.t.Helper()
 	l.mu.Lock()
-	r := l.locks[n]
+	r, w := l.locks[n][0], l.locks[n][1]
 	l.mu.Unlock()
+	until(l.t, "the inhibitor has arrived", func() bool { return open(l.t, r) == 3 })
+	w.Close()
 	done := make(chan struct{})
 	go func() {
 		_, _ = io.ReadAll(r)
 		close(done)
 	}()
 	return done
+}
+
+// open counts the ends of a pipe that this process has.
+func open(t *testing.T, pipe *os.File) (n int) {
+	t.Helper()
+	var want, have unix.Stat_t
+	if err := unix.Fstat(int(pipe.Fd()), &want); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if unix.Stat("/proc/self/fd/"+e.Name(), &have) == nil && have.Dev == want.Dev && have.Ino == want.Ino {
+			n++
+		}
+	}
+	return n
 }
 
 func (l *login1) requests() string {
@@ -264,7 +291,7 @@ func TestShutdown(t *testing.T) {
 	select {
 	case <-gone:
 		t.Fatal("nothing holds up a shutdown")
-	case <-time.After(1500 * time.Millisecond):
+	case <-time.After(300 * time.Millisecond):
 	}
 	if w.Closing() || m.log() != "" {
 		t.Errorf("before a shutdown: %s", m.log())
@@ -301,8 +328,9 @@ func TestShutdownDoesNotWaitForEver(t *testing.T) {
 	if _, err := os.Stat(dropIn); !os.IsNotExist(err) || l.requests() != "shutdown skiff delay" {
 		t.Errorf("logind waits long enough, and was changed: %s", l.requests())
 	}
+	gone := l.released(0)
 	l.prepare(true)
-	await(t, "the shutdown may go on", l.released(0))
+	await(t, "the shutdown may go on", gone)
 	if got := m.log(); !strings.HasSuffix(got, "dns 1") || strings.Count(got, ",") != 2 {
 		t.Errorf("ended: %s", got)
 	}
@@ -328,8 +356,9 @@ func TestLogindThatDoesNotWaitSoLong(t *testing.T) {
 	l := newLogin1(t, address, "", 6*time.Second) // it does not care for the drop-in
 	m := newMachine()
 	run(t, address, filepath.Join(t.TempDir(), "99-skiff.conf"), m, Periods{{0, 20 * time.Second}, {SystemCritical, 10 * time.Second}})
+	gone := l.released(0)
 	l.prepare(true)
-	await(t, "the shutdown may go on", l.released(0))
+	await(t, "the shutdown may go on", gone)
 	if got := m.log(); !strings.HasSuffix(got, "dns 2") || !strings.Contains(got, "web 4") {
 		t.Errorf("ended: %s", got)
 	}
