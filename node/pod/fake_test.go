@@ -399,6 +399,7 @@ type world struct {
 	mu    sync.Mutex
 	told  []string // events
 	skew  time.Duration
+	clock time.Time // stands still at this; zero: runs
 	rv    int
 	node  *v1.Node
 	write int // status writes
@@ -451,7 +452,7 @@ func (w *world) start(pods []*v1.Pod) {
 		DNS:            DNS{Server: netip.MustParseAddr("10.43.0.10"), Domain: "cluster.local"},
 		Allocatable:    v1.ResourceList{v1.ResourceCPU: resource.MustParse("2"), v1.ResourceMemory: resource.MustParse("4Gi"), v1.ResourcePods: resource.MustParse("10")},
 		MemoryCapacity: 4 << 30, Logger: slog.New(slog.DiscardHandler),
-		save: w.save, now: func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return time.Now().Add(w.skew) }})
+		save: w.save, now: w.now})
 	if err := w.m.Start(ctx, pods); err != nil {
 		w.t.Fatal(err)
 	}
@@ -461,6 +462,22 @@ func (w *world) stop() {
 	w.cancel()
 	w.m.Wait()
 	w.said("")
+}
+
+func (w *world) now() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.clock.IsZero() {
+		return w.clock.Add(w.skew)
+	}
+	return time.Now().Add(w.skew)
+}
+
+// hold stops the clock: time passes only by pass.
+func (w *world) hold() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.clock = time.Now()
 }
 
 // pass lets time pass.
@@ -527,7 +544,7 @@ func (w *world) get(name string) *v1.Pod {
 // await waits until the API's pod is as wanted.
 func (w *world) await(name, what string, ok func(*v1.Pod) bool) *v1.Pod {
 	w.t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(2 * time.Millisecond) {
 		p := w.get(name)
 		if p != nil && ok(p) {
 			return p
@@ -541,7 +558,7 @@ func (w *world) await(name, what string, ok func(*v1.Pod) bool) *v1.Pod {
 
 func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			w.said("")
 			w.t.Fatalf("never: %s\nevents %q", what, w.told)

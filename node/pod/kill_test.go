@@ -73,6 +73,7 @@ func TestEndlessHookLeavesTimeForTheSignal(t *testing.T) {
 	w.rt.boxes["uid-a"] = &fakeSandbox{r: w.rt, exec: func([]string) int { <-end; return 0 }, signal: func(runtime.ContainerStatus, syscall.Signal) {}}
 	w.add(p)
 	w.await("a", "ready", isReady)
+	w.hold()
 	w.remove("a", 5)
 	box := w.rt.box("uid-a")
 	w.eventually("the hook runs", func() bool { return strings.Contains(box.asked(), "exec bye") })

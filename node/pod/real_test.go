@@ -86,7 +86,7 @@ func realWorld(t *testing.T) *world {
 		}
 		_ = rt.Close()
 		_ = store.Close()
-		removeCgroups(t, "skiff-test/"+filepath.Base(state))
+		w.removeCgroups("skiff-test/" + filepath.Base(state))
 		_ = os.RemoveAll(state)
 	})
 	w.start(nil)
@@ -95,12 +95,12 @@ func realWorld(t *testing.T) *world {
 
 // removeCgroups removes a cgroup without processes, and those in it, from every
 // hierarchy of version 1 and 2.
-func removeCgroups(t *testing.T, path string) {
-	t.Helper()
+func (w *world) removeCgroups(path string) {
+	w.t.Helper()
 	for _, under := range []string{"", "*"} {
 		roots, err := filepath.Glob(filepath.Join("/sys/fs/cgroup", under, path))
 		if err != nil {
-			t.Error(err)
+			w.t.Error(err)
 		}
 		for _, root := range roots {
 			var dirs []string
@@ -111,9 +111,10 @@ func removeCgroups(t *testing.T, path string) {
 				return nil
 			})
 			for _, dir := range slices.Backward(dirs) {
-				if err := os.Remove(dir); err != nil && !os.IsNotExist(err) {
-					t.Errorf("clean up: %v", err)
-				}
+				w.eventually(dir+" is removed", func() bool { // the kernel may need a moment
+					err := os.Remove(dir)
+					return err == nil || os.IsNotExist(err)
+				})
 			}
 		}
 	}
@@ -205,9 +206,7 @@ func TestRealContainers(t *testing.T) {
 	})
 	w.add(long)
 	p := w.await("long", "ready", isReady)
-	if got := w.log("uid-long", "long"); !strings.Contains(got, "stdout F blue v1 inner\n") {
-		t.Errorf("log %q", got)
-	}
+	w.eventually("its line is logged", func() bool { return strings.Contains(w.log("uid-long", "long"), "stdout F blue v1 inner\n") })
 	fail := w.pod("fail", func(p *v1.Pod) {
 		script(p, "echo broken > /dev/termination-log; exit 7")
 		p.Spec.RestartPolicy = v1.RestartPolicyNever

@@ -69,7 +69,7 @@ func TestPodSysctls(t *testing.T) {
 func TestRealLowPort(t *testing.T) {
 	w := realWorld(t)
 	w.add(w.pod("low", func(p *v1.Pod) {
-		script(p, `trap 'exit 0' TERM; busybox nc -l -p 80 & sleep 0.2; busybox netstat -ltn | grep -q ":80 " && echo "serves as $(id -u)"; while :; do sleep 0.1; done`)
+		script(p, `trap 'exit 0' TERM; busybox nc -l -p 80 & until busybox netstat -ltn | grep -q ":80 "; do sleep 0.1; done; echo "serves as $(id -u)"; while :; do sleep 0.1; done`)
 		p.Spec.Containers[0].SecurityContext = &v1.SecurityContext{RunAsUser: ptr.To(int64(1000)), AllowPrivilegeEscalation: ptr.To(false),
 			Capabilities: &v1.Capabilities{Drop: []v1.Capability{"ALL"}}}
 	}))
