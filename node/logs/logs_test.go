@@ -146,7 +146,7 @@ func (s *syncBuffer) String() string { s.mu.Lock(); defer s.mu.Unlock(); return 
 
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("never: %s", what)
 		}
@@ -173,7 +173,7 @@ func TestFollowSurvivesRotationAndEndsWithTheContainer(t *testing.T) {
 	}
 	var out syncBuffer
 	ended, done := make(chan struct{}), make(chan error, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	go func() { done <- Read(ctx, path, Options{Follow: true}, &out, &out, ended) }()
 	want := ""

@@ -67,7 +67,7 @@ func TestFollowersLoseNothingUnderLoad(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "app", "0.log")
 	w := newWriter(t, path)
 	r := &Rotator{MaxSize: 20 << 10, MaxFiles: 400}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	ended := make(chan struct{})
 	outs := make([]syncBuffer, 3)

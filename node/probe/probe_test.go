@@ -178,8 +178,12 @@ func TestHTTPHook(t *testing.T) {
 	}
 }
 
+// own is an address that no connection begins at, which could take a port of it
+// while it is closed.
+const own = "127.78.0.1"
+
 func TestClosedPortExecAndGRPC(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", own+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +195,7 @@ func TestClosedPortExecAndGRPC(t *testing.T) {
 	done := make(chan struct{})
 	go func() { _ = srv.Serve(l); close(done) }()
 	mute := grpc.NewServer() // speaks gRPC, has no health service
-	ml, err := net.Listen("tcp", "127.0.0.1:0")
+	ml, err := net.Listen("tcp", own+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,8 +203,9 @@ func TestClosedPortExecAndGRPC(t *testing.T) {
 	go func() { _ = mute.Serve(ml); close(muted) }()
 	defer func() { mute.Stop(); <-muted }()
 
+	timeout := int32(60)
 	try := func(h v1.ProbeHandler, exec ExecFunc) (Result, string) {
-		return ask(t.Context(), Config{Probe: &v1.Probe{ProbeHandler: h, TimeoutSeconds: 1}, Host: "127.0.0.1", Exec: exec})
+		return ask(t.Context(), Config{Probe: &v1.Probe{ProbeHandler: h, TimeoutSeconds: timeout}, Host: own, Exec: exec})
 	}
 	check := func(h v1.ProbeHandler, exec ExecFunc, want Result, text string) {
 		t.Helper()
@@ -220,19 +225,22 @@ func TestClosedPortExecAndGRPC(t *testing.T) {
 	srv.Stop()
 	<-done
 	check(tcp, nil, Failed, "connection refused")
+	timeout = 1
 	check(rpc(port, nil), nil, Failed, "timeout: failed to connect service")
+	timeout = 60
 	check(v1.ProbeHandler{TCPSocket: &v1.TCPSocketAction{Port: intstr.FromString("nosuch")}}, nil, Unknown, "couldn't find port: nosuch")
 	check(v1.ProbeHandler{}, nil, Unknown, "no handler")
 	cmd := v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"check", "it"}}}
 	check(cmd, func(context.Context, []string) (string, int, error) { return "sad\n", 1, nil }, Failed, "sad")
 	check(cmd, func(context.Context, []string) (string, int, error) { return "", 0, errors.New("no such file") }, Unknown, "no such file")
+	timeout = 1
 	check(cmd, func(ctx context.Context, _ []string) (string, int, error) { <-ctx.Done(); return "", -1, ctx.Err() },
 		Failed, `command timed out: "check it" timed out after 1s`)
 }
 
 // TestGRPCWaitsForAServer: one that begins to listen within the timeout passes.
 func TestGRPCWaitsForAServer(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", own+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,7 +252,9 @@ func TestGRPCWaitsForAServer(t *testing.T) {
 	go func() {
 		defer close(done)
 		time.Sleep(50 * time.Millisecond)
-		if l, err := net.Listen("tcp", addr); err == nil {
+		if l, err := net.Listen("tcp", addr); err != nil {
+			t.Error(err)
+		} else {
 			_ = srv.Serve(l)
 		}
 	}()

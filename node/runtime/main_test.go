@@ -227,7 +227,7 @@ func (e *env) wait(s *Sandbox, id string) ContainerStatus {
 // until waits for a condition.
 func (e *env) until(what string, cond func() bool) {
 	e.t.Helper()
-	for end := time.Now().Add(20 * time.Second); !cond(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !cond(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			e.t.Fatalf("waited too long until %s", what)
 		}

@@ -119,7 +119,7 @@ func TestSharedPIDNamespace(t *testing.T) {
 func TestEvents(t *testing.T) {
 	e := newEnv(t)
 	s := e.sandbox()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	evs := s.Events(ctx)
 	next := func(want EventType, id string) Event {

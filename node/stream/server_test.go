@@ -198,7 +198,7 @@ func get(t *testing.T, cfg *tls.Config, u string) (int, string) {
 	t.Helper()
 	tr := &http.Transport{TLSClientConfig: cfg}
 	defer tr.CloseIdleConnections()
-	resp, err := (&http.Client{Transport: tr, Timeout: 10 * time.Second}).Get(u)
+	resp, err := (&http.Client{Transport: tr, Timeout: time.Minute}).Get(u)
 	if err != nil {
 		return 0, err.Error()
 	}
@@ -270,7 +270,7 @@ func restConfig(t *testing.T, base string, c ca, cfg *tls.Config) *rest.Config {
 func TestExecAttachPortForward(t *testing.T) {
 	base, c, cfg, _ := serve(t)
 	rc := restConfig(t, base, c, cfg)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	stream := func(path string, o remotecommand.StreamOptions) error {
 		u, err := url.Parse(base + path)
