@@ -119,6 +119,18 @@ func start(t *testing.T, objs ...runtime.Object) *rig {
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
 	factory.StartWithContext(ctx)
+	// What is deleted between an informer's list and its watch, the fake API never
+	// tells.
+	informed := len(factory.WaitForCacheSync(ctx.Done()))
+	eventually(t, "all is watched", func() bool {
+		watched := 0
+		for _, a := range client.Actions() {
+			if a.GetVerb() == "watch" {
+				watched++
+			}
+		}
+		return watched >= informed
+	})
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -138,9 +150,9 @@ func (r *rig) create(t *testing.T, p *corev1.Pod) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 10 s: %s", what)
+			t.Fatalf("not within a minute: %s", what)
 		}
 	}
 }

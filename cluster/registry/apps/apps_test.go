@@ -189,18 +189,18 @@ func TestStatusValidation(t *testing.T) {
 
 func TestColumns(t *testing.T) {
 	s := testScheme(t)
-	ago := metav1.NewTime(time.Now().Add(-3 * time.Minute))
+	ago := metav1.NewTime(time.Now().Add(-30*time.Minute - 10*time.Second)) // "30m" for 50 s
 	for _, c := range []struct{ kind, text, headers, cells string }{
 		{"Deployment", `{metadata: {name: web}, spec: {replicas: 3, ` + podPart + `}, status: {readyReplicas: 1, updatedReplicas: 2, availableReplicas: 1}}`,
-			"Name Ready Up-to-date Available Age Containers* Images* Selector*", "web 1/3 2 1 3m c i:1 app=a"},
+			"Name Ready Up-to-date Available Age Containers* Images* Selector*", "web 1/3 2 1 30m c i:1 app=a"},
 		{"ReplicaSet", `{metadata: {name: web}, spec: {replicas: 3, ` + podPart + `}, status: {replicas: 2, readyReplicas: 1}}`,
-			"Name Desired Current Ready Age Containers* Images* Selector*", "web 3 2 1 3m c i:1 app=a"},
+			"Name Desired Current Ready Age Containers* Images* Selector*", "web 3 2 1 30m c i:1 app=a"},
 		{"DaemonSet", `{metadata: {name: web}, spec: {` + podPart + `}, status: {desiredNumberScheduled: 5, currentNumberScheduled: 4, numberReady: 3, updatedNumberScheduled: 2, numberAvailable: 1}}`,
-			"Name Desired Current Ready Up-to-date Available Node Selector Age Containers* Images* Selector*", "web 5 4 3 2 1 <none> 3m c i:1 app=a"},
+			"Name Desired Current Ready Up-to-date Available Node Selector Age Containers* Images* Selector*", "web 5 4 3 2 1 <none> 30m c i:1 app=a"},
 		{"StatefulSet", `{metadata: {name: web}, spec: {` + podPart + `}, status: {readyReplicas: 1}}`,
-			"Name Ready Age Containers* Images*", "web 1/1 3m c i:1"},
+			"Name Ready Age Containers* Images*", "web 1/1 30m c i:1"},
 		{"ControllerRevision", `{metadata: {name: r, ownerReferences: [{apiVersion: apps/v1, kind: DaemonSet, name: d, controller: true, uid: u}]}, revision: 7}`,
-			"Name Controller Revision Age", "r daemonset.apps/d 7 3m"},
+			"Name Controller Revision Age", "r daemonset.apps/d 7 30m"},
 	} {
 		obj := object(t, s, c.kind, c.text)
 		obj.(metav1.Object).SetCreationTimestamp(ago)
