@@ -117,6 +117,18 @@ func (m *member) server() int {
 	return 0
 }
 
+// signal sends to the process that has the data directory.
+func (m *member) signal(s unix.Signal) {
+	m.t.Helper()
+	m.eventually("the member that gets a signal", func() error {
+		pid := m.server()
+		if pid == 0 { // which kill takes for all of this process's group
+			return fmt.Errorf("none lives")
+		}
+		return unix.Kill(pid, s)
+	})
+}
+
 func (m *member) eventually(what string, check func() error) {
 	m.t.Helper()
 	deadline := time.Now().Add(60 * time.Second)

@@ -236,9 +236,7 @@ func TestGuardKilled(t *testing.T) {
 		}
 		return nil
 	})
-	if err := unix.Kill(m.server(), unix.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	m.signal(unix.SIGKILL)
 	r := m.outcome("1")
 	if r.Phase != order.Returned || r.Version != "1.0.0" {
 		t.Errorf("%+v", r)
@@ -282,9 +280,7 @@ func TestStoppedInTrial(t *testing.T) {
 		}
 		return nil
 	})
-	if err := unix.Kill(m.server(), unix.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	m.signal(unix.SIGTERM)
 	m.eventually("end", func() error {
 		if pids := m.processes(); len(pids) > 0 {
 			return fmt.Errorf("%v", pids)
