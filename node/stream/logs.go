@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"time"
 
@@ -151,10 +152,10 @@ func whenEnded(ctx context.Context, sb pod.Sandbox, id string) <-chan struct{} {
 	events := sb.Events(ctx)
 	go func() {
 		defer close(done)
-		for _, c := range sb.Containers() { // between the view and the subscription
-			if c.ID == id && c.State == runtime.Exited {
-				return
-			}
+		// It may have ended between the view and the subscription, and been forgotten
+		// for its next attempt.
+		if !slices.ContainsFunc(sb.Containers(), func(c runtime.ContainerStatus) bool { return c.ID == id && c.State != runtime.Exited }) {
+			return
 		}
 		for ev := range events {
 			if ev.Container.ID == id && ev.Type != runtime.ContainerStarted {

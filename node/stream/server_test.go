@@ -258,6 +258,16 @@ func TestLogs(t *testing.T) {
 	}
 }
 
+// Who follows the log of a container that has just ended does not wait for ever,
+// though its sandbox knows nothing of it any more.
+func TestForgottenContainerHasEnded(t *testing.T) {
+	select {
+	case <-whenEnded(t.Context(), box{}, "id-1"):
+	case <-time.After(time.Minute):
+		t.Error("it is waited for")
+	}
+}
+
 // restConfig lets client-go's streaming clients talk to the node directly.
 func restConfig(t *testing.T, base string, c ca, cfg *tls.Config) *rest.Config {
 	t.Helper()
