@@ -79,6 +79,16 @@ func visit(url string) (string, error) {
 	return string(b), nil
 }
 
+// answering waits until a request is answered: pods are ready, and endpoints of
+// their services, before the kernel sends them any.
+func answering(t *testing.T, url string) {
+	t.Helper()
+	eventually(t, 30*time.Second, func() error {
+		_, err := visit(url)
+		return err
+	})
+}
+
 // pause between two requests of a client: without one a fast machine fills the
 // kernel's tables of connections, which remember each for minutes.
 const pause = 2 * time.Millisecond

@@ -245,6 +245,7 @@ func TestChaos(t *testing.T) {
 	c.kubectl(t, "wait", "--for=condition=Ready", "pod/reader", "--timeout=240s")
 	const ids = `jsonpath={range .items[*]}{.metadata.uid} {.status.podIP} {.status.containerStatuses[0].containerID}{"\n"}{end}`
 	undisturbed := c.kubectl(t, "get", "pods", "-l", "app=steady", "-o", ids)
+	answering(t, "http://"+c.Host.Addr+":30083/")
 	steady := startLoad("http://"+c.Host.Addr+":30083/", 1)
 
 	ctx, cancel := context.WithCancel(t.Context())

@@ -5,6 +5,7 @@ package integration
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -53,17 +54,28 @@ func (w *processWatch) look() {
 	if err != nil {
 		return
 	}
+	marked := func(pid int) bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		args := strings.Split(string(b), "\x00")
+		return err == nil && len(args) > 1 && args[1] == w.mark
+	}
 	var on []string
+	var found []int
 	for _, n := range st.Nodes {
 		pids, err := w.c.Processes(n.Name)
 		if err != nil {
 			continue
 		}
 		for _, pid := range pids {
-			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-			if args := strings.Split(string(b), "\x00"); err == nil && len(args) > 1 && args[1] == w.mark {
-				on = append(on, n.Name)
+			if marked(pid) {
+				on, found = append(on, n.Name), append(found, pid)
 			}
+		}
+	}
+	// What ended while the other nodes were looked at was not there with the others.
+	for i := len(found) - 2; i >= 0; i-- {
+		if !marked(found[i]) {
+			on = slices.Delete(on, i, i+1)
 		}
 	}
 	w.mu.Lock()

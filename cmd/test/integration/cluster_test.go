@@ -94,8 +94,41 @@ func newCluster(t *testing.T, cfg dev.Config) *devCluster {
 		c.steady, err = c.snapshot(t.Context())
 		return err
 	})
+	c.answering(t)
 	t.Logf("%d nodes, up with %d pods after %v", len(st.Nodes), len(c.steady), time.Since(began).Round(100*time.Millisecond))
 	return c
+}
+
+// answering waits until the steady pods of all nodes answer on each: that they are
+// ready is known before every node sends requests to them.
+func (c *devCluster) answering(t *testing.T) {
+	t.Helper()
+	var with []string
+	for _, n := range c.status(t).Nodes {
+		if n.Pods {
+			with = append(with, n.Name)
+		}
+	}
+	for _, n := range with {
+		seen := map[string]bool{}
+		eventuallyAt(t, 30*time.Second, 5*time.Millisecond, func() error {
+			text, err := visit(c.url(n))
+			if err != nil {
+				return err
+			}
+			if seen[helloPod(text)] = true; len(seen) < len(with) {
+				return fmt.Errorf("of %d pods only %v have answered on %s", len(with), slices.Sorted(maps.Keys(seen)), n)
+			}
+			return nil
+		})
+	}
+}
+
+// helloPod is the pod that an answer of hello comes from.
+func helloPod(text string) string {
+	_, pod, _ := strings.Cut(text, "pod ")
+	pod, _, _ = strings.Cut(pod, ",")
+	return pod
 }
 
 // steadyPods answer on port 30090 of every node.

@@ -41,9 +41,7 @@ func (c *devCluster) testAcrossNodes(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			_, pod, _ := strings.Cut(out, "pod ")
-			pod, _, _ = strings.Cut(pod, ",")
-			if seen[pod] = true; len(seen) < 4 {
+			if seen[helloPod(out)] = true; len(seen) < 4 {
 				return fmt.Errorf("%s has reached only the pods %v", node, seen)
 			}
 			return nil

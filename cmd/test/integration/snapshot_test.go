@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
@@ -193,7 +194,14 @@ func (c *devCluster) writeOn(t *testing.T, server string) (acknowledged *atomic.
 	go func() {
 		defer close(done)
 		for i := 0; ctx.Err() == nil; i++ {
-			if err := c.write(context.WithoutCancel(ctx), server, fmt.Sprintf("written-%06d", i), time.Minute); err != nil {
+			var err error
+			for began := time.Now(); ; time.Sleep(20 * time.Millisecond) { // a leader may be elected
+				err = c.write(context.WithoutCancel(ctx), server, fmt.Sprintf("written-%06d", i), time.Minute)
+				if err == nil || apierrors.IsAlreadyExists(err) || time.Since(began) > slower*time.Minute {
+					break
+				}
+			}
+			if err != nil && !apierrors.IsAlreadyExists(err) { // by a try of which it was unknown
 				t.Errorf("write %d: %v", i, err)
 				return
 			}

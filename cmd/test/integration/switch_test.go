@@ -66,7 +66,9 @@ func TestSwitchInPlace(t *testing.T) {
 	s.apply(t, switchApp)
 	s.kubectl(t, "wait", "--for=condition=Ready", "pod/web", "--timeout=240s")
 	containers := m.containers(t)
-	load := traffic.Start(traffic.Config{URL: "http://" + s.Host.Addr + ":30085/", Every: 10 * time.Millisecond})
+	url := "http://" + s.Host.Addr + ":30085/"
+	answering(t, url)
+	load := traffic.Start(traffic.Config{URL: url, Every: 10 * time.Millisecond})
 	defer load.Stop()
 	session := m.session(t)
 

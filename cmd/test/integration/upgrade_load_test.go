@@ -127,9 +127,25 @@ func newBusyCluster(t *testing.T, binary string) *busyCluster {
 	for _, what := range []string{"deployment/web", "statefulset/kept", "daemonset/prober"} {
 		c.kubectl(t, "rollout", "status", what, "--timeout=240s")
 	}
-	eventually(t, 20*time.Second, func() error { // a prober may have begun before there was anything to ask
-		_, err := c.inside(t.Context())
-		return err
+	// A prober may have begun before there was anything to ask on its node.
+	var last map[string]traffic.Report
+	eventuallyAt(t, 30*time.Second, time.Second, func() error {
+		now, err := c.inside(t.Context())
+		if err != nil {
+			return err
+		}
+		was := last
+		if last = now; was == nil {
+			return errors.New("it is looked at once more")
+		}
+		for _, n := range c.status(t).Nodes {
+			for _, kind := range []string{traffic.NewConnection, traffic.KeptConnection, traffic.Lookup} {
+				if now[n.Name].Answered[kind] <= was[n.Name].Answered[kind] || now[n.Name].Failed > was[n.Name].Failed {
+					return fmt.Errorf("the prober on %s reports %+v after %+v", n.Name, now[n.Name], was[n.Name])
+				}
+			}
+		}
+		return nil
 	})
 	c.kubectl(t, "delete", "pods", "-l", "app=prober", "--wait=true")
 	c.kubectl(t, "rollout", "status", "daemonset/prober", "--timeout=240s")
