@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	hasty  = 200 * time.Millisecond
+	hasty  = 500 * time.Millisecond
 	steady = time.Second
 )
 
@@ -181,7 +181,7 @@ func TestLeaderLoss(t *testing.T) {
 }
 
 func TestWithoutQuorum(t *testing.T) {
-	members := cluster(t, 3, hasty)
+	members := cluster(t, 3, steady)
 	members[0].put(t, "/a", "1", 0)
 	for _, m := range members {
 		if err := m.ReadIndex(t.Context()); err != nil {
@@ -200,7 +200,7 @@ func TestWithoutQuorum(t *testing.T) {
 		if led {
 			t.Error("leads again")
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the leader does not notice that it is alone")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
@@ -237,7 +237,7 @@ func TestRunEndsEverything(t *testing.T) {
 			t.Errorf("second Run: %v", err)
 		}
 	}()
-	goleak.VerifyNone(t, before)
+	eventually(t, "what it began has ended", func() bool { return goleak.Find(before) == nil })
 }
 
 // TestFarBehind brings back a member that needs entries which the others have
@@ -273,6 +273,9 @@ func TestFarBehind(t *testing.T) {
 	late = late.restart(t)
 	late.awaitReady(t)
 	if err := late.ReadIndex(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := rest[0].ReadIndex(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := late.Stats(), rest[0].Stats(); got.Revision != want.Revision || got.ClusterID != want.ClusterID {

@@ -102,7 +102,7 @@ func TestNoVotesBetweenEpochs(t *testing.T) {
 	servers := []Server{{ID: "a", Addr: la.Addr().String()}, {ID: "b", Addr: lb.Addr().String()}}
 	a := start(t, Config{NodeID: "a", DataDir: t.TempDir(), Listener: la, Epoch: second, Bootstrap: servers, HeartbeatTimeout: hasty})
 	b := start(t, Config{NodeID: "b", DataDir: t.TempDir(), Listener: lb, Bootstrap: servers, HeartbeatTimeout: hasty})
-	for end := time.Now().Add(10 * hasty); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(5 * hasty); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if a.IsLeader() || b.IsLeader() {
 			t.Fatal("a leader was elected")
 		}

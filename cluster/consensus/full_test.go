@@ -21,7 +21,7 @@ func TestFullLeader(t *testing.T) {
 		disks[id] = smallDisk(t, 24<<20)
 		servers = append(servers, Server{ID: id, Addr: l.Addr().String()})
 		configs = append(configs, Config{NodeID: id, DataDir: filepath.Join(disks[id], "data"), Listener: l,
-			HeartbeatTimeout: hasty, ElectionWait: 2 * time.Second, Reserve: 1 << 20})
+			HeartbeatTimeout: steady, Reserve: 1 << 20})
 	}
 	var members []*member
 	for _, c := range configs {

@@ -3,6 +3,7 @@ package consensus
 import (
 	"bufio"
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -23,6 +24,10 @@ const killDirEnv = "SKIFF_CONSENSUS_KILL_DIR"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(killDirEnv) == "" {
+		// They wait for each other's timeouts and need little of a processor.
+		if err := flag.Set("test.parallel", "4"); err != nil {
+			panic(err)
+		}
 		os.Exit(m.Run())
 	}
 	// The testing package is needed for the helpers only: run one test as main.

@@ -14,9 +14,8 @@ import (
 // state in the new form.
 func TestRaiseLevel(t *testing.T) {
 	t.Parallel()
-	members := grow(t, hasty, Config{SnapshotEntries: 4, Trailing: 1}, Config{})
-	leader := members[0]
-	leader.awaitReady(t)
+	members := grow(t, steady, Config{SnapshotEntries: 4, Trailing: 1}, Config{})
+	leader, _ := leaderOf(t, members)
 	propose := func(c fsm.Command) {
 		t.Helper()
 		if r, err := leader.Propose(t.Context(), c); err != nil || r.Err != nil {
@@ -45,7 +44,7 @@ func TestRaiseLevel(t *testing.T) {
 	for range 8 {
 		propose(onePut("/keep", "2"))
 	}
-	b := start(t, Config{NodeID: "new", DataDir: t.TempDir(), HeartbeatTimeout: hasty, Join: []string{leader.c.AdvertiseAddr}})
+	b := start(t, Config{NodeID: "new", DataDir: t.TempDir(), HeartbeatTimeout: steady, Join: []string{leader.c.AdvertiseAddr}})
 	b.awaitReady(t)
 	if b.c.FSM.Level() != 2 || b.c.FSM.Capture().Format != 2 {
 		t.Errorf("the new server is at level %d", b.c.FSM.Level())

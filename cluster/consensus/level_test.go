@@ -14,9 +14,9 @@ import (
 // and a server whose program does not work at it is not let in.
 func TestLevelGate(t *testing.T) {
 	t.Parallel()
-	members := grow(t, hasty, Config{})
-	leader, follower := members[0], members[1]
-	leader.awaitReady(t)
+	members := grow(t, steady, Config{})
+	leader, others := leaderOf(t, members)
+	follower := others[0]
 	if err := leader.RaiseLevel(t.Context(), fsm.MaxLevel+1); !errors.Is(err, fsm.ErrLevel) {
 		t.Errorf("raised beyond what this program knows: %v", err)
 	}

@@ -16,6 +16,8 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -68,8 +70,29 @@ func testLogger(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level}))
 }
 
+// lastPort is the last one that listen has chosen.
+var lastPort atomic.Uint32
+
+func init() { lastPort.Store(uint32(os.Getpid()*397) % (endPort - firstPort)) }
+
+// Ports that the kernel gives to nobody who asks for any, see
+// net.ipv4.ip_local_port_range: one of a stopped member is free until that starts
+// again, and no other test's member gets what the others still send to it.
+const firstPort, endPort = 20000, 30000
+
+// listen with port 0 takes one that no test of this process has had.
 func listen(t testing.TB, addr string) net.Listener {
 	t.Helper()
+	for strings.HasSuffix(addr, ":0") {
+		port := firstPort + lastPort.Add(1)%(endPort-firstPort)
+		l, err := net.Listen("tcp", strings.TrimSuffix(addr, "0")+fmt.Sprint(port))
+		if err == nil {
+			return l
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
+	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +140,7 @@ func (m *member) stop(t testing.TB) {
 		if err != nil {
 			t.Errorf("Run of %s: %v", m.config.NodeID, err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Errorf("Run of %s does not return", m.config.NodeID)
 	}
 	m.done = nil
@@ -150,7 +173,7 @@ func (m *member) awaitReady(t testing.TB) {
 	case err := <-m.done:
 		m.done <- err
 		t.Fatalf("%s ended: %v", m.config.NodeID, err)
-	case <-time.After(15 * time.Second):
+	case <-time.After(patience):
 		t.Fatalf("%s is not ready", m.config.NodeID)
 	}
 }
@@ -181,9 +204,12 @@ func (m *member) get(key string) string {
 	return "<none>"
 }
 
+// patience is how long a test waits for what has to come.
+const patience = time.Minute
+
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(15 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("not in time: %s", what)
 		}

@@ -12,7 +12,7 @@ import (
 // have been removed in between, or have moved.
 func TestAutopilotBringsBackNobody(t *testing.T) {
 	t.Parallel()
-	members := grow(t, hasty, Config{}, Config{})
+	members := grow(t, steady, Config{}, Config{})
 	leader, others := leaderOf(t, members)
 	gone, stays := others[0].c, others[1].c
 	r := ofMembers{leader.raft.Load()}

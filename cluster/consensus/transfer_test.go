@@ -11,7 +11,7 @@ import (
 // more than once, goes on to lead and to write.
 func TestHandingOverInVain(t *testing.T) {
 	t.Parallel()
-	members := cluster(t, 3, steady)
+	members := cluster(t, 3, 2*steady)
 	leader, others := leaderOf(t, members)
 	leader.put(t, "/a", "1", -1)
 	others[0].crash(t)
