@@ -111,9 +111,11 @@ func TestTheLifeOfAnAgent(t *testing.T) {
 		t.Errorf("create the node: %d", code)
 	}
 	var st Status
-	if code := skiffAPI(t, s.config, "GET", StatusPath, "", &st); code != http.StatusOK || len(st.Members) != 2 || st.Leader != "test" || st.Partial != "" {
-		t.Errorf("status %d: %+v", code, st)
-	}
+	within(t, 20*time.Second, "the status of both, with the leader's view", func() bool {
+		st = Status{}
+		code := skiffAPI(t, s.config, "GET", StatusPath, "", &st)
+		return code == http.StatusOK && len(st.Members) == 2 && st.Leader == "test" && st.Partial == ""
+	})
 
 	var removed membership.Removed
 	if code := skiffAPI(t, s.config, "DELETE", membership.MembersPath+"/worker", "", &removed); code != http.StatusOK || removed.ID != "id-worker" {

@@ -211,6 +211,12 @@ func TestKubectl(t *testing.T) {
 			}
 		}
 	}
+	for _, args := range [][]string{{"api-resources"}, {"explain", "widget.spec"}} { // both learn of a definition after it is served
+		eventually(t, "kubectl "+args[0]+" knows widgets", func() (bool, error) {
+			out, errs, err := s.kubectl(t, "", args...)
+			return err == nil && strings.Contains(out, "idget") && !strings.Contains(errs, "idget"), err
+		})
+	}
 	has(run("", "api-resources"), "widgets", "wd", "deployments", "deploy", "serviceaccounts", "clusterroles")
 	has(run("", "explain", "deployment.spec.strategy.rollingUpdate"), "maxSurge", "maxUnavailable", "RollingUpdateDeployment")
 	has(run("", "explain", "pod.spec.containers.resources"), "ResourceRequirements", "limits")

@@ -68,6 +68,11 @@ func (s *testServer) playNode(t testing.TB) {
 	}
 	done := make(chan struct{})
 	t.Cleanup(func() { cancel(); w.Stop(); <-done })
+	insist := func(do func() error) { // a conflict with a controller is no reason to leave it
+		for err := do(); err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil; err = do() {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
 	serial := 0
 	go func() {
 		defer close(done)
@@ -78,13 +83,18 @@ func (s *testServer) playNode(t testing.TB) {
 			}
 			switch {
 			case pod.DeletionTimestamp != nil:
-				_ = s.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)})
+				insist(func() error {
+					return s.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)})
+				})
 			case pod.Status.Phase == corev1.PodPending:
 				serial++
 				ip := fmt.Sprintf("10.42.%d.%d", serial/250, serial%250+1)
 				patch := fmt.Sprintf(`{"status":{"phase":"Running","podIP":%q,"podIPs":[{"ip":%q}],"conditions":[{"type":"Ready","status":"True","lastTransitionTime":%q}]}}`,
 					ip, ip, time.Now().UTC().Format(time.RFC3339))
-				_, _ = s.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status")
+				insist(func() error {
+					_, err := s.client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status")
+					return err
+				})
 			}
 		}
 	}()

@@ -241,7 +241,7 @@ func TestRestoreRefusesBesideALivingServer(t *testing.T) {
 	a := newHost("a", t.TempDir())
 	a.boot(t)
 	a.ready(t)
-	within(t, 10*time.Second, "a record", func() bool { _, ok := a.now().state.View().Get("/skiff/members/a"); return ok })
+	within(t, 20*time.Second, "a record", func() bool { _, ok := a.now().state.View().Get("/skiff/members/a"); return ok })
 	snapshot := snapshotOf(t, a)
 	z := newHost("z", filepath.Join(t.TempDir(), "data"))
 	restore(t, snapshot, filepath.Join(a.config.DataDir, "pki", "cluster.key"), z)
@@ -271,7 +271,7 @@ func TestRecoveryOfAStoppedServer(t *testing.T) {
 	a.boot(t)
 	a.ready(t)
 	a.write(t, "before")
-	within(t, 10*time.Second, "it knows its cluster", func() bool {
+	within(t, 20*time.Second, "it knows its cluster", func() bool {
 		known, err := membership.LoadCluster(a.config.DataDir)
 		return err == nil && known != nil
 	})
