@@ -49,10 +49,11 @@ type Network struct {
 	cfg  Config
 	host *netlink.Handle
 
-	mu     sync.Mutex // guards leases, ports, peers
+	mu     sync.Mutex // guards leases, ports, peers, known
 	leases *leases
 	ports  map[ruleset.Key]string // who holds a host port
 	peers  []Peer
+	known  bool // SetPeers has told who they are
 
 	prepared chan struct{} // closed when the host is ready for pods
 	ranged   chan struct{} // closed when the node's range is known

@@ -376,6 +376,18 @@ func TestPeers(t *testing.T) {
 		if !slices.Equal(d, []string{"10.42.2.0/24"}) || !slices.Equal(tun, []string{"10.42.3.0/24"}) {
 			t.Errorf("direct %v, tunneled %v", d, tun)
 		}
+		// The next process does not know its peers yet.
+		again, err := New(a.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer again.Close()
+		if err := errors.Join(again.Prepare(), again.Reapply()); err != nil {
+			t.Fatal(err)
+		}
+		if d, tun = kinds(); !slices.Equal(d, []string{"10.42.2.0/24"}) || !slices.Equal(tun, []string{"10.42.3.0/24"}) {
+			t.Errorf("before the peers are known: direct %v, tunneled %v", d, tun)
+		}
 		// Node c leaves: no tunnel is needed any more.
 		if err := a.SetPeers([]Peer{pb}); err != nil {
 			t.Fatal(err)
@@ -385,6 +397,13 @@ func TestPeers(t *testing.T) {
 		}
 		if _, err := netlink.LinkByName(ruleset.TunnelLink); err == nil {
 			t.Error("the tunnel stays")
+		}
+		// It turns out that there is no other node.
+		if err := again.SetPeers(nil); err != nil {
+			t.Fatal(err)
+		}
+		if d, tun = kinds(); len(d)+len(tun) != 0 {
+			t.Errorf("without other nodes: direct %v, tunneled %v", d, tun)
 		}
 	})
 }

@@ -45,17 +45,21 @@ type hop struct {
 func (n *Network) SetPeers(peers []Peer) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if slices.Equal(peers, n.peers) {
+	if n.known && slices.Equal(peers, n.peers) {
 		return nil
 	}
 	return n.applyPeers(peers)
 }
 
 // Reapply does SetPeers again with the same peers, after something else may
-// have changed routes or links.
+// have changed routes or links. Before the first SetPeers it does nothing: the
+// routes are those of the process before, and pods use them.
 func (n *Network) Reapply() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if !n.known {
+		return nil
+	}
 	return n.applyPeers(n.peers)
 }
 
@@ -86,7 +90,7 @@ func (n *Network) applyPeers(peers []Peer) error {
 	}
 	err := errors.Join(errs...)
 	if err == nil {
-		n.peers = slices.Clone(peers)
+		n.peers, n.known = slices.Clone(peers), true
 	}
 	return err
 }
