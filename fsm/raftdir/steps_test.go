@@ -73,11 +73,13 @@ func TestSteps(t *testing.T) {
 func TestHang(t *testing.T) {
 	t.Parallel()
 	changes := make(chan bool, 4)
-	h := &Hang{After: func() time.Duration { return 20 * time.Millisecond }, Changed: func(hangs bool) { changes <- hangs }}
+	after := time.Hour
+	h := &Hang{After: func() time.Duration { return after }, Changed: func(hangs bool) { changes <- hangs }}
 	failed := errors.New("failed")
 	if err := h.watch(func() error { return failed }); err != failed || len(changes) != 0 {
 		t.Errorf("a quick write: %v, told of %d changes", err, len(changes))
 	}
+	after = 20 * time.Millisecond
 	release := make(chan struct{})
 	go func() { _ = h.watch(func() error { <-release; return nil }) }()
 	if !<-changes {
