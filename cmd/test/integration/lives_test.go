@@ -22,8 +22,11 @@ const (
 // happens to it. A job ends of itself.
 func lived(name, dir string, job bool) string {
 	note := func(letters string) string { return fmt.Sprintf("echo %s >> /log/%s", letters, name) }
-	main := fmt.Sprintf("%s; trap '%s; exit 0' TERM; while :; do sleep 0.05; done", note("c"), note("C"))
-	policy := "Always"
+	// A program is to end well from when its first letter is there.
+	serve := func(first, last string) string {
+		return fmt.Sprintf("trap '%s; exit 0' TERM; %s; while :; do sleep 0.05; done", note(last), note(first))
+	}
+	main, policy := serve("c", "C"), "Always"
 	if job {
 		main, policy = note("c")+"; sleep 0.2; "+note("C"), "Never"
 	}
@@ -33,7 +36,7 @@ kind: Pod
 metadata: {name: %s}
 spec:
   restartPolicy: %s
-  terminationGracePeriodSeconds: 20
+  terminationGracePeriodSeconds: 180
   volumes: [{name: log, hostPath: {path: %s}}]
   initContainers:
   - name: i
@@ -43,7 +46,8 @@ spec:
   - name: s
     image: skiff.test/busybox:1.36
     restartPolicy: Always
-    command: [sh, -c, "%s; trap '%s; exit 0' TERM; while :; do sleep 0.05; done"]
+    command: [sh, -c, "%s"]
+    startupProbe: {exec: {command: [grep, -q, s, /log/%s]}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 100}
     %s
   containers:
   - name: c
@@ -53,7 +57,7 @@ spec:
     lifecycle:
       postStart: {exec: {command: [sh, -c, "%s"]}}
       preStop: {exec: {command: [sh, -c, "%s"]}}
-`, name, policy, dir, note("i"), mount, note("s"), note("S"), mount, main, mount, note("h"), note("b"))
+`, name, policy, dir, note("i"), mount, serve("s", "S"), name, mount, main, mount, note("h"), note("b"))
 }
 
 // TestKilledDuringLives kills skiff at random moments while pods start and while
@@ -94,6 +98,9 @@ func TestKilledDuringLives(t *testing.T) {
 				got, err := s.try("", "get", "pod", name, "-o", "jsonpath={.status.phase} {.status.containerStatuses[0].ready}")
 				if err != nil || got != want {
 					return fmt.Errorf("%s: %q, want %q, %v", name, got, want, err)
+				}
+				if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !strings.Contains(string(b), "c") {
+					return fmt.Errorf("%s has only begun: %q, %v", name, b, err)
 				}
 			}
 			return nil
