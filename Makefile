@@ -59,6 +59,7 @@ test: deps verify unit integration
 # unit tests
 unit: shim
 	go test $(GOTESTFLAGS) -timeout 10m $(UNIT)
+	CGO_ENABLED=1 go test $(GOTESTFLAGS) -timeout 10m -tags "$(SHIMTAGS)" ./cmd/skiff-shim
 	go test $(GOTESTFLAGS) -timeout 10m -tags nextlevel -run 'Level|Golden|Snapshot|Gate' ./fsm ./cluster/consensus
 	go test $(GOTESTFLAGS) -timeout 10m -tags nextlevel -run Golden ./fsm/raftdir ./backup ./cluster ./cluster/gossip ./cluster/membership
 
