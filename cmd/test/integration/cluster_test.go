@@ -103,12 +103,7 @@ func newCluster(t *testing.T, cfg dev.Config) *devCluster {
 // ready is known before every node sends requests to them.
 func (c *devCluster) answering(t *testing.T) {
 	t.Helper()
-	var with []string
-	for _, n := range c.status(t).Nodes {
-		if n.Pods {
-			with = append(with, n.Name)
-		}
-	}
+	with := c.withPods(t)
 	for _, n := range with {
 		seen := map[string]bool{}
 		eventuallyAt(t, 30*time.Second, 5*time.Millisecond, func() error {
@@ -122,6 +117,17 @@ func (c *devCluster) answering(t *testing.T) {
 			return nil
 		})
 	}
+}
+
+// withPods are the names of the nodes that run pods.
+func (c *devCluster) withPods(t *testing.T) (names []string) {
+	t.Helper()
+	for _, n := range c.status(t).Nodes {
+		if n.Pods {
+			names = append(names, n.Name)
+		}
+	}
+	return names
 }
 
 // helloPod is the pod that an answer of hello comes from.
@@ -286,14 +292,8 @@ func (c *devCluster) start(t *testing.T, node string) {
 // healthy waits until every server votes and every node is Ready.
 func (c *devCluster) healthy(t *testing.T) {
 	t.Helper()
-	var names []string
-	for _, n := range c.status(t).Nodes {
-		if n.Pods {
-			names = append(names, n.Name)
-		}
-	}
 	must(t, c.AwaitVoters(t.Context(), slower*time.Minute))
-	must(t, c.AwaitReady(t.Context(), slower*time.Minute, names...))
+	must(t, c.AwaitReady(t.Context(), slower*time.Minute, c.withPods(t)...))
 }
 
 func (c *devCluster) try(stdin string, args ...string) (string, error) {
